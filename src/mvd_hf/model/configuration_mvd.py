@@ -1,0 +1,227 @@
+"""MVDConfig: every size and stage of Masked Video Distillation (arXiv 2212.04500) in one configuration."""
+# Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# width, layers, heads of the encoder
+ENCODER_SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "h": (1280, 32, 16)}
+# width, layers, heads of the decoder, per family of models
+DECODER_SIZES = {
+    "mvd": {"s": (384, 2, 6), "b": (768, 2, 12), "l": (512, 4, 8), "h": (640, 8, 8)},
+    "videomae": {"s": (192, 4, 3), "b": (384, 4, 6), "l": (512, 12, 8), "h": (640, 12, 8)},
+    "mae": dict.fromkeys(ENCODER_SIZES, (512, 8, 16)),
+}
+# feature width of the teachers of each published student
+TEACHER_WIDTHS = {"s": 768, "b": 768, "l": 1024, "h": 1280}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@strict
+class MVDConfig(PreTrainedConfig):
+    r"""
+    Configuration of all MVD models: the image teacher (MAE, an image is a one-frame clip), the video teacher
+    (VideoMAE), the distilled student and the classifiers share one network and differ in the fields below. The
+    defaults are the ViT-B student of the paper; `MVDConfig.from_name` gives the other published sizes.
+
+    Args:
+        image_size (`int` or `(height, width)`, defaults to 224): pixels of a frame.
+        patch_size (`int`, defaults to 16): pixels of a patch's side.
+        num_channels (`int`, defaults to 3): colour channels.
+        num_frames (`int`, defaults to 16): frames of a clip.
+        tubelet_size (`int`, defaults to 2): frames of a patch.
+        hidden_size (`int`, defaults to 768): width of the encoder.
+        num_hidden_layers (`int`, defaults to 12): encoder layers.
+        num_attention_heads (`int`, defaults to 12): encoder attention heads.
+        intermediate_size (`int`, *optional*): width of the encoder's MLP; `None` means four times `hidden_size`.
+        hidden_act (`str`, defaults to `"gelu"`): activation of the MLP (the exact, erf, GELU).
+        hidden_dropout_prob (`float`, defaults to 0): dropout after the attention output and after the MLP.
+        attention_probs_dropout_prob (`float`, defaults to 0): dropout of the attention weights.
+        drop_path_rate (`float`, defaults to 0): stochastic depth of the last layer; earlier layers scale linearly
+            from 0. Encoder and decoders both use it.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of every layer norm.
+        initializer_range (`float`, defaults to 0.02): standard deviation of tokens and of a classifier's weights.
+        key_bias (`bool`, defaults to `False`): whether the keys have a bias (MAE). It cannot change the softmax.
+        position_embedding_type (`"spacetime"`, `"space"` or `"flat"`, defaults to `"spacetime"`): fixed position
+            code: separable time, column, row (MVD); column, row (MAE); sinusoid of the flattened index (VideoMAE).
+        use_class_token (`bool`, defaults to `False`): whether a class token (without position) is prepended.
+        mask_ratio (`float`, defaults to 0.9): part of the patches hidden in pre-training.
+        mask_type (`"tube"` or `"random"`, defaults to `"tube"`): one spatial mask for all times, or free.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size
+            (`int`, *optional*, two layers by default): the decoder(s); `None` means as in the encoder (MLP: four times
+            the decoder's width).
+        decoder_embed_bias (`bool`, defaults to `True`): whether the encoder-to-decoder projection has a bias.
+        teacher_dims (`dict[str, int]`, *optional*, defaults to `{"image": 768, "video": 768}`): feature width of each
+            named teacher; the student has one decoder per entry.
+        pixel_target (`"videomae"` or `"mae"`, defaults to `"videomae"`): how stage 1 normalises its pixel targets:
+            per patch and channel on [0, 1] pixels, or per patch on normalised pixels.
+        norm_pix_loss (`bool`, defaults to `True`): whether stage 1 normalises its pixel targets per patch.
+        image_mean, image_std (`float` or one per channel, defaults to ImageNet's): normalisation of the input pixels.
+        use_mean_pooling (`bool`, defaults to `True`): classifier on the normalised mean of the patch tokens; `False`
+            uses the first token after the encoder's final norm.
+        classifier_dropout (`float`, defaults to 0): dropout in front of the classifier.
+        head_init_scale (`float`, defaults to 0.001): factor on a fresh classifier's weights.
+
+    Sizes that do not divide each other as needed are refused, with a `ValueError`, when a model is built.
+    """
+
+    model_type = "mvd"
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    num_frames: int = 16
+    tubelet_size: int = 2
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    key_bias: bool = False
+    position_embedding_type: Literal["spacetime", "space", "flat"] = "spacetime"
+    use_class_token: bool = False
+    mask_ratio: float | int = 0.9
+    mask_type: Literal["tube", "random"] = "tube"
+    decoder_hidden_size: int | None = None
+    decoder_num_hidden_layers: int = 2
+    decoder_num_attention_heads: int | None = None
+    decoder_intermediate_size: int | None = None
+    decoder_embed_bias: bool = True
+    teacher_dims: dict[str, int] | None = None
+    pixel_target: Literal["videomae", "mae"] = "videomae"
+    norm_pix_loss: bool = True
+    image_mean: float | list[float] | tuple[float, ...] | None = None
+    image_std: float | list[float] | tuple[float, ...] | None = None
+    use_mean_pooling: bool = True
+    classifier_dropout: float | int = 0.0
+    head_init_scale: float | int = 0.001
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        if self.decoder_hidden_size is None:
+            self.decoder_hidden_size = self.hidden_size
+        if self.decoder_num_attention_heads is None:
+            self.decoder_num_attention_heads = self.num_attention_heads
+        if self.decoder_intermediate_size is None:
+            self.decoder_intermediate_size = 4 * self.decoder_hidden_size
+        if self.teacher_dims is None:
+            self.teacher_dims = {"image": 768, "video": 768}
+        self.image_mean = list(IMAGENET_MEAN) if self.image_mean is None else self.image_mean
+        self.image_std = list(IMAGENET_STD) if self.image_std is None else self.image_std
+        super().__post_init__(**kwargs)
+
+    def check_sizes(self):
+        """Raise ValueError, naming the values, if sizes do not divide each other as the network needs."""
+        if self.num_frames % self.tubelet_size:
+            raise ValueError(f"num_frames={self.num_frames} must be divisible by tubelet_size={self.tubelet_size}.")
+        for side, pixels in zip(("height", "width"), self.frame_size, strict=True):
+            if pixels % self.patch_size:
+                raise ValueError(f"The image {side} {pixels} must be divisible by patch_size={self.patch_size}.")
+        divisor = {"spacetime": 16, "space": 4, "flat": 2}[self.position_embedding_type]
+        for part, width, heads in (
+            ("", self.hidden_size, self.num_attention_heads),
+            ("decoder_", self.decoder_hidden_size, self.decoder_num_attention_heads),
+        ):
+            if width % heads:
+                raise ValueError(f"{part}hidden_size={width} must be divisible by {part}num_attention_heads={heads}.")
+            if width % divisor:
+                raise ValueError(
+                    f"{part}hidden_size={width} must be divisible by {divisor} for the "
+                    f"{self.position_embedding_type!r} position code."
+                )
+        for name in self.teacher_dims:
+            if not name.isidentifier():
+                raise ValueError(f"The teacher name {name!r} must be letters, digits and underscores.")
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Pixels of a frame: (height, width)."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches of a clip: (time, rows, columns)."""
+        height, width = self.frame_size
+        return self.num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a clip: the product of `grid`."""
+        time, rows, columns = self.grid
+        return time * rows * columns
+
+    @property
+    def num_masked_patches(self) -> int:
+        """Patches that pre-training hides: `mask_ratio` of each frame, repeated (tube), or of the clip (random).
+
+        Raises:
+            ValueError: if that hides no patch, or every patch.
+        """
+        time, rows, columns = self.grid
+        repeats = time if self.mask_type == "tube" else 1
+        candidates = time * rows * columns // repeats
+        masked = int(self.mask_ratio * candidates)
+        if not 0 < masked < candidates:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} hides {masked} of {candidates} patches; choose a ratio that hides at "
+                f"least one patch and leaves at least one visible, for example 0.9."
+            )
+        return masked * repeats
+
+    @classmethod
+    def from_name(cls, name: str, **overrides) -> "MVDConfig":
+        """The configuration of a published model, for example `MVDConfig.from_name("mvd-b", num_frames=8)`.
+
+        Args:
+            name: family and size: `mvd-{s,b,l,h}` (the distilled student and its classifier), `videomae-{s,b,l,h}`
+                (video teacher), `mae-{s,b,l,h}` (image teacher; `mae-h` has patches of 14 pixels).
+            overrides: fields that differ.
+
+        Raises:
+            ValueError: if there is no such name.
+        """
+        family, _, size = name.partition("-")
+        if family not in DECODER_SIZES or size not in ENCODER_SIZES:
+            known = ", ".join(f"{family}-{size}" for family in DECODER_SIZES for size in ENCODER_SIZES)
+            raise ValueError(f"There is no model named {name!r}; known names: {known}.")
+        width, layers, heads = ENCODER_SIZES[size]
+        decoder_width, decoder_layers, decoder_heads = DECODER_SIZES[family][size]
+        fields = {
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "decoder_hidden_size": decoder_width,
+            "decoder_num_hidden_layers": decoder_layers,
+            "decoder_num_attention_heads": decoder_heads,
+        }
+        if family == "mvd":
+            fields["teacher_dims"] = {"image": TEACHER_WIDTHS[size], "video": TEACHER_WIDTHS[size]}
+            fields["drop_path_rate"] = 0.2 if size == "h" else 0.1
+        elif family == "videomae":
+            fields |= {"position_embedding_type": "flat", "decoder_embed_bias": False}
+        else:
+            fields |= {
+                "num_frames": 1,
+                "tubelet_size": 1,
+                "patch_size": 14 if size == "h" else 16,
+                "position_embedding_type": "space",
+                "use_class_token": True,
+                "key_bias": True,
+                "mask_ratio": 0.75,
+                "mask_type": "random",
+                "pixel_target": "mae",
+            }
+        return cls(**(fields | overrides))
+
+
+__all__ = ["MVDConfig"]

@@ -1,0 +1,769 @@
+"""The MVD network: one video transformer that serves as image teacher, video teacher, student and classifier.
+
+Letters in shapes: B clips, T frames, C channels, H x W pixels; t x h x w the grid of patches, L = t*h*w patches,
+of which M are masked and V = L - M visible; N tokens, D their width. Sources: MVD arXiv 2212.04500, VideoMAE
+arXiv 2203.12602, MAE arXiv 2111.06377.
+"""
+# Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torchvision.ops import StochasticDepth
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_mvd import MVDConfig
+
+
+def sincos(positions: torch.Tensor, width: int) -> torch.Tensor:
+    """Sin-cos code of positions (n,) as (n, width): all sines, then all cosines, frequencies 10000^(-2i/width)."""
+    frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64, device="cpu") / (width / 2))
+    angles = positions[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def position_table(kind: str, grid: tuple[int, int, int], width: int) -> torch.Tensor:
+    """Fixed position code of every patch: (L, width) float32, patches in (time, row, column) order.
+
+    `spacetime` (MVD): a quarter of the channels for time, then 3/8 for the column, 3/8 for the row. `space` (MAE):
+    half for the column, half for the row, the same at all times. `flat` (VideoMAE): sines and cosines of the
+    flattened index, interleaved. Computed in float64 at integer positions, for any grid.
+    """
+    time, rows, columns = (torch.arange(size, dtype=torch.float64, device="cpu") for size in grid)
+    if kind == "flat":
+        index = torch.arange(grid[0] * grid[1] * grid[2], dtype=torch.float64, device="cpu")
+        return sincos(index, width).view(-1, 2, width // 2).transpose(1, 2).flatten(1).float()
+    time, row, column = (axis.flatten() for axis in torch.meshgrid(time, rows, columns, indexing="ij"))
+    if kind == "space":
+        return torch.cat([sincos(column, width // 2), sincos(row, width // 2)], dim=1).float()
+    spatial = 3 * width // 8
+    return torch.cat([sincos(time, width // 4), sincos(column, spatial), sincos(row, spatial)], dim=1).float()
+
+
+def split_mask(bool_masked_pos: torch.Tensor, num_masked: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ascending indices of the visible patches (B, V) and of the masked ones (B, M), for `num_masked` = M per clip.
+
+    The count is a Python number, so shapes are static: no boolean indexing, no synchronisation with the device.
+
+    Raises:
+        RuntimeError: (on a GPU a device-side assertion) if a row of the mask does not hide `num_masked` patches.
+    """
+    torch._assert_async(
+        (bool_masked_pos.sum(dim=1) == num_masked).all(),
+        f"every row of bool_masked_pos must hide {num_masked} patches",
+    )
+    order = bool_masked_pos.to(torch.uint8).argsort(dim=1, stable=True)
+    return order.tensor_split([bool_masked_pos.shape[1] - num_masked], dim=1)
+
+
+def select_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, L, D) at ids (B, n), as (B, n, D)."""
+    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def split_patches(pixel_values: torch.Tensor, tubelet_size: int, patch_size: int) -> torch.Tensor:
+    """View of a clip (B, T, C, H, W) as patches (B, t, h, w, tubelet, C, patch, patch)."""
+    batch, frames, channels, height, width = pixel_values.shape
+    patches = pixel_values.reshape(
+        batch,
+        frames // tubelet_size,
+        tubelet_size,
+        channels,
+        height // patch_size,
+        patch_size,
+        width // patch_size,
+        patch_size,
+    )
+    return patches.permute(0, 1, 4, 6, 2, 3, 5, 7)
+
+
+def pixel_targets(pixel_values: torch.Tensor, config: MVDConfig) -> torch.Tensor:
+    """What stage 1 reconstructs: (B, L, tubelet * patch * patch * C) from normalised clips (B, T, C, H, W).
+
+    Values of a patch are in (frame, row, column, channel) order. `pixel_target="videomae"` undoes the input
+    normalisation and, with `norm_pix_loss`, standardises every patch and channel: (x - mean) / (std + 1e-6);
+    `"mae"` stays in normalised pixels and standardises over the whole patch: (x - mean) / sqrt(var + 1e-6).
+    Variances are unbiased (mvd_hf follows the official MAE and VideoMAE programs in each detail).
+    """
+    pixel_values = pixel_values.float()
+    if config.pixel_target == "videomae":
+        mean, std = (pixel_values.new_tensor(v).view(-1, 1, 1) for v in (config.image_mean, config.image_std))
+        pixel_values = pixel_values * std + mean
+    patches = split_patches(pixel_values, config.tubelet_size, config.patch_size)
+    patches = patches.permute(0, 1, 2, 3, 4, 6, 7, 5).flatten(4, 6).flatten(1, 3)  # B, L, pixels, C
+    if not config.norm_pix_loss:
+        return patches.flatten(2)
+    if config.pixel_target == "videomae":
+        std, mean = torch.std_mean(patches, dim=2, keepdim=True)
+        return ((patches - mean) / (std + 1e-6)).flatten(2)
+    patches = patches.flatten(2)
+    variance, mean = torch.var_mean(patches, dim=2, keepdim=True)
+    return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of (B, heads, N, d) with explicit weights: output (B, N, heads, d), weights (B, heads, N, N)."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class MVDPositionTable(nn.Module):
+    """The fixed position code of a grid of patches, recomputed for other grids."""
+
+    def __init__(self, config: MVDConfig, width: int):
+        super().__init__()
+        self.kind, self.grid, self.width = config.position_embedding_type, config.grid, width
+        self.register_buffer("table", self.compute(self.grid), persistent=False)
+
+    def compute(self, grid: tuple[int, int, int]) -> torch.Tensor:
+        return position_table(self.kind, grid, self.width)
+
+    def forward(self, grid: tuple[int, int, int], interpolate: bool = False) -> torch.Tensor:
+        """Code (L, width) of a grid (t, h, w): integer positions, or the configured h x w resized (bicubic)."""
+        if grid == self.grid:
+            return self.table
+        if not interpolate or grid[1:] == self.grid[1:]:
+            return self.compute(grid).to(self.table.device)
+        table = self.compute((grid[0], *self.grid[1:])).to(self.table.device)
+        slots = table.view(grid[0], *self.grid[1:], self.width).permute(0, 3, 1, 2)
+        slots = nn.functional.interpolate(slots, size=grid[1:], mode="bicubic", align_corners=False)
+        return slots.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+class MVDPatchProjection(nn.Conv3d):
+    """The tubelet embedding: a convolution whose stride is its kernel, one product for the patches asked for."""
+
+    def forward(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Clips (B, T, C, H, W) to tokens (B, L, D), or (B, n, D) for the patches `ids` (B, n)."""
+        patches = split_patches(pixel_values, self.kernel_size[0], self.kernel_size[1])
+        if ids is not None:
+            rows, columns = patches.shape[2:4]
+            clip = torch.arange(ids.shape[0], device=ids.device)[:, None]
+            patches = patches[clip, ids // (rows * columns), ids // columns % rows, ids % columns]
+        else:
+            patches = patches.flatten(1, 3)
+        patches = patches.transpose(2, 3).flatten(2)  # channel first, as in the weight
+        return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+class MVDEmbeddings(nn.Module):
+    """Patches to tokens, with their positions and an optional class token in front."""
+
+    def __init__(self, config: MVDConfig):
+        super().__init__()
+        self.config = config
+        kernel = (config.tubelet_size, config.patch_size, config.patch_size)
+        self.projection = MVDPatchProjection(config.num_channels, config.hidden_size, kernel, stride=kernel)
+        self.positions = MVDPositionTable(config, config.hidden_size)
+        class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
+        self.register_parameter("class_token", class_token)
+
+    def grid_of(self, pixel_values: torch.Tensor) -> tuple[int, int, int]:
+        """Grid (t, h, w) of a clip; raises ValueError if it does not fit the patches."""
+        config = self.config
+        if pixel_values.dim() != 5 or pixel_values.shape[2] != config.num_channels:
+            raise ValueError(
+                f"pixel_values must be (batch, frames, {config.num_channels} channels, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be normalised floating-point pixels, got {pixel_values.dtype}; use the "
+                "MVDVideoProcessor, or scale to [0, 1] and normalise with config.image_mean and config.image_std."
+            )
+        _, frames, _, height, width = pixel_values.shape
+        if frames % config.tubelet_size or height % config.patch_size or width % config.patch_size:
+            raise ValueError(
+                f"A clip of {frames} frames of {height}x{width} pixels cannot be cut into patches of "
+                f"{config.tubelet_size} frames x {config.patch_size} x {config.patch_size} pixels; "
+                "make each size a multiple of the patch."
+            )
+        return frames // config.tubelet_size, height // config.patch_size, width // config.patch_size
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        visible_ids: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        positions = self.positions(self.grid_of(pixel_values), interpolate_pos_encoding)
+        tokens = self.projection(pixel_values, visible_ids)
+        positions = positions.to(tokens.dtype)
+        tokens = tokens + (positions if visible_ids is None else positions[visible_ids])
+        if self.class_token is not None:
+            class_token = self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+            tokens = torch.cat([class_token, tokens], dim=1)
+        return tokens
+
+
+class MVDQueryKeyValue(nn.Linear):
+    """Queries, keys and values in one product; the keys have no bias unless `key_bias`."""
+
+    def __init__(self, width: int, key_bias: bool):
+        super().__init__(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.register_parameter("k_bias", nn.Parameter(torch.zeros(width)) if key_bias else None)
+        self.v_bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        key_bias = torch.zeros_like(self.q_bias) if self.k_bias is None else self.k_bias
+        bias = torch.cat([self.q_bias, key_bias, self.v_bias])
+        return nn.functional.linear(hidden_states, self.weight, bias)
+
+
+class MVDAttention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, config: MVDConfig, width: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = width // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.qkv = MVDQueryKeyValue(width, config.key_bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shape = hidden_states.shape[:-1]
+        query, key, value = self.qkv(hidden_states).view(*shape, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+            is_causal=False,
+            **kwargs,
+        )
+        return self.proj(output.reshape(*shape, -1)), weights
+
+
+class MVDMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: MVDConfig, width: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, width)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class MVDLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer block: x + attention(norm1(x)), then x + mlp(norm2(x)), each with stochastic depth."""
+
+    def __init__(self, config: MVDConfig, width: int, num_heads: int, intermediate_size: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = MVDAttention(config, width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = MVDMLP(config, width, intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
+        return hidden_states + self.drop_path(self.dropout(self.mlp(self.norm2(hidden_states))))
+
+
+def layer_stack(config: MVDConfig, depth: int, width: int, num_heads: int, intermediate_size: int) -> nn.ModuleList:
+    """`depth` layers whose stochastic depth grows linearly from 0 to `config.drop_path_rate`."""
+    rates = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+    return nn.ModuleList([MVDLayer(config, width, num_heads, intermediate_size, rate) for rate in rates])
+
+
+class MVDDecoder(nn.Module):
+    """Small transformer that predicts a vector for every masked patch from the encoded visible ones."""
+
+    def __init__(self, config: MVDConfig, output_dim: int):
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.embed = nn.Linear(config.hidden_size, width, bias=config.decoder_embed_bias)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = MVDPositionTable(config, width)
+        self.layers = layer_stack(
+            config,
+            config.decoder_num_hidden_layers,
+            width,
+            config.decoder_num_attention_heads,
+            config.decoder_intermediate_size,
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.head = nn.Linear(width, output_dim)
+
+    def forward(
+        self,
+        encoded: torch.Tensor,
+        visible_ids: torch.Tensor,
+        masked_ids: torch.Tensor,
+        grid: tuple[int, int, int],
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Encoder output (B, [1 +] V, D) to predictions (B, M, output_dim), masked patches in ascending order."""
+        visible = self.embed(encoded)
+        positions = self.positions(grid, interpolate_pos_encoding).to(visible.dtype)
+        class_token = visible[:, : visible.shape[1] - visible_ids.shape[1]]
+        visible = visible[:, class_token.shape[1] :] + positions[visible_ids]
+        masked = self.mask_token.to(visible.dtype) + positions[masked_ids]
+        hidden_states = torch.cat([class_token, visible, masked], dim=1)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return self.head(self.norm(hidden_states[:, -masked_ids.shape[1] :]))
+
+
+class MVDPreTrainedModel(PreTrainedModel):
+    """What all MVD models share: initialisation, masks, and loading that is complete or refused."""
+
+    config: MVDConfig
+    base_model_prefix = "mvd"
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["MVDEmbeddings", "MVDLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _input_embed_layer = "projection"
+    _can_record_outputs = {"hidden_states": MVDLayer, "attentions": MVDAttention}
+    # parts that only this class has; they may be fresh when a new head is asked for
+    _head_parts: tuple[str, ...] = ()
+    _part_of_any_head = re.compile(r"^(?:(?:decoder|decoders|classifier|fc_norm)|(?:mvd\.)?layernorm)\.")
+    # initialisation of linear layers and class token: "pretrain" (MVD, VideoMAE), "mae" or "finetune"
+    weight_init: str = "pretrain"
+
+    def __init__(self, config: MVDConfig, *args, **kwargs):
+        config.check_sizes()
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Fresh weights as the official programs draw them (`weight_init`); tables are recomputed."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            if self.weight_init == "finetune":
+                init.trunc_normal_(module.weight, std=std)
+            else:
+                init.xavier_uniform_(module.weight)
+            biases = (
+                (module.q_bias, module.k_bias, module.v_bias)
+                if isinstance(module, MVDQueryKeyValue)
+                else (module.bias,)
+            )
+            for bias in biases:
+                if bias is not None:
+                    init.zeros_(bias)
+        elif isinstance(module, MVDPatchProjection):
+            if self.weight_init == "mae":
+                init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+            else:
+                init.kaiming_uniform_(module.weight, a=5**0.5)
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, MVDPositionTable):
+            init.copy_(module.table, module.compute(module.grid))
+        elif isinstance(module, MVDDecoder):
+            if self.weight_init == "mae":
+                init.normal_(module.mask_token, std=std)
+            else:
+                init.trunc_normal_(module.mask_token, std=std, a=-std, b=std)
+        elif isinstance(module, MVDEmbeddings) and module.class_token is not None:
+            init.normal_(module.class_token, std=1e-6 if self.weight_init == "pretrain" else std)
+
+    def split_mask(
+        self, bool_masked_pos: torch.Tensor | None, grid: tuple[int, int, int], num_masked: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Visible and masked patch indices of a mask, checked: see `split_mask`.
+
+        `num_masked` spares the look at the mask's values. Without it, they are read when running eagerly; while
+        compiling or exporting the count is `config.num_masked_patches`, checked by an assertion in the graph.
+        """
+        length = grid[0] * grid[1] * grid[2]
+        if bool_masked_pos is None:
+            raise ValueError("bool_masked_pos (batch, patches) is needed: True hides a patch; see mvd_hf.tube_mask.")
+        if bool_masked_pos.dim() != 2 or bool_masked_pos.shape[1] != length:
+            raise ValueError(
+                f"bool_masked_pos must be (batch, {length}) for a grid of {grid[0]}x{grid[1]}x{grid[2]} patches, "
+                f"got {tuple(bool_masked_pos.shape)}."
+            )
+        if num_masked is None and torch.compiler.is_compiling():
+            num_masked = self.config.num_masked_patches
+        elif num_masked is None:
+            counts = bool_masked_pos.sum(dim=1).unique().tolist()
+            if len(counts) != 1 or counts[0] in (0, length):
+                raise ValueError(
+                    f"Each clip of a batch must hide the same number of its {length} patches, at least one and not "
+                    f"all, but the masks hide {', '.join(map(str, counts))}."
+                )
+            num_masked = counts[0]
+        return split_mask(bool_masked_pos, num_masked)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load weights completely or not at all; see [`~transformers.PreTrainedModel.from_pretrained`].
+
+        A new head is asked for by `num_labels`, `id2label` or `label2id` (or a `config` whose labels differ from
+        the checkpoint's) or by `ignore_mismatched_sizes=True`. Other heads of the checkpoint are left out.
+
+        Raises:
+            ValueError: if any other weight is missing, unexpected or of another shape. With
+                `output_loading_info=True` the report is returned instead and the caller judges it.
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        labels_given = not kwargs.keys().isdisjoint(("num_labels", "id2label", "label2id"))
+        location = {
+            k: kwargs[k] for k in ("cache_dir", "token", "revision", "subfolder", "local_files_only") if k in kwargs
+        }
+        new_head = labels_given or kwargs.get("ignore_mismatched_sizes", False)
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        if wants_report:
+            return model, report
+        if pretrained_model_name_or_path is not None:
+            missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+            mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+            if (missing or mismatched) and not new_head:
+                stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **location)
+                stored = {"id2label": stored.get("id2label"), "num_labels": stored.get("num_labels")}
+                new_head = MVDConfig(**stored).id2label != model.config.id2label
+            cls._refuse_partial_load(pretrained_model_name_or_path, new_head, missing, unexpected, mismatched)
+        return model
+
+    @classmethod
+    def _refuse_partial_load(cls, source, new_head: bool, missing: set, unexpected: set, mismatched: set):
+        """Raise ValueError unless only a head that was asked for is fresh and only other heads are left out."""
+        own_head = {key for key in missing | unexpected | mismatched if key.split(".")[0] in cls._head_parts}
+        other_heads = {key for key in unexpected - own_head if cls._part_of_any_head.match(key)}
+        allowed = other_heads | (own_head if new_head else set())
+        problems = {
+            "missing": missing - allowed,
+            "unexpected": unexpected - allowed,
+            "of another shape": mismatched - allowed,
+        }
+        if not any(problems.values()):
+            return
+        listing = "; ".join(
+            f"{len(keys)} {what} ({', '.join(sorted(keys)[:4])}{', ...' if len(keys) > 4 else ''})"
+            for what, keys in problems.items()
+            if keys
+        )
+        if own_head and not new_head:
+            remedy = "For a fresh head pass num_labels, id2label or ignore_mismatched_sizes=True."
+        elif any(key.removeprefix("mvd.").startswith("layernorm.") for key in missing):
+            remedy = "The checkpoint has no final encoder norm (a mean-pooling classifier): pass add_final_norm=False."
+        else:
+            remedy = "Check that the checkpoint and the configuration belong together."
+        raise ValueError(f"The weights of {source!s} do not fit {cls.__name__}: {listing}. {remedy}")
+
+
+class MVDModel(MVDPreTrainedModel):
+    """The encoder: patches to features.
+
+    Args:
+        config: the configuration.
+        add_final_norm: whether the features pass the final layer norm. Teachers hand out the stream before it, the
+            mean-pooling classifier has none.
+        weight_init: `"pretrain"`, `"mae"` or `"finetune"`, how fresh weights are drawn.
+    """
+
+    def __init__(self, config: MVDConfig, add_final_norm: bool = True, weight_init: str = "pretrain"):
+        super().__init__(config)
+        self.weight_init = weight_init
+        self.embeddings = MVDEmbeddings(config)
+        self.layers = layer_stack(
+            config, config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if add_final_norm else None
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        visible_ids: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        r"""
+        Args:
+            pixel_values (`(B, T, C, H, W)` float): normalised frames. Sizes other than the configured ones work:
+                positions are recomputed.
+            bool_masked_pos (`(B, L)` bool, *optional*): True hides a patch; each row hides equally many.
+            visible_ids (`(B, V)` int64, *optional*): the visible patches, instead of `bool_masked_pos`.
+            interpolate_pos_encoding: for other heights and widths, resize the configured position table (bicubic)
+                instead of recomputing it at integer positions.
+
+        Returns:
+            `last_hidden_state` (`(B, [1 +] V, D)`, V = L without a mask), class token first where there is one;
+            optionally `hidden_states` (input of the first layer and output of each, before the final norm) and
+            `attentions` (needs `attn_implementation="eager"`).
+
+        Raises:
+            ValueError: if the clip does not fit the patches or the masks are unequal.
+        """
+        if bool_masked_pos is not None:
+            if visible_ids is not None:
+                raise ValueError("Give bool_masked_pos or visible_ids, not both.")
+            visible_ids, _ = self.split_mask(bool_masked_pos, self.embeddings.grid_of(pixel_values), None)
+        hidden_states = self.embeddings(pixel_values, visible_ids, interpolate_pos_encoding)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        if self.layernorm is not None:
+            hidden_states = self.layernorm(hidden_states)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+@dataclass
+class MVDForPixelReconstructionOutput(ModelOutput):
+    """Output of stage 1.
+
+    Args:
+        loss (`()`): mean squared error over the masked patches.
+        logits (`(B, M, tubelet * patch * patch * C)`): predicted pixels, ascending order of the masked patches.
+        hidden_states, attentions: of the encoder, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class MVDForPixelReconstruction(MVDPreTrainedModel):
+    """Stage 1, masked autoencoding of images (MAE) or clips (VideoMAE): its encoder becomes a teacher."""
+
+    _head_parts = ("decoder",)
+
+    def __init__(self, config: MVDConfig):
+        super().__init__(config)
+        self.weight_init = "mae" if config.pixel_target == "mae" else "pretrain"
+        self.mvd = MVDModel(config, weight_init=self.weight_init)
+        self.decoder = MVDDecoder(config, config.tubelet_size * config.patch_size**2 * config.num_channels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        num_masked: int | None = None,
+        return_loss: bool = True,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MVDForPixelReconstructionOutput:
+        r"""
+        Args:
+            pixel_values (`(B, T, C, H, W)` float): normalised frames.
+            bool_masked_pos (`(B, L)` bool): True hides a patch; each row hides equally many.
+            num_masked: how many each row hides, if known: spares a synchronisation with the device.
+            return_loss: whether to compare with the pixels (`pixel_targets`).
+            interpolate_pos_encoding: as in [`MVDModel`].
+
+        Raises:
+            ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
+        """
+        grid = self.mvd.embeddings.grid_of(pixel_values)
+        visible_ids, masked_ids = self.split_mask(bool_masked_pos, grid, num_masked)
+        encoded = self.mvd(
+            pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        logits = self.decoder(
+            encoded.last_hidden_state, visible_ids, masked_ids, grid, interpolate_pos_encoding, **kwargs
+        )
+        loss = None
+        if return_loss:
+            targets = select_tokens(pixel_targets(pixel_values, self.config), masked_ids)
+            loss = nn.functional.mse_loss(logits.float(), targets)
+        return MVDForPixelReconstructionOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+
+
+@dataclass
+class MVDForFeatureDistillationOutput(ModelOutput):
+    """Output of the student.
+
+    Args:
+        last_hidden_state (`(B, [1 +] V, D)`): the encoder's normed features of the visible patches.
+        predictions (`dict` of `(B, M, D_teacher)`): per teacher, the features predicted for the masked patches, in
+            ascending order.
+        hidden_states, attentions: of the encoder, on request.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    predictions: dict[str, torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class MVDForFeatureDistillation(MVDPreTrainedModel):
+    """Stage 2, the student (paper, Fig. 2 and Alg. 1): predicts each teacher's features at the hidden patches.
+
+    One small decoder per entry of `config.teacher_dims`, no shared weights. The loss needs the teachers, which live
+    outside: see `mvd_hf.distillation_losses` and `mvd_hf.DistillationTrainer`.
+    """
+
+    _head_parts = ("decoders",)
+
+    def __init__(self, config: MVDConfig):
+        super().__init__(config)
+        if not config.teacher_dims:
+            raise ValueError('config.teacher_dims names no teacher; give for example {"image": 768, "video": 768}.')
+        self.mvd = MVDModel(config)
+        self.decoders = nn.ModuleDict({name: MVDDecoder(config, width) for name, width in config.teacher_dims.items()})
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        num_masked: int | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MVDForFeatureDistillationOutput:
+        r"""
+        Args:
+            pixel_values (`(B, T, C, H, W)` float): normalised frames.
+            bool_masked_pos (`(B, L)` bool): True hides a patch; each row hides equally many.
+            num_masked: how many each row hides, if known: spares a synchronisation with the device.
+            interpolate_pos_encoding: as in [`MVDModel`].
+
+        Raises:
+            ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
+        """
+        grid = self.mvd.embeddings.grid_of(pixel_values)
+        visible_ids, masked_ids = self.split_mask(bool_masked_pos, grid, num_masked)
+        encoded = self.mvd(
+            pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        predictions = {
+            name: decoder(encoded.last_hidden_state, visible_ids, masked_ids, grid, interpolate_pos_encoding, **kwargs)
+            for name, decoder in self.decoders.items()
+        }
+        return MVDForFeatureDistillationOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            predictions=predictions,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+class MVDForVideoClassification(MVDPreTrainedModel):
+    """Stage 3, the classifier: mean of the patch tokens, layer norm, linear; or the normed first token, linear."""
+
+    _head_parts = ("fc_norm", "classifier")
+    weight_init = "finetune"
+
+    def __init__(self, config: MVDConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.mvd = MVDModel(config, add_final_norm=not config.use_mean_pooling, weight_init=self.weight_init)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_mean_pooling else None
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self.classifier:
+            init.trunc_normal_(module.weight, std=self.config.initializer_range * self.config.head_init_scale)
+
+    def pool(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Encoder output (B, N, D) to one vector per clip (B, D)."""
+        if self.fc_norm is None:
+            return tokens[:, 0]
+        return self.fc_norm(tokens[:, int(self.config.use_class_token) :].mean(dim=1))
+
+    def loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Cross entropy with class indices (B,) or soft targets (B, classes); other problem types as in transformers.
+
+        `config.problem_type` is read, never written.
+        """
+        if self.config.problem_type in (None, "single_label_classification"):
+            return nn.functional.cross_entropy(logits.float(), labels)
+        return self.loss_function(labels, logits, self.config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`(B, T, C, H, W)` float): normalised frames.
+            labels (`(B,)` int64 or `(B, classes)` float, *optional*): class indices or soft targets.
+            interpolate_pos_encoding: as in [`MVDModel`].
+
+        Returns:
+            `loss` (if labels are given), `logits` (`(B, classes)`), and the encoder's `hidden_states` and
+            `attentions` on request.
+        """
+        encoded = self.mvd(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        logits = self.classifier(self.dropout(self.pool(encoded.last_hidden_state)))
+        return ImageClassifierOutput(
+            loss=None if labels is None else self.loss(labels, logits),
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+__all__ = [
+    "MVDPreTrainedModel",
+    "MVDModel",
+    "MVDForPixelReconstruction",
+    "MVDForPixelReconstructionOutput",
+    "MVDForFeatureDistillation",
+    "MVDForFeatureDistillationOutput",
+    "MVDForVideoClassification",
+]
