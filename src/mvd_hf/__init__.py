@@ -1,7 +1,11 @@
-"""mvd_hf: Masked Video Distillation for the Hugging Face ecosystem."""
+"""mvd_hf: Masked Video Distillation (MVD, arXiv 2212.04500) for the Hugging Face ecosystem."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVideoClassification
 
+from .conversion import convert_checkpoint
+from .data import ClipDataset, load_clips
+from .distillation import DistillationTrainer, distillation_losses
+from .masking import random_mask, tube_mask
 from .model.configuration_mvd import MVDConfig
 from .model.modeling_mvd import (
     MVDForFeatureDistillation,
@@ -9,6 +13,9 @@ from .model.modeling_mvd import (
     MVDForVideoClassification,
     MVDModel,
 )
+from .model.video_reading import VideoReadError, read_frames
+from .teachers import Teacher, TeacherConfig, load_teachers
+from .training import MVDTrainer, MVDTrainingArguments
 
 AutoConfig.register("mvd", MVDConfig, exist_ok=True)
 AutoModel.register(MVDConfig, MVDModel, exist_ok=True)
@@ -21,4 +28,18 @@ __all__ = [
     "MVDForPixelReconstruction",
     "MVDForFeatureDistillation",
     "MVDForVideoClassification",
+    "read_frames",
+    "VideoReadError",
+    "load_clips",
+    "ClipDataset",
+    "tube_mask",
+    "random_mask",
+    "Teacher",
+    "TeacherConfig",
+    "load_teachers",
+    "MVDTrainer",
+    "MVDTrainingArguments",
+    "DistillationTrainer",
+    "distillation_losses",
+    "convert_checkpoint",
 ]

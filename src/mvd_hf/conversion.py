@@ -240,7 +240,7 @@ def check_position_tables(state_dict: Mapping[str, torch.Tensor], config: MVDCon
         if stored.shape != expected.shape or not torch.allclose(stored, expected, atol=1e-4):
             raise ValueError(
                 f"{key} {tuple(stored.shape)} is not the fixed {config.position_embedding_type!r} table "
-                f"{tuple(expected.shape)} of a {config.grid} grid: a learned table, or another image_size or num_frames."
+                f"{tuple(expected.shape)} of a {config.grid} grid: a learned table, or another geometry."
             )
 
 

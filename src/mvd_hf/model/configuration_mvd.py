@@ -119,28 +119,28 @@ class MVDConfig(PreTrainedConfig):
         self.image_std = list(IMAGENET_STD) if self.image_std is None else self.image_std
         super().__post_init__(**kwargs)
 
-    def check_sizes(self):
-        """Raise ValueError, naming the values, if sizes do not divide each other as the network needs."""
+    def check_encoder(self):
+        """Raise ValueError, naming the values, if the encoder's sizes do not divide each other as needed."""
         if self.num_frames % self.tubelet_size:
             raise ValueError(f"num_frames={self.num_frames} must be divisible by tubelet_size={self.tubelet_size}.")
         for side, pixels in zip(("height", "width"), self.frame_size, strict=True):
             if pixels % self.patch_size:
                 raise ValueError(f"The image {side} {pixels} must be divisible by patch_size={self.patch_size}.")
+        self._check_width("", self.hidden_size, self.num_attention_heads)
+
+    def check_decoder(self):
+        """Raise ValueError, naming the values, if the decoder's sizes do not divide each other as needed."""
+        self._check_width("decoder_", self.decoder_hidden_size, self.decoder_num_attention_heads)
+
+    def _check_width(self, part: str, width: int, heads: int):
         divisor = {"spacetime": 16, "space": 4, "flat": 2}[self.position_embedding_type]
-        for part, width, heads in (
-            ("", self.hidden_size, self.num_attention_heads),
-            ("decoder_", self.decoder_hidden_size, self.decoder_num_attention_heads),
-        ):
-            if width % heads:
-                raise ValueError(f"{part}hidden_size={width} must be divisible by {part}num_attention_heads={heads}.")
-            if width % divisor:
-                raise ValueError(
-                    f"{part}hidden_size={width} must be divisible by {divisor} for the "
-                    f"{self.position_embedding_type!r} position code."
-                )
-        for name in self.teacher_dims:
-            if not name.isidentifier():
-                raise ValueError(f"The teacher name {name!r} must be letters, digits and underscores.")
+        if width % heads:
+            raise ValueError(f"{part}hidden_size={width} must be divisible by {part}num_attention_heads={heads}.")
+        if width % divisor:
+            raise ValueError(
+                f"{part}hidden_size={width} must be divisible by {divisor} for the "
+                f"{self.position_embedding_type!r} position code."
+            )
 
     @property
     def frame_size(self) -> tuple[int, int]:

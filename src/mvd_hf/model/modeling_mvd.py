@@ -90,17 +90,27 @@ def split_patches(pixel_values: torch.Tensor, tubelet_size: int, patch_size: int
 
 
 def pixel_targets(pixel_values: torch.Tensor, config: MVDConfig) -> torch.Tensor:
-    """What stage 1 reconstructs: (B, L, tubelet * patch * patch * C) from normalised clips (B, T, C, H, W).
+    """What stage 1 reconstructs: (B, L, tubelet * patch * patch * C) from clips (B, T, C, H, W).
 
-    Values of a patch are in (frame, row, column, channel) order. `pixel_target="videomae"` undoes the input
-    normalisation and, with `norm_pix_loss`, standardises every patch and channel: (x - mean) / (std + 1e-6);
-    `"mae"` stays in normalised pixels and standardises over the whole patch: (x - mean) / sqrt(var + 1e-6).
-    Variances are unbiased (mvd_hf follows the official MAE and VideoMAE programs in each detail).
+    Values of a patch are in (frame, row, column, channel) order. With `norm_pix_loss`, `pixel_target="videomae"`
+    standardises every patch and channel of the pixels in [0, 1], (x - mean) / (std + 1e-6), and `"mae"` every patch
+    of the normalised pixels over all channels, (x - mean) / sqrt(var + 1e-6), variances unbiased: as the official
+    programs do.
+
+    Args:
+        pixel_values: uint8 pixels or normalised floats.
+        config: the model's configuration.
     """
-    pixel_values = pixel_values.float()
-    if config.pixel_target == "videomae":
-        mean, std = (pixel_values.new_tensor(v).view(-1, 1, 1) for v in (config.image_mean, config.image_std))
+    mean, std = (
+        torch.as_tensor(value, dtype=torch.float32, device=pixel_values.device).view(-1, 1, 1)
+        for value in (config.image_mean, config.image_std)
+    )
+    in_unit_range = not pixel_values.is_floating_point()
+    pixel_values = pixel_values.float() / 255 if in_unit_range else pixel_values.float()
+    if config.pixel_target == "videomae" and not in_unit_range:
         pixel_values = pixel_values * std + mean
+    elif config.pixel_target == "mae" and in_unit_range:
+        pixel_values = (pixel_values - mean) / std
     patches = split_patches(pixel_values, config.tubelet_size, config.patch_size)
     patches = patches.permute(0, 1, 2, 3, 4, 6, 7, 5).flatten(4, 6).flatten(1, 3)  # B, L, pixels, C
     if not config.norm_pix_loss:
@@ -158,6 +168,21 @@ class MVDPositionTable(nn.Module):
 class MVDPatchProjection(nn.Conv3d):
     """The tubelet embedding: a convolution whose stride is its kernel, one product for the patches asked for."""
 
+    def __init__(self, config: MVDConfig):
+        kernel = (config.tubelet_size, config.patch_size, config.patch_size)
+        super().__init__(config.num_channels, config.hidden_size, kernel, stride=kernel)
+        self.image_mean, self.image_std = config.image_mean, config.image_std
+        for name, value in self.byte_normalization().items():
+            self.register_buffer(name, value, persistent=False)
+
+    def byte_normalization(self) -> dict[str, torch.Tensor]:
+        """Factor and offset, each (C or 1, 1, 1), that normalise bytes: (x / 255 - mean) / std."""
+        mean, std = (
+            torch.tensor(value, dtype=torch.float64, device="cpu").view(-1, 1, 1)
+            for value in (self.image_mean, self.image_std)
+        )
+        return {"byte_scale": (1 / (255 * std)).float(), "byte_offset": (-mean / std).float()}
+
     def forward(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """Clips (B, T, C, H, W) to tokens (B, L, D), or (B, n, D) for the patches `ids` (B, n)."""
         patches = split_patches(pixel_values, self.kernel_size[0], self.kernel_size[1])
@@ -167,6 +192,8 @@ class MVDPatchProjection(nn.Conv3d):
             patches = patches[clip, ids // (rows * columns), ids // columns % rows, ids % columns]
         else:
             patches = patches.flatten(1, 3)
+        if not patches.is_floating_point():
+            patches = patches * self.byte_scale + self.byte_offset
         patches = patches.transpose(2, 3).flatten(2)  # channel first, as in the weight
         return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
@@ -177,8 +204,7 @@ class MVDEmbeddings(nn.Module):
     def __init__(self, config: MVDConfig):
         super().__init__()
         self.config = config
-        kernel = (config.tubelet_size, config.patch_size, config.patch_size)
-        self.projection = MVDPatchProjection(config.num_channels, config.hidden_size, kernel, stride=kernel)
+        self.projection = MVDPatchProjection(config)
         self.positions = MVDPositionTable(config, config.hidden_size)
         class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
         self.register_parameter("class_token", class_token)
@@ -191,11 +217,8 @@ class MVDEmbeddings(nn.Module):
                 f"pixel_values must be (batch, frames, {config.num_channels} channels, height, width), "
                 f"got {tuple(pixel_values.shape)}."
             )
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be normalised floating-point pixels, got {pixel_values.dtype}; use the "
-                "MVDVideoProcessor, or scale to [0, 1] and normalise with config.image_mean and config.image_std."
-            )
+        if not pixel_values.is_floating_point() and pixel_values.dtype != torch.uint8:
+            raise ValueError(f"pixel_values must be uint8 pixels or normalised floats, got {pixel_values.dtype}.")
         _, frames, _, height, width = pixel_values.shape
         if frames % config.tubelet_size or height % config.patch_size or width % config.patch_size:
             raise ValueError(
@@ -313,6 +336,7 @@ class MVDDecoder(nn.Module):
 
     def __init__(self, config: MVDConfig, output_dim: int):
         super().__init__()
+        config.check_decoder()
         width = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, width, bias=config.decoder_embed_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -372,7 +396,7 @@ class MVDPreTrainedModel(PreTrainedModel):
     weight_init: str = "pretrain"
 
     def __init__(self, config: MVDConfig, *args, **kwargs):
-        config.check_sizes()
+        config.check_encoder()
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
@@ -399,6 +423,8 @@ class MVDPreTrainedModel(PreTrainedModel):
                 init.kaiming_uniform_(module.weight, a=5**0.5)
             bound = module.weight[0].numel() ** -0.5
             init.uniform_(module.bias, -bound, bound)
+            for name, value in module.byte_normalization().items():
+                init.copy_(getattr(module, name), value)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -531,8 +557,8 @@ class MVDModel(MVDPreTrainedModel):
     ) -> BaseModelOutput:
         r"""
         Args:
-            pixel_values (`(B, T, C, H, W)` float): normalised frames. Sizes other than the configured ones work:
-                positions are recomputed.
+            pixel_values (`(B, T, C, H, W)`): frames, uint8 as decoded or float as normalised by the processor.
+                Sizes other than the configured ones work: positions are recomputed.
             bool_masked_pos (`(B, L)` bool, *optional*): True hides a patch; each row hides equally many.
             visible_ids (`(B, V)` int64, *optional*): the visible patches, instead of `bool_masked_pos`.
             interpolate_pos_encoding: for other heights and widths, resize the configured position table (bicubic)
@@ -598,7 +624,7 @@ class MVDForPixelReconstruction(MVDPreTrainedModel):
     ) -> MVDForPixelReconstructionOutput:
         r"""
         Args:
-            pixel_values (`(B, T, C, H, W)` float): normalised frames.
+            pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
             bool_masked_pos (`(B, L)` bool): True hides a patch; each row hides equally many.
             num_masked: how many each row hides, if known: spares a synchronisation with the device.
             return_loss: whether to compare with the pixels (`pixel_targets`).
@@ -655,6 +681,9 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
         if not config.teacher_dims:
             raise ValueError('config.teacher_dims names no teacher; give for example {"image": 768, "video": 768}.')
         self.mvd = MVDModel(config)
+        for name in config.teacher_dims:
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                raise ValueError(f"The teacher name {name!r} must be an identifier that names no method of a module.")
         self.decoders = nn.ModuleDict({name: MVDDecoder(config, width) for name, width in config.teacher_dims.items()})
         self.post_init()
 
@@ -669,7 +698,7 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
     ) -> MVDForFeatureDistillationOutput:
         r"""
         Args:
-            pixel_values (`(B, T, C, H, W)` float): normalised frames.
+            pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
             bool_masked_pos (`(B, L)` bool): True hides a patch; each row hides equally many.
             num_masked: how many each row hides, if known: spares a synchronisation with the device.
             interpolate_pos_encoding: as in [`MVDModel`].
@@ -740,7 +769,7 @@ class MVDForVideoClassification(MVDPreTrainedModel):
     ) -> ImageClassifierOutput:
         r"""
         Args:
-            pixel_values (`(B, T, C, H, W)` float): normalised frames.
+            pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
             labels (`(B,)` int64 or `(B, classes)` float, *optional*): class indices or soft targets.
             interpolate_pos_encoding: as in [`MVDModel`].
 

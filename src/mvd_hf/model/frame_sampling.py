@@ -1,0 +1,105 @@
+"""Which frames of a video make a clip: the paper's samplers for pre-training, fine-tuning and testing.
+
+Every function takes the number of frames of the video and gives frame numbers from 0 as an int64 array, one row per
+clip. Randomness comes from the generator that is passed in. Videos that are too short repeat their last reachable
+frame. Letters in shapes: K clips, T frames per clip.
+"""
+# Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
+
+import numpy as np
+import torch
+
+
+def draw(low: int, high: int, generator: torch.Generator | None) -> int:
+    """A uniform integer from low to high, both included."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def check_video(total_frames: int, num_frames: int, **at_least_one: int):
+    """Raise ValueError if the video has no frame, or a setting is below one."""
+    for name, value in {"total_frames": total_frames, "num_frames": num_frames, **at_least_one}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+
+
+def pretraining_frames(
+    total_frames: int,
+    num_frames: int = 16,
+    stride: int = 4,
+    num_clips: int = 1,
+    generator: torch.Generator | None = None,
+) -> np.ndarray:
+    """Pre-training clips (K, T): a random start in each of K equal parts, then every `stride`-th frame.
+
+    A start leaves room for `num_frames * stride` frames; where the video has no room a clip begins at frame 0 and
+    stays at its last reachable frame.
+    """
+    check_video(total_frames, num_frames, stride=stride, num_clips=num_clips)
+    span = num_frames * stride
+    room = (total_frames - span + 1) // num_clips
+    if room > 0:
+        starts = [clip * room + draw(0, room - 1, generator) for clip in range(num_clips)]
+    elif total_frames > max(num_clips, span):
+        starts = sorted(draw(0, total_frames - span, generator) for _ in range(num_clips))
+    else:
+        starts = [0] * num_clips
+    # the walk advances only while its position, counted from 1, stays below the number of frames
+    last_step = [max((total_frames - 2 - start) // stride, 0) for start in starts]
+    steps = np.minimum(np.arange(num_frames), np.array(last_step)[:, None])
+    return np.array(starts)[:, None] + stride * steps
+
+
+def dense_frames(
+    total_frames: int, num_frames: int = 16, stride: int = 4, generator: torch.Generator | None = None
+) -> np.ndarray:
+    """One fine-tuning clip (1, T) of Kinetics, UCF101, HMDB51: evenly spaced over a random span of `T * stride` frames.
+
+    The span's both ends are included, so the step is `T * stride / (T - 1)`. Videos not longer than the span are
+    covered from end to end with a frame every `stride`, then the last frame repeats.
+    """
+    check_video(total_frames, num_frames, stride=stride)
+    span = num_frames * stride
+    if total_frames <= span:
+        inside = np.linspace(0, total_frames, num=total_frames // stride)
+        frames = np.concatenate([inside, np.full(num_frames - len(inside), total_frames)])
+        return np.clip(frames, 0, total_frames - 1).astype(np.int64)[None]
+    end = draw(span, total_frames - 1, generator)
+    frames = np.linspace(end - span, end, num=num_frames)
+    return np.clip(frames, end - span, end - 1).astype(np.int64)[None]
+
+
+def uniform_frames(total_frames: int, num_frames: int = 16, generator: torch.Generator | None = None) -> np.ndarray:
+    """One fine-tuning clip (1, T) of Something-Something: a random frame of each of T equal segments (ends shared)."""
+    check_video(total_frames, num_frames)
+    length = (total_frames - 1) / num_frames
+    bounds = [round(length * segment) for segment in range(num_frames + 1)]
+    pairs = zip(bounds[:-1], bounds[1:], strict=True)
+    return np.array([[draw(low, high, generator) for low, high in pairs]], dtype=np.int64)
+
+
+def dense_test_frames(total_frames: int, num_frames: int = 16, stride: int = 4, num_clips: int = 5) -> np.ndarray:
+    """Test clips (K, T) of Kinetics, UCF101, HMDB51: every `stride`-th frame, starts evenly spread over the video.
+
+    A single clip (which the official program cannot take) is the middle one.
+    """
+    check_video(total_frames, num_frames, stride=stride, num_clips=num_clips)
+    strided = np.arange(0, total_frames, stride)
+    strided = np.pad(strided, (0, max(num_frames - len(strided), 0)), mode="edge")
+    room = len(strided) - num_frames
+    starts = [int(clip * (room / (num_clips - 1))) for clip in range(num_clips)] if num_clips > 1 else [room // 2]
+    return np.stack([strided[start : start + num_frames] for start in starts])
+
+
+def uniform_test_frames(total_frames: int, num_frames: int = 16, num_clips: int = 2) -> np.ndarray:
+    """Test clips (K, T) of Something-Something: each of T segments is cut in K parts, clip k takes the middle of part k."""
+    check_video(total_frames, num_frames, num_clips=num_clips)
+    tick = (total_frames - 1) / num_frames
+    part = tick / num_clips
+    frames = [
+        [(round(tick * i + part * clip) + round(tick * i + part * (clip + 1))) // 2 for i in range(num_frames)]
+        for clip in range(num_clips)
+    ]
+    return np.array(frames, dtype=np.int64)
+
+
+__all__ = ["pretraining_frames", "dense_frames", "uniform_frames", "dense_test_frames", "uniform_test_frames"]
