@@ -9,6 +9,8 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -16,12 +18,46 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from .augmentation import PretrainingAugmentation
+from .masking import MASKS
+from .model.configuration_mvd import MVDConfig
+from .model.frame_sampling import pretraining_frames
 from .model.video_reading import VideoReader, VideoReadError
 
 LIST_FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst")
 
-# (number of frames of the video, generator) -> (1, T) frame numbers
-FrameSampler = Callable[[int, torch.Generator], np.ndarray]
+# (number of frames of the video, generator=) -> (1, T) frame numbers
+FrameSampler = Callable[..., np.ndarray]
+
+
+@dataclass
+class DataArguments:
+    """Where the videos come from and how clips are cut out, as a recipe's keys.
+
+    Args:
+        dataset: list file, folder or Hub data set id.
+        dataset_config: configuration of a Hub data set.
+        split, eval_split: splits to train and to evaluate on; no `eval_split`, no evaluation.
+        eval_dataset: another data set to evaluate on.
+        root: folder of the videos of a list file.
+        max_samples: use only the first so many videos.
+        stride: every `stride`-th frame of a video is in a clip.
+        crop: `multi_scale` (MVD, VideoMAE) or `random_resized` (MAE).
+    """
+
+    dataset: str = ""
+    dataset_config: str | None = None
+    split: str = "train"
+    eval_split: str | None = None
+    eval_dataset: str | None = None
+    root: str | None = None
+    max_samples: int | None = None
+    stride: int = 4
+    crop: str = "multi_scale"
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise ValueError("No data: give --dataset with a list file, a folder of videos or a Hub data set id.")
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -146,7 +182,7 @@ class ClipDataset(torch.utils.data.Dataset):
         rows: videos or images with optional labels, see [`load_rows`].
         frames: chooses the frames of a clip.
         augmentation: makes clips of frames, see `mvd_hf.augmentation`.
-        mask: draws a mask (L,) from a generator, if masks are wanted.
+        mask: draws a mask (L,), called with `generator=`, if masks are wanted.
         label_column: column of the integer labels, if labels are wanted.
         seed: seed of all random choices.
 
@@ -159,7 +195,7 @@ class ClipDataset(torch.utils.data.Dataset):
         rows: datasets.Dataset,
         frames: FrameSampler,
         augmentation,
-        mask: Callable[[torch.Generator], torch.Tensor] | None = None,
+        mask: Callable[..., torch.Tensor] | None = None,
         label_column: str | None = None,
         seed: int = 0,
     ):
@@ -179,12 +215,12 @@ class ClipDataset(torch.utils.data.Dataset):
         generator = sample_generator(self.seed, epoch, index)
         row = self.rows[index]
         with open_media(row[self.column], self.is_image) as reader:
-            indices = self.frames(len(reader), generator)[0]
+            indices = self.frames(len(reader), generator=generator)[0]
             clips = self.augmentation(lambda box: reader.read(indices, box), generator)
         first, *others = clips
         item = {"pixel_values": clips[first], **{f"pixel_values_{size}": clips[size] for size in others}}
         if self.mask is not None:
-            item["bool_masked_pos"] = self.mask(generator)
+            item["bool_masked_pos"] = self.mask(generator=generator)
         if self.label_column is not None:
             item["labels"] = torch.tensor(row[self.label_column])
         return item
@@ -199,7 +235,7 @@ def load_clips(
     root: str | None = None,
     name: str | None = None,
     max_samples: int | None = None,
-    mask: Callable[[torch.Generator], torch.Tensor] | None = None,
+    mask: Callable[..., torch.Tensor] | None = None,
     label_column: str | None = None,
     seed: int = 0,
 ) -> ClipDataset:
@@ -212,3 +248,33 @@ def load_clips(
     if max_samples is not None:
         rows = rows.select(range(min(max_samples, len(rows))))
     return ClipDataset(rows, frames, augmentation, mask, label_column, seed)
+
+
+def pretraining_clips(
+    data: DataArguments, config: MVDConfig, sizes: Sequence[int] = (), evaluation: bool = False, seed: int = 0
+) -> ClipDataset | None:
+    """Clips and masks for stages 1 and 2.
+
+    Args:
+        data: the source.
+        config: the model's configuration: frames, square image size, mask.
+        sizes: pixels of further clips of the same crop, for teachers.
+        evaluation: the evaluation split (`None` if there is none) instead of the training split.
+        seed: seed of all random choices.
+    """
+    if evaluation and data.eval_split is None and data.eval_dataset is None:
+        return None
+    height, width = config.frame_size
+    if height != width:
+        raise ValueError(f"Pre-training crops are square, the model wants {height}x{width} pixels.")
+    return load_clips(
+        data.eval_dataset or data.dataset if evaluation else data.dataset,
+        partial(pretraining_frames, num_frames=config.num_frames, stride=data.stride),
+        PretrainingAugmentation([height, *sizes], data.crop),
+        split=data.eval_split or data.split if evaluation else data.split,
+        root=data.root,
+        name=data.dataset_config,
+        max_samples=data.max_samples,
+        mask=partial(MASKS[config.mask_type], config.grid, config.mask_ratio),
+        seed=seed,
+    )

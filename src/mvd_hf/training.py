@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Sampler, default_collate
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from .model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
 
@@ -48,15 +50,14 @@ class MVDTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10)
     logging_nan_inf_filter: bool = field(default=False)
     save_strategy: str = field(default="epoch")
-    dataloader_num_workers: int = field(default=10)
-    dataloader_drop_last: bool = field(default=True)
+    dataloader_num_workers: int = field(default_factory=lambda: min(10, os.cpu_count() or 1))
     remove_unused_columns: bool | None = field(default=False)
     ddp_find_unused_parameters: bool | None = field(default=False)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.dataloader_num_workers > 0:
-            self.dataloader_persistent_workers = True
+        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
         self.min_learning_rate = self.base_min_learning_rate
         if self.base_learning_rate is not None:
             scale = self.total_batch_size / 256
@@ -319,3 +320,25 @@ class MVDTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         self.parts["loss"].check(self.accelerator)  # a model that met NaN is not worth keeping
         super()._save_checkpoint(model, trial)
+
+    def run(self):
+        """Train from the last checkpoint of the output folder, if there is one, and save the model there.
+
+        Logs what the run arrived at and, with an evaluation set, the loss on it before and after.
+        """
+        is_main = self.is_world_process_zero()
+        if is_main:
+            logger.info(self.describe())
+        checkpoint = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        if checkpoint is not None and is_main:
+            logger.info("Resuming from %s", checkpoint)
+        untrained = self.evaluate()["eval_loss"] if self.eval_dataset is not None and checkpoint is None else None
+        self.train(resume_from_checkpoint=checkpoint)
+        self.save_model()
+        if self.eval_dataset is not None:
+            trained = self.evaluate()["eval_loss"]
+            if untrained is not None and is_main:
+                change = 100 * (1 - trained / untrained)
+                logger.info(
+                    "Held-out loss: %.4f untrained, %.4f trained (%.0f %% lower).", untrained, trained, change
+                )

@@ -26,12 +26,17 @@ from mvd_hf.training import EpochSampler, cosine_schedule, parameter_groups
 FOLDER = Path(os.environ.get("MVD_PARITY_DIR", Path(__file__).parent))
 
 
+def stored(pattern: str) -> list[str]:
+    """Names, without suffix, of the stored files that match; there is always one."""
+    names = sorted({path.stem for path in FOLDER.glob(pattern)})
+    assert names, f"{FOLDER} holds no {pattern}"
+    return names
+
+
 def load(name: str) -> tuple[dict, dict]:
-    """Tensors (float16 inputs as float32) and JSON of a case; skips the test if the folder does not hold it."""
-    tensors = FOLDER / f"{name}.safetensors"
-    description = FOLDER / f"{name}.json"
-    if not tensors.exists() and not description.exists():
-        pytest.skip(f"{name} is not among the stored numbers")
+    """Tensors (float16 inputs as float32) and JSON of a case; either file may be missing, not both."""
+    tensors, description = FOLDER / f"{name}.safetensors", FOLDER / f"{name}.json"
+    assert tensors.exists() or description.exists(), f"{name} is not among the stored numbers in {FOLDER}"
     loaded = load_file(tensors) if tensors.exists() else {}
     loaded = {key: value.float() if value.dtype == torch.float16 else value for key, value in loaded.items()}
     return loaded, json.loads(description.read_text()) if description.exists() else {}
@@ -87,9 +92,9 @@ def check_gradients(record_property, model, tensors, norms, state_dict, **option
     report(record_property, gradients=worst, gradient_norms=norm_error)
 
 
-@pytest.mark.parametrize("variant", ["A", "B", "C"])
-def test_student(variant, record_property):
-    tensors, case = load(f"student_{variant}")
+@pytest.mark.parametrize("name", stored("student_*.json"))
+def test_student(name, record_property):
+    tensors, case = load(name)
     config = case["config"]
     options = {
         "num_frames": config["num_frames"],
@@ -105,8 +110,8 @@ def test_student(variant, record_property):
         video=deviation(output.predictions["video"], tensors["output.vid"]),
     )
     loss = sum(
-        nn.functional.smooth_l1_loss(output.predictions[name], tensors[f"target.{official}"])
-        for name, official in (("image", "img"), ("video", "vid"))
+        nn.functional.smooth_l1_loss(output.predictions[teacher], tensors[f"target.{official}"])
+        for teacher, official in (("image", "img"), ("video", "vid"))
     )
     assert loss.item() == pytest.approx(case["scalar_loss"], rel=1e-5)
     loss.backward()
@@ -114,9 +119,9 @@ def test_student(variant, record_property):
     check_gradients(record_property, student, tensors, norms, parameters(tensors), **options)
 
 
-@pytest.mark.parametrize("patch", ["p16", "p14"])
-def test_image_teacher(patch, record_property):
-    tensors, case = load(f"image_teacher_{patch}")
+@pytest.mark.parametrize("name", stored("image_teacher_*.json"))
+def test_image_teacher(name, record_property):
+    tensors, case = load(name)
     model = convert_checkpoint(parameters(tensors), num_attention_heads=case["config"]["num_heads"])
     images = tensors["input.images"][:, None]
     config = TeacherConfig(model="stored", frames="first_of_tubelet")
@@ -131,8 +136,9 @@ def test_image_teacher(patch, record_property):
     report(record_property, features=deviation(features, expected))
 
 
-def test_video_teacher(record_property):
-    tensors, case = load("video_teacher")
+@pytest.mark.parametrize("name", stored("video_teacher.json"))
+def test_video_teacher(name, record_property):
+    tensors, case = load(name)
     config = case["config"]
     model = convert_checkpoint(
         parameters(tensors), num_attention_heads=config["encoder_num_heads"], image_size=config["img_size"]
@@ -148,9 +154,9 @@ def test_video_teacher(record_property):
     )
 
 
-@pytest.mark.parametrize("variant", ["mean", "cls", "mean_with_cls"])
-def test_classifier(variant, record_property):
-    tensors, case = load(f"classifier_{variant}")
+@pytest.mark.parametrize("name", stored("classifier_*.json"))
+def test_classifier(name, record_property):
+    tensors, case = load(name)
     config = case["config"]
     options = {
         "num_attention_heads": config["num_heads"],
@@ -433,8 +439,6 @@ def convert_names(state_dict: dict, config: MVDConfig) -> dict[str, str]:
 @pytest.mark.parametrize("norm", [True, False])
 def test_videomae_stage1(norm, tmp_path, record_property):
     tensors, case = load("videomae_stage1")
-    if not (FOLDER / "ckpt_videomae_pretrain.pth").exists():
-        pytest.skip("the checkpoint is not among the stored numbers")
     name = "norm_target" if norm else "raw_target"
     heads = {"num_attention_heads": case["config"]["heads"], "decoder_num_attention_heads": case["config"]["dheads"]}
     model = convert_checkpoint(
@@ -478,8 +482,6 @@ def test_videomae_stage1(norm, tmp_path, record_property):
 @pytest.mark.parametrize("norm", [True, False])
 def test_mae_stage1(norm, record_property):
     tensors, case = load("mae_stage1")
-    if not (FOLDER / "ckpt_mae_full.pth").exists():
-        pytest.skip("the checkpoint is not among the stored numbers")
     heads = {"num_attention_heads": case["config"]["heads"], "decoder_num_attention_heads": case["config"]["dheads"]}
     path = FOLDER / "ckpt_mae_full.pth"
     model = convert_checkpoint(path, norm_pix_loss=norm, **heads)
@@ -504,19 +506,17 @@ def test_mae_stage1(norm, record_property):
 def test_checkpoint_files(record_property):
     tensors, case = load("checkpoint_loading")
     trace, _ = load("train_trace")
-    files = ("ckpt_pretrain_checkpoint-1.pth", "ckpt_finetune_checkpoint-1.pth", "ckpt_videomae_pretrain.pth")
-    if not all((FOLDER / name).exists() for name in files):
-        pytest.skip("the checkpoints are not among the stored numbers")
     heads = {"num_attention_heads": 4}
     clips = frames_first(trace["input.clips"])[:2]
-    student = convert_checkpoint(FOLDER / files[0], decoder_num_attention_heads=4, **heads)
+    student = convert_checkpoint(FOLDER / "ckpt_pretrain_checkpoint-1.pth", decoder_num_attention_heads=4, **heads)
     predictions = student(clips, trace["input.masks"][0, :2]).predictions
     worst = {
         "image": deviation(predictions["image"], tensors["pretrain_checkpoint.output.img"]),
         "video": deviation(predictions["video"], tensors["pretrain_checkpoint.output.vid"]),
     }
-    classifier = convert_checkpoint(FOLDER / files[1], **heads)
-    worst["finetuned"] = deviation(classifier(clips).logits, tensors["from_finetune_same_classes.logits"])
+    for name in stored("ckpt_finetune*.pth"):
+        classifier = convert_checkpoint(FOLDER / f"{name}.pth", **heads)
+        worst["finetuned"] = deviation(classifier(clips).logits, tensors["from_finetune_same_classes.logits"])
     half = convert_checkpoint(FOLDER / "ckpt_deepspeed_mp_rank_00_model_states.pt", image_size=16, **heads)
     worst["deepspeed"] = deviation(half(clips).logits, tensors["from_deepspeed.logits"])
     # an encoder moved into a classifier, its new parts as recorded
@@ -531,7 +531,7 @@ def test_checkpoint_files(record_property):
         inputs = tensors["input.larger_clips"] if image_size == 24 else trace["input.clips"][:2]
         if name == "from_videomae_pretrain":  # the official program reads VideoMAE weights with MVD's position code
             source = convert_checkpoint(
-                FOLDER / files[2],
+                FOLDER / "ckpt_videomae_pretrain.pth",
                 image_size=16,
                 decoder_num_attention_heads=3,
                 **heads,
@@ -562,8 +562,6 @@ def test_teachers_of_checkpoint_files(record_property):
     tensors, _ = load("checkpoint_loading")
     mae, _ = load("mae_stage1")
     videomae, _ = load("videomae_stage1")
-    if not (FOLDER / "ckpt_mae_full.pth").exists():
-        pytest.skip("the checkpoints are not among the stored numbers")
     full = torch.load(FOLDER / "ckpt_mae_full.pth", weights_only=True)["model"]
     encoder = {key: value for key, value in full.items() if key != "mask_token" and not key.startswith("decoder")}
     heads = {"num_attention_heads": 4}
@@ -589,8 +587,6 @@ def test_teachers_of_checkpoint_files(record_property):
 def test_finetuning_trace(tmp_path, record_property):
     tensors, case = load("checkpoint_loading")
     trace_tensors, _ = load("train_trace")
-    if not (FOLDER / "ckpt_pretrain_checkpoint-1.pth").exists():
-        pytest.skip("the checkpoint is not among the stored numbers")
     run = case["finetune_run"]
     settings = run["settings"]
     student = convert_checkpoint(

@@ -6,7 +6,6 @@ arXiv 2203.12602, MAE arXiv 2111.06377.
 """
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +24,10 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mvd import MVDConfig
+
+# what heads add to the encoder, and the arguments of `from_pretrained` that say where a checkpoint is
+HEAD_PARTS = ("decoder", "decoders", "fc_norm", "classifier")
+LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 def sincos(positions: torch.Tensor, width: int) -> torch.Tensor:
@@ -391,7 +394,6 @@ class MVDPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": MVDLayer, "attentions": MVDAttention}
     # parts that only this class has; they may be fresh when a new head is asked for
     _head_parts: tuple[str, ...] = ()
-    _part_of_any_head = re.compile(r"^(?:(?:decoder|decoders|classifier|fc_norm)|(?:mvd\.)?layernorm)\.")
     # initialisation of linear layers and class token: "pretrain" (MVD, VideoMAE), "mae" or "finetune"
     weight_init: str = "pretrain"
 
@@ -466,6 +468,14 @@ class MVDPreTrainedModel(PreTrainedModel):
             num_masked = counts[0]
         return split_mask(bool_masked_pos, num_masked)
 
+    def post_init(self):
+        """Finish construction; loading leaves out, without a word, the heads that this model does not have."""
+        super().post_init()
+        patterns = {rf"^{part}\." for part in HEAD_PARTS if part not in self._head_parts}
+        if self.base_model.layernorm is None:
+            patterns.add(r"^(mvd\.)?layernorm\.")
+        self._keys_to_ignore_on_load_unexpected = patterns
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Load weights completely or not at all; see [`~transformers.PreTrainedModel.from_pretrained`].
@@ -478,51 +488,49 @@ class MVDPreTrainedModel(PreTrainedModel):
                 `output_loading_info=True` the report is returned instead and the caller judges it.
         """
         wants_report = kwargs.pop("output_loading_info", False)
-        labels_given = not kwargs.keys().isdisjoint(("num_labels", "id2label", "label2id"))
-        location = {
-            k: kwargs[k] for k in ("cache_dir", "token", "revision", "subfolder", "local_files_only") if k in kwargs
-        }
-        new_head = labels_given or kwargs.get("ignore_mismatched_sizes", False)
+        new_head = kwargs.get("ignore_mismatched_sizes", False)
+        new_head = new_head or not kwargs.keys().isdisjoint(("num_labels", "id2label", "label2id"))
+        location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
         model, report = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
         if wants_report:
             return model, report
-        if pretrained_model_name_or_path is not None:
-            missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
-            mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-            if (missing or mismatched) and not new_head:
+        problems = {
+            "missing": set(report["missing_keys"]),
+            "unexpected": set(report["unexpected_keys"]),
+            "of another shape": {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]},
+        }
+        if pretrained_model_name_or_path is not None and any(problems.values()):
+            if not new_head:
                 stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **location)
-                stored = {"id2label": stored.get("id2label"), "num_labels": stored.get("num_labels")}
-                new_head = MVDConfig(**stored).id2label != model.config.id2label
-            cls._refuse_partial_load(pretrained_model_name_or_path, new_head, missing, unexpected, mismatched)
+                labels = {key: stored[key] for key in ("id2label", "num_labels") if key in stored}
+                new_head = cls.config_class(**labels).id2label != model.config.id2label
+            model.refuse_partial_load(pretrained_model_name_or_path, problems, new_head)
         return model
 
-    @classmethod
-    def _refuse_partial_load(cls, source, new_head: bool, missing: set, unexpected: set, mismatched: set):
-        """Raise ValueError unless only a head that was asked for is fresh and only other heads are left out."""
-        own_head = {key for key in missing | unexpected | mismatched if key.split(".")[0] in cls._head_parts}
-        other_heads = {key for key in unexpected - own_head if cls._part_of_any_head.match(key)}
-        allowed = other_heads | (own_head if new_head else set())
-        problems = {
-            "missing": missing - allowed,
-            "unexpected": unexpected - allowed,
-            "of another shape": mismatched - allowed,
-        }
-        if not any(problems.values()):
-            return
+    def refuse_partial_load(self, source, problems: dict[str, set[str]], new_head: bool):
+        """Raise ValueError if a weight is fresh or left over that does not belong to a head that was asked for."""
+        own_head = tuple(f"{part}." for part in self._head_parts)
+        all_keys = set().union(*problems.values())
+        if new_head:
+            problems = {
+                what: {key for key in keys if not key.startswith(own_head)} for what, keys in problems.items()
+            }
         listing = "; ".join(
             f"{len(keys)} {what} ({', '.join(sorted(keys)[:4])}{', ...' if len(keys) > 4 else ''})"
             for what, keys in problems.items()
             if keys
         )
-        if own_head and not new_head:
+        if not listing:
+            return
+        if not new_head and any(key.startswith(own_head) for key in all_keys):
             remedy = "For a fresh head pass num_labels, id2label or ignore_mismatched_sizes=True."
-        elif any(key.removeprefix("mvd.").startswith("layernorm.") for key in missing):
+        elif any(key.removeprefix("mvd.").startswith("layernorm.") for key in all_keys):
             remedy = "The checkpoint has no final encoder norm (a mean-pooling classifier): pass add_final_norm=False."
         else:
             remedy = "Check that the checkpoint and the configuration belong together."
-        raise ValueError(f"The weights of {source!s} do not fit {cls.__name__}: {listing}. {remedy}")
+        raise ValueError(f"The weights of {source!s} do not fit {type(self).__name__}: {listing}. {remedy}")
 
 
 class MVDModel(MVDPreTrainedModel):

@@ -1,0 +1,51 @@
+"""Stage 2: distil a masked student from named frozen teachers (spatial-temporal co-teaching).
+
+    accelerate launch recipes/distill.py recipes/tiny/distill.yaml [--teachers.image.weight 2.0 ...]
+
+Keys: the student and its teachers (below), the data (`mvd_hf.data.DataArguments`), the training
+(`mvd_hf.MVDTrainingArguments`).
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+
+from transformers import set_seed
+
+from mvd_hf import DistillationTrainer, MVDConfig, MVDForFeatureDistillation, MVDTrainingArguments, load_teachers
+from mvd_hf.data import DataArguments, pretraining_clips
+from mvd_hf.recipe_arguments import parse_arguments
+
+
+@dataclass
+class StudentArguments:
+    """The student, a published name and the fields of its `MVDConfig` that differ, and its teachers by name.
+
+    Each teacher is a model's id or folder, or a mapping of the fields of `mvd_hf.TeacherConfig`.
+    """
+
+    student: str = "mvd-b"
+    config: dict = field(default_factory=dict)
+    teachers: dict = field(default_factory=dict)
+
+
+def main(arguments: list[str]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe, data, training = parse_arguments(arguments, StudentArguments, DataArguments, MVDTrainingArguments)
+    set_seed(training.seed)
+    config = MVDConfig.from_name(recipe.student, **recipe.config)
+    teachers = load_teachers(recipe.teachers, config.grid, config.num_frames)
+    config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
+    sizes = [teacher.image_size for teacher in teachers.values()]
+    trainer = DistillationTrainer(
+        MVDForFeatureDistillation(config),
+        teachers,
+        args=training,
+        train_dataset=pretraining_clips(data, config, sizes, seed=training.seed),
+        eval_dataset=pretraining_clips(data, config, sizes, evaluation=True, seed=training.seed),
+    )
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,42 @@
+"""Stage 1: train the image MAE or the video MAE that becomes a teacher.
+
+    accelerate launch recipes/pretrain.py recipes/tiny/video_teacher.yaml [--key value ...]
+
+Keys: the model (below), the data (`mvd_hf.data.DataArguments`), the training (`mvd_hf.MVDTrainingArguments`).
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+
+from transformers import set_seed
+
+from mvd_hf import MVDConfig, MVDForPixelReconstruction, MVDTrainer, MVDTrainingArguments
+from mvd_hf.data import DataArguments, pretraining_clips
+from mvd_hf.recipe_arguments import parse_arguments
+
+
+@dataclass
+class ModelArguments:
+    """The masked autoencoder: a published name and the fields of its `MVDConfig` that differ."""
+
+    model: str = "videomae-b"
+    config: dict = field(default_factory=dict)
+
+
+def main(arguments: list[str]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe, data, training = parse_arguments(arguments, ModelArguments, DataArguments, MVDTrainingArguments)
+    set_seed(training.seed)
+    config = MVDConfig.from_name(recipe.model, **recipe.config)
+    trainer = MVDTrainer(
+        MVDForPixelReconstruction(config),
+        training,
+        train_dataset=pretraining_clips(data, config, seed=training.seed),
+        eval_dataset=pretraining_clips(data, config, evaluation=True, seed=training.seed),
+    )
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

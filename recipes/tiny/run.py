@@ -1,0 +1,37 @@
+"""The whole of MVD in miniature: make videos, train both teachers, distil the student, load it. Minutes on a CPU.
+
+    python recipes/tiny/run.py
+"""
+
+import logging
+import subprocess
+import sys
+import time
+
+from transformers import AutoModel
+
+import mvd_hf
+from mvd_hf.toy import make_toy_dataset
+
+STAGES = (
+    ("image teacher (MAE)", "recipes/pretrain.py", "recipes/tiny/image_teacher.yaml"),
+    ("video teacher (VideoMAE)", "recipes/pretrain.py", "recipes/tiny/video_teacher.yaml"),
+    ("student, co-taught", "recipes/distill.py", "recipes/tiny/distill.yaml"),
+)
+
+
+def main():
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start = time.perf_counter()
+    make_toy_dataset("outputs/tiny/data")
+    for title, script, recipe in STAGES:
+        logging.info("\n== %s: python %s %s", title, script, recipe)
+        subprocess.run([sys.executable, script, recipe], check=True)
+    student = AutoModel.from_pretrained("outputs/tiny/student")
+    parameters = sum(parameter.numel() for parameter in student.parameters())
+    logging.info("\n%s %s with %d parameters is in outputs/tiny/student.", "mvd_hf", type(student).__name__, parameters)
+    logging.info("All stages took %.0f seconds.", time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Small real video files made on the spot: textured shapes whose appearance and whose motion are separate labels."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+APPEARANCES = ("stripes", "checkerboard", "dots", "rings")
+# (rows, columns) per step
+MOTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
+
+
+def texture(appearance: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A square patch (size, size, 3) of a two-coloured pattern with random colours, period and phase, in 0 to 255."""
+    row, column = np.mgrid[:size, :size]
+    period = size / rng.uniform(2.5, 4.0)
+    row, column = row + rng.uniform(0, period), column + rng.uniform(0, period)
+    patterns = {
+        "stripes": np.sin(2 * np.pi * (row + column) / period) > 0,
+        "checkerboard": np.sin(2 * np.pi * row / period) * np.sin(2 * np.pi * column / period) > 0,
+        "dots": (row % period - period / 2) ** 2 + (column % period - period / 2) ** 2 < (0.3 * period) ** 2,
+        "rings": np.sin(4 * np.pi * np.hypot(row - row.mean(), column - column.mean()) / period) > 0,
+    }
+    dark, bright = rng.uniform(0, 90, 3), rng.uniform(150, 255, 3)
+    return np.where(patterns[appearance][..., None], bright, dark)
+
+
+def toy_frames(
+    appearance: str, motion: str, num_frames: int, height: int, width: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Frames (T, height, width, 3) uint8: a textured square that moves over a blurred random background.
+
+    The square wraps around at the borders. Its texture tells nothing about its motion, and the other way round.
+
+    Raises:
+        ValueError: if there is no such appearance or motion.
+    """
+    if appearance not in APPEARANCES or motion not in MOTIONS:
+        raise ValueError(f"{appearance!r} must be one of {APPEARANCES} and {motion!r} one of {tuple(MOTIONS)}.")
+    side = int(min(height, width) * rng.uniform(0.4, 0.5))
+    patch = texture(appearance, side, rng)
+    coarse = rng.integers(40, 210, (max(height // 16, 2), max(width // 16, 2), 3), dtype=np.uint8)
+    background = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    start = np.array([rng.integers(height), rng.integers(width)])
+    step = np.array(MOTIONS[motion]) * rng.uniform(1.5, 3.0) * min(height, width) / 64
+    rows, columns = np.arange(side)[:, None], np.arange(side)[None, :]
+    frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
+    for i in range(num_frames):
+        top, left = np.round(start + i * step).astype(int)
+        frame = background + rng.normal(0, 4, (height, width, 1))
+        frame[(top + rows) % height, (left + columns) % width] = patch
+        frames[i] = frame.clip(0, 255)
+    return frames
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: int = 25, gop_size: int = 12):
+    """Write frames (T, H, W, 3) uint8, H and W even, as an H.264 mp4 file."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.gop_size, stream.codec_context.thread_count = "yuv420p", gop_size, 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def toy_videos(
+    num_videos: int, num_frames: int, height: int, width: int, seed: int
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(appearance, motion, frames) of `num_videos` videos; all combinations occur equally often, give or take one."""
+    combinations = [(appearance, motion) for appearance in APPEARANCES for motion in MOTIONS]
+    for i in range(num_videos):
+        appearance, motion = combinations[i % len(combinations)]
+        yield appearance, motion, toy_frames(appearance, motion, num_frames, height, width, np.random.default_rng((seed, i)))
+
+
+def make_toy_dataset(
+    folder: str | Path,
+    num_train: int = 128,
+    num_validation: int = 32,
+    num_frames: int = 32,
+    height: int = 64,
+    width: int = 80,
+    seed: int = 0,
+) -> Path:
+    """Write a `videofolder` data set of H.264 files and return its folder.
+
+    `train/` and `validation/` each hold mp4 files and a `metadata.csv` with the columns `file_name`, `appearance`,
+    `motion` (class numbers in the order of `APPEARANCES` and `MOTIONS`). A folder that already holds the data set,
+    complete, is left as it is.
+    """
+    folder = Path(folder)
+    motions = list(MOTIONS)
+    for split, count, split_seed in (("train", num_train, 2 * seed), ("validation", num_validation, 2 * seed + 1)):
+        target = folder / split
+        table = target / "metadata.csv"
+        if table.exists() and len(table.read_text().splitlines()) == count + 1:
+            continue
+        target.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for i, (appearance, motion, frames) in enumerate(toy_videos(count, num_frames, height, width, split_seed)):
+            name = f"{i:04d}.mp4"
+            write_video(target / name, frames)
+            rows.append((name, APPEARANCES.index(appearance), motions.index(motion)))
+        with table.open("w", newline="") as file:  # last, so that its presence means that the split is complete
+            csv.writer(file).writerows([("file_name", "appearance", "motion"), *rows])
+    return folder
