@@ -1,6 +1,6 @@
 """The whole of MVD in miniature: make videos, train both teachers, distil the student, load it. Minutes on a CPU.
 
-    python recipes/tiny/run.py
+python recipes/tiny/run.py
 """
 
 import logging
@@ -10,7 +10,7 @@ import time
 
 from transformers import AutoModel
 
-import mvd_hf
+import mvd_hf  # noqa: F401  makes the Auto classes know MVD
 from mvd_hf.toy import make_toy_dataset
 
 STAGES = (
@@ -29,7 +29,7 @@ def main():
         subprocess.run([sys.executable, script, recipe], check=True)
     student = AutoModel.from_pretrained("outputs/tiny/student")
     parameters = sum(parameter.numel() for parameter in student.parameters())
-    logging.info("\n%s %s with %d parameters is in outputs/tiny/student.", "mvd_hf", type(student).__name__, parameters)
+    logging.info("\n%s with %d parameters, loaded from outputs/tiny/student.", type(student).__name__, parameters)
     logging.info("All stages took %.0f seconds.", time.perf_counter() - start)
 
 

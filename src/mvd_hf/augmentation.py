@@ -78,7 +78,7 @@ class RandomResizedCrop:
 
 
 def resize_frames(frames: np.ndarray, size: int, interpolation: str = "bilinear") -> torch.Tensor:
-    """Frames (T, H, W, 3) uint8 to a clip (T, 3, size, size) uint8, antialiased as Pillow does (within 2 grey levels)."""
+    """Frames (T, H, W, 3) uint8 to a clip (T, 3, size, size) uint8, antialiased (Pillow's within 2 grey levels)."""
     batch = torch.from_numpy(frames).permute(0, 3, 1, 2)  # channels last in memory: torchvision's fast path
     resized = v2.functional.resize(batch, [size, size], v2.InterpolationMode(interpolation), antialias=True)
     return resized.contiguous()

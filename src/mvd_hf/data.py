@@ -118,7 +118,7 @@ def load_rows(source: str, split: str = "train", root: str | None = None, name: 
     """
     if Path(source).suffix.lower() in LIST_FILE_SUFFIXES and os.path.isfile(source):
         return read_list_file(source, root)
-    if Path(source).suffix.lower() in LIST_FILE_SUFFIXES or os.path.isabs(source) and not os.path.isdir(source):
+    if Path(source).suffix.lower() in LIST_FILE_SUFFIXES or (os.path.isabs(source) and not os.path.isdir(source)):
         raise ValueError(f"There is no data set {source!r}: no such file or folder.")
     try:
         rows = datasets.load_dataset(source, name, split=split)
@@ -205,7 +205,11 @@ class ClipDataset(torch.utils.data.Dataset):
             raise ValueError(f"There is no label column {label_column!r}; the columns are {rows.column_names}.")
         self.rows, self.frames, self.augmentation, self.mask = rows, frames, augmentation, mask
         self.column, self.label_column, self.seed = media_column(rows), label_column, seed
-        self.is_image = isinstance(rows.features[self.column], datasets.Image) or self.column in ("image", "jpg", "png")
+        self.is_image = isinstance(rows.features[self.column], datasets.Image) or self.column in (
+            "image",
+            "jpg",
+            "png",
+        )
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,4 +1,4 @@
-"""Stage 2, spatial-temporal co-teaching (paper, Alg. 1): the student predicts its teachers' features at hidden patches."""
+"""Stage 2, spatial-temporal co-teaching (paper, Alg. 1): predicting the teachers' features of hidden patches."""
 
 from collections.abc import Mapping
 
@@ -64,7 +64,7 @@ class DistillationTrainer(MVDTrainer):
         dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
         if dims != model.config.teacher_dims:
             raise ValueError(
-                f"The student's teacher_dims {model.config.teacher_dims} do not match the teachers' feature widths {dims}."
+                f"The student's teacher_dims {model.config.teacher_dims} do not match the teachers' widths {dims}."
             )
         super().__init__(model=model, **kwargs)
         self.teachers = {name: teacher.to(self.args.device) for name, teacher in teachers.items()}

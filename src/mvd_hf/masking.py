@@ -21,7 +21,9 @@ def random_mask(grid: Grid, ratio: float, generator: torch.Generator | None = No
     length = grid[0] * grid[1] * grid[2]
     hidden = int(ratio * length)
     if not 0 < hidden < length:
-        raise ValueError(f"A mask ratio of {ratio} hides {hidden} of {length} patches; at least one must stay visible.")
+        raise ValueError(
+            f"A mask ratio of {ratio} hides {hidden} of {length} patches; at least one must stay visible."
+        )
     mask = torch.zeros(length, dtype=torch.bool)
     mask[torch.randperm(length, generator=generator)[:hidden]] = True
     return mask

@@ -36,7 +36,7 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict:
-    """`--key value`, `--key=value` and `--flag` as a mapping; dots reach into mappings: `--teachers.image.weight 2`."""
+    """`--key value`, `--key=value` and `--flag` as a mapping; dots reach inside: `--teachers.image.weight 2`."""
     overrides: dict = {}
     waiting = list(arguments)
     while waiting:

@@ -71,7 +71,10 @@ class Teacher:
         time, rows, columns = student_grid
         self.image_size = patch_size * rows if config.image_size is None else config.image_size
         seen = 1 if sees_images else num_frames
-        grid = (time if sees_images and tubelet_size == 1 else seen // tubelet_size, *[self.image_size // patch_size] * 2)
+        grid = (
+            time if sees_images and tubelet_size == 1 else seen // tubelet_size,
+            *[self.image_size // patch_size] * 2,
+        )
         if grid != student_grid or self.image_size % patch_size or seen % tubelet_size:
             raise ValueError(
                 f"The teacher {config.model!r} gives {grid[0]}x{grid[1]}x{grid[2]} patches (image_size="

@@ -74,7 +74,11 @@ def toy_videos(
     combinations = [(appearance, motion) for appearance in APPEARANCES for motion in MOTIONS]
     for i in range(num_videos):
         appearance, motion = combinations[i % len(combinations)]
-        yield appearance, motion, toy_frames(appearance, motion, num_frames, height, width, np.random.default_rng((seed, i)))
+        yield (
+            appearance,
+            motion,
+            toy_frames(appearance, motion, num_frames, height, width, np.random.default_rng((seed, i))),
+        )
 
 
 def make_toy_dataset(

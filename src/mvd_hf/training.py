@@ -1,17 +1,20 @@
-"""MVDTrainer: the Hugging Face Trainer with the paper's learning rates, schedule, parameter groups and exact resume."""
+"""MVDTrainer: the Hugging Face Trainer with the paper's rates, schedule and parameter groups, and exact resume."""
 
+import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Sampler, default_collate
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
 
@@ -65,14 +68,18 @@ class MVDTrainingArguments(TrainingArguments):
             self.min_learning_rate = self.base_min_learning_rate * scale
 
     @property
+    def device(self) -> torch.device:
+        """Where this process computes; several CPU processes say `cpu:0`, which torch 2.11 cannot restore to."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def total_batch_size(self) -> int:
         """Clips per optimizer step: per process, times accumulation steps, times processes."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
-def cosine_schedule(
-    peak: float, floor: float, total_steps: int, warmup_steps: int, start: float = 0.0
-) -> np.ndarray:
+def cosine_schedule(peak: float, floor: float, total_steps: int, warmup_steps: int, start: float = 0.0) -> np.ndarray:
     """A value per step: linear from the start to the peak, both included, then half a cosine towards the floor.
 
     The peak occurs at two consecutive steps, the floor is approached and not reached, as in the official schedule.
@@ -104,7 +111,7 @@ def has_weight_decay(name: str, parameter: nn.Parameter, model: MVDPreTrainedMod
 
 
 def layer_of(name: str, num_layers: int) -> int:
-    """Place of a parameter for layer-wise decay: 0 the embeddings, i + 1 encoder layer i, `num_layers + 1` the rest."""
+    """Place of a parameter for layer-wise decay: 0 the embeddings, i + 1 layer i, `num_layers + 1` the rest."""
     name = name.removeprefix("mvd.")
     if name.startswith("embeddings."):
         return 0
@@ -203,13 +210,30 @@ class LossParts:
         if first_bad.isfinite().any():
             part = int(first_bad.argmin())
             raise FloatingPointError(
-                f"The loss {self.names[part]!r} is NaN or infinite at step {int(first_bad[part])}. Training stops, the "
-                "last checkpoint is kept. Lower the learning rate, use bf16 instead of fp16, or check the inputs."
+                f"The loss {self.names[part]!r} is NaN or infinite at step {int(first_bad[part])}. Training stops, "
+                "the last checkpoint is kept. Lower the learning rate, use bf16 instead of fp16, or check the inputs."
             )
 
 
+def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The newest checkpoint of an output folder that was written to its end; one cut off by a crash is passed over."""
+    steps = {
+        path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"): path
+        for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    }
+    for step in sorted((step for step in steps if step.isdigit()), key=int, reverse=True):
+        checkpoint = steps[step]
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text())  # the file that is written last
+        except (OSError, ValueError) as error:
+            logger.warning("%s is incomplete and is passed over (%s).", checkpoint, error)
+            continue
+        return str(checkpoint)
+    return None
+
+
 class PaperRules(TrainerCallback):
-    """Sets what depends on the step or epoch alone: the data's epoch and the weight decay."""
+    """Sets what depends on the epoch, step and process alone: the data's epoch, the random seed, the weight decay."""
 
     def __init__(self, trainer: "MVDTrainer"):
         self.trainer = trainer
@@ -219,6 +243,9 @@ class PaperRules(TrainerCallback):
             self.trainer.epoch_sampler.set_epoch(math.floor(state.epoch + 1e-6))
 
     def on_step_begin(self, args, state, control, **kwargs):
+        # stochastic depth follows the step, so that a resumed run draws as an uninterrupted one
+        entropy = np.random.SeedSequence((args.seed, args.process_index, state.global_step))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
         if self.trainer.weight_decays is not None:
             step = min(state.global_step, len(self.trainer.weight_decays) - 1)
             for group in self.trainer.optimizer.param_groups:
@@ -291,6 +318,7 @@ class MVDTrainer(Trainer):
             warmup = args.get_warmup_steps(total) if args.warmup_steps else 0
             warmup = warmup or int(args.warmup_epochs * self.steps_per_epoch())
             rates = cosine_schedule(args.learning_rate, args.min_learning_rate, total, warmup) / args.learning_rate
+            rates = rates.tolist()  # checkpoints hold the last rate and are read back without NumPy's types
             if args.weight_decay_end is not None:
                 self.weight_decays = cosine_schedule(args.weight_decay, args.weight_decay_end, total, 0)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -329,7 +357,7 @@ class MVDTrainer(Trainer):
         is_main = self.is_world_process_zero()
         if is_main:
             logger.info(self.describe())
-        checkpoint = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        checkpoint = last_complete_checkpoint(self.args.output_dir)
         if checkpoint is not None and is_main:
             logger.info("Resuming from %s", checkpoint)
         untrained = self.evaluate()["eval_loss"] if self.eval_dataset is not None and checkpoint is None else None
@@ -339,6 +367,4 @@ class MVDTrainer(Trainer):
             trained = self.evaluate()["eval_loss"]
             if untrained is not None and is_main:
                 change = 100 * (1 - trained / untrained)
-                logger.info(
-                    "Held-out loss: %.4f untrained, %.4f trained (%.0f %% lower).", untrained, trained, change
-                )
+                logger.info("Held-out loss: %.4f untrained, %.4f trained (%.0f %% lower).", untrained, trained, change)

@@ -6,6 +6,8 @@ frame. Letters in shapes: K clips, T frames per clip.
 """
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -52,7 +54,7 @@ def pretraining_frames(
 def dense_frames(
     total_frames: int, num_frames: int = 16, stride: int = 4, generator: torch.Generator | None = None
 ) -> np.ndarray:
-    """One fine-tuning clip (1, T) of Kinetics, UCF101, HMDB51: evenly spaced over a random span of `T * stride` frames.
+    """One fine-tuning clip (1, T) of Kinetics, UCF101, HMDB51: evenly spaced over a random span of T * stride frames.
 
     The span's both ends are included, so the step is `T * stride / (T - 1)`. Videos not longer than the span are
     covered from end to end with a frame every `stride`, then the last frame repeats.
@@ -73,8 +75,7 @@ def uniform_frames(total_frames: int, num_frames: int = 16, generator: torch.Gen
     check_video(total_frames, num_frames)
     length = (total_frames - 1) / num_frames
     bounds = [round(length * segment) for segment in range(num_frames + 1)]
-    pairs = zip(bounds[:-1], bounds[1:], strict=True)
-    return np.array([[draw(low, high, generator) for low, high in pairs]], dtype=np.int64)
+    return np.array([[draw(low, high, generator) for low, high in itertools.pairwise(bounds)]], dtype=np.int64)
 
 
 def dense_test_frames(total_frames: int, num_frames: int = 16, stride: int = 4, num_clips: int = 5) -> np.ndarray:
@@ -91,7 +92,7 @@ def dense_test_frames(total_frames: int, num_frames: int = 16, stride: int = 4, 
 
 
 def uniform_test_frames(total_frames: int, num_frames: int = 16, num_clips: int = 2) -> np.ndarray:
-    """Test clips (K, T) of Something-Something: each of T segments is cut in K parts, clip k takes the middle of part k."""
+    """Test clips (K, T) of Something-Something: T segments of K parts, clip k takes the middle of each part k."""
     check_video(total_frames, num_frames, num_clips=num_clips)
     tick = (total_frames - 1) / num_frames
     part = tick / num_clips

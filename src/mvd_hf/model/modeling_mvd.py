@@ -514,9 +514,7 @@ class MVDPreTrainedModel(PreTrainedModel):
         own_head = tuple(f"{part}." for part in self._head_parts)
         all_keys = set().union(*problems.values())
         if new_head:
-            problems = {
-                what: {key for key in keys if not key.startswith(own_head)} for what, keys in problems.items()
-            }
+            problems = {what: {key for key in keys if not key.startswith(own_head)} for what, keys in problems.items()}
         listing = "; ".join(
             f"{len(keys)} {what} ({', '.join(sorted(keys)[:4])}{', ...' if len(keys) > 4 else ''})"
             for what, keys in problems.items()

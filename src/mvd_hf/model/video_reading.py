@@ -7,6 +7,7 @@ refers to. The frames are those an exhaustive decode gives, upright, as RGB.
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -139,7 +140,9 @@ class VideoReader:
             raise VideoReadError(self.source, "no frame was asked for")
         if wanted[0] < 0 or wanted[-1] >= self._num_frames:
             outside = wanted[0] if wanted[0] < 0 else wanted[-1]
-            raise VideoReadError(self.source, f"frame {outside} was asked for, the video has {self._num_frames} frames")
+            raise VideoReadError(
+                self.source, f"frame {outside} was asked for, the video has {self._num_frames} frames"
+            )
         rows: dict[int, list[int]] = {}
         for row, index in enumerate(indices):
             rows.setdefault(int(index), []).append(row)
@@ -177,7 +180,9 @@ class VideoReader:
         else:
             file = source
         try:
-            return av.open(file, mode="r", options={"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS})
+            return av.open(
+                file, mode="r", options={"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS}
+            )
         except (av.error.FFmpegError, ValueError, OSError) as error:
             raise VideoReadError(source, f"cannot be opened as a video ({error})") from error
 
@@ -220,7 +225,7 @@ class VideoReader:
         if self._container.format.name in FORMATS_WITHOUT_TIMES or not self._packets[0].is_keyframe:
             return []
         # a decoder that reorders although the times never do was given decoding times, as always in AVI
-        reordered = any(later < earlier for earlier, later in zip(times, times[1:], strict=False))
+        reordered = any(later < earlier for earlier, later in itertools.pairwise(times))
         if self._decoder.has_b_frames and (self._container.format.name == "avi" or not reordered):
             return []
         return [i for _, i in sorted(shown)]
@@ -303,7 +308,9 @@ class VideoReader:
         self._decoder.skip_frame = "DEFAULT"
 
     @staticmethod
-    def _region(size: tuple[int, int], turn: tuple[bool, bool, bool], box) -> tuple[tuple[slice, slice], tuple[int, int]]:
+    def _region(
+        size: tuple[int, int], turn: tuple[bool, bool, bool], box
+    ) -> tuple[tuple[slice, slice], tuple[int, int]]:
         """Slices of a decoded frame of `size` that hold the upright `box`, and the box's (height, width)."""
         swap, flip_rows, flip_columns = turn
         upright_height, upright_width = size[::-1] if swap else size
@@ -312,8 +319,17 @@ class VideoReader:
         elif callable(box):
             box = box(upright_height, upright_width)
         top, left, height, width = box
-        if top < 0 or left < 0 or height < 1 or width < 1 or top + height > upright_height or left + width > upright_width:
-            raise ValueError(f"The box {box} (top, left, height, width) is not inside {upright_height}x{upright_width}.")
+        if (
+            top < 0
+            or left < 0
+            or height < 1
+            or width < 1
+            or top + height > upright_height
+            or left + width > upright_width
+        ):
+            raise ValueError(
+                f"The box {box} (top, left, height, width) is not inside {upright_height}x{upright_width}."
+            )
         if flip_rows:
             top = upright_height - top - height
         if flip_columns:
@@ -325,13 +341,18 @@ class VideoReader:
         """A frame as (H, W, 3) uint8, sharing the memory of the conversion's buffer."""
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         plane = rgb.planes[0]
-        return np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)[:, : rgb.width * 3].reshape(
-            rgb.height, rgb.width, 3
+        return (
+            np.frombuffer(plane, np.uint8)
+            .reshape(rgb.height, plane.line_size)[:, : rgb.width * 3]
+            .reshape(rgb.height, rgb.width, 3)
         )
 
 
 def read_frames(
-    source: Source, indices: Sequence[int] | Callable[[int], Sequence[int]], num_threads: int = 1, max_pixels: int = MAX_PIXELS
+    source: Source,
+    indices: Sequence[int] | Callable[[int], Sequence[int]],
+    num_threads: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Frames of a video by number, upright RGB: (n, H, W, 3) uint8.
 
