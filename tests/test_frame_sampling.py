@@ -1,0 +1,150 @@
+"""The frame samplers: range, shape, reproducibility, spread and refused settings, for any length of video."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from mvd_hf.model.frame_sampling import (
+    dense_frames,
+    dense_test_frames,
+    pretraining_frames,
+    uniform_frames,
+    uniform_test_frames,
+)
+
+RANDOM = {
+    "pretraining": pretraining_frames,
+    "pretraining_two_clips": partial(pretraining_frames, num_clips=2),
+    "pretraining_eight_frames": partial(pretraining_frames, num_frames=8, stride=3),
+    "dense": dense_frames,
+    "dense_eight_frames": partial(dense_frames, num_frames=8, stride=3),
+    "uniform": uniform_frames,
+    "uniform_eight_frames": partial(uniform_frames, num_frames=8),
+}
+FIXED = {
+    "dense_test": dense_test_frames,
+    "dense_test_one_clip": partial(dense_test_frames, num_clips=1),
+    "dense_test_eight_frames": partial(dense_test_frames, num_frames=8, stride=3),
+    "uniform_test": uniform_test_frames,
+    "uniform_test_three_clips": partial(uniform_test_frames, num_clips=3),
+    "uniform_test_eight_frames": partial(uniform_test_frames, num_frames=8),
+}
+CLIPS = {"pretraining_two_clips": 2, "dense_test": 5, "dense_test_eight_frames": 5, "uniform_test": 2}
+CLIPS |= {"uniform_test_three_clips": 3, "uniform_test_eight_frames": 2}
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", [*RANDOM, *FIXED])
+def test_frames_of_videos_of_1_to_300_frames_are_inside_and_in_order(name):
+    generator = seeded(0)
+    sampler = partial(RANDOM[name], generator=generator) if name in RANDOM else FIXED[name]
+    shape = CLIPS.get(name, 1), 8 if "eight" in name else 16
+    for total in range(1, 301):
+        frames = sampler(total)
+        assert frames.shape == shape
+        assert frames.dtype == np.int64
+        assert frames.min() >= 0
+        assert frames.max() < total, total
+        assert (np.diff(frames, axis=1) >= 0).all(), total
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_generator_decides_the_frames_and_the_global_state_stays(name):
+    sampler, state = RANDOM[name], torch.get_rng_state()
+    first = [sampler(300, generator=seeded(seed)) for seed in range(8)]
+    again = [sampler(300, generator=seeded(seed)) for seed in range(8)]
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert len({clip.tobytes() for clip in first}) > 4
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", [*RANDOM, *FIXED])
+@pytest.mark.parametrize("total", [0, -1])
+def test_video_without_frames_is_refused(name, total):
+    with pytest.raises(ValueError, match=f"total_frames={total} must be at least 1"):
+        (RANDOM | FIXED)[name](total)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "setting"),
+    [
+        (pretraining_frames, "num_frames"),
+        (pretraining_frames, "stride"),
+        (pretraining_frames, "num_clips"),
+        (dense_frames, "num_frames"),
+        (dense_frames, "stride"),
+        (uniform_frames, "num_frames"),
+        (dense_test_frames, "num_frames"),
+        (dense_test_frames, "stride"),
+        (dense_test_frames, "num_clips"),
+        (uniform_test_frames, "num_frames"),
+        (uniform_test_frames, "num_clips"),
+    ],
+)
+def test_setting_below_one_is_refused_by_name(sampler, setting):
+    with pytest.raises(ValueError, match=f"{setting}=0 must be at least 1"):
+        sampler(100, **{setting: 0})
+
+
+@pytest.mark.parametrize("total", [64, 80, 131, 300])
+def test_single_dense_test_clip_is_the_middle_one_of_three(total):
+    (single,) = dense_test_frames(total, num_clips=1)
+    assert (single == dense_test_frames(total, num_clips=3)[1]).all()
+
+
+@pytest.mark.parametrize("total", [17, 48, 131, 300])
+def test_single_uniform_test_clip_takes_the_middle_of_each_segment(total):
+    (single,) = uniform_test_frames(total, num_clips=1)
+    middles = (np.arange(16) + 0.5) * (total - 1) / 16
+    assert np.abs(single - middles).max() <= 1
+
+
+def test_dense_test_clips_reach_from_the_first_to_the_last_strided_frame():
+    clips = dense_test_frames(300)
+    assert clips[0, 0] == 0
+    assert clips[-1, -1] == 296
+    assert (np.diff(clips, axis=1) == 4).all()
+    assert np.ptp(np.diff(clips[:, 0])) <= 4
+
+
+def test_pretraining_clips_keep_their_stride_until_a_short_video_repeats_its_last_reachable_frame():
+    assert (np.diff(pretraining_frames(64, generator=seeded(0))) == 4).all()
+    assert pretraining_frames(10, generator=seeded(0)).tolist() == [[0, 4] + [8] * 14]
+
+
+@pytest.mark.parametrize(("sampler", "starts"), [(pretraining_frames, 137), (dense_frames, 136)])
+def test_starts_are_uniform_over_all_places_where_the_clip_fits(sampler, starts):
+    generator, draws = seeded(0), 40 * starts
+    first = np.array([sampler(200, generator=generator)[0, 0] for _ in range(draws)])
+    counts = np.bincount(first)
+    assert len(counts) == starts
+    assert counts.min() > 0
+    # chi-square of `starts - 1` degrees of freedom, five standard deviations above its mean
+    assert ((counts - 40) ** 2 / 40).sum() < starts + 5 * np.sqrt(2 * starts)
+
+
+def test_each_of_several_pretraining_clips_starts_in_its_own_part():
+    generator = seeded(0)
+    starts = np.array([pretraining_frames(200, num_clips=3, generator=generator)[:, 0] for _ in range(400)])
+    part = (200 - 64 + 1) // 3
+    assert starts.min(axis=0).tolist() == [0, part, 2 * part]
+    assert starts.max(axis=0).tolist() == [part - 1, 2 * part - 1, 3 * part - 1]
+
+
+def test_several_pretraining_clips_of_a_tight_video_start_in_order_wherever_they_fit():
+    generator = seeded(0)
+    starts = np.array([pretraining_frames(65, num_clips=4, generator=generator)[:, 0] for _ in range(100)])
+    assert (np.diff(starts, axis=1) >= 0).all()
+    assert set(starts.ravel().tolist()) == {0, 1}
+
+
+def test_uniform_frames_reach_both_ends_of_every_segment():
+    generator = seeded(0)
+    frames = np.concatenate([uniform_frames(33, num_frames=8, generator=generator) for _ in range(300)])
+    assert frames.min(axis=0).tolist() == [4 * segment for segment in range(8)]
+    assert frames.max(axis=0).tolist() == [4 * segment + 4 for segment in range(8)]

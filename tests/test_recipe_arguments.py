@@ -1,0 +1,190 @@
+"""Recipe arguments: defaults, then YAML, then the command line, and what is refused."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mvd_hf.recipe_arguments import merge, parse_arguments, parse_overrides, read_yaml
+
+
+@dataclass
+class ModelArguments:
+    model: str = "mvd-b"
+    teachers: dict = field(default_factory=dict)
+    seed: int = 0
+    derived: str = field(default="never", init=False)
+
+
+@dataclass
+class RunArguments:
+    learning_rate: float = 1.5e-4
+    epochs: int = 400
+    compile: bool = False
+    betas: list = field(default_factory=lambda: [0.9, 0.95])
+    note: str | None = "none"
+    seed: int = 0
+
+
+@dataclass
+class Required:
+    dataset: str
+
+
+def recipe(folder: Path, text: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_without_arguments_the_defaults_hold():
+    model, run = parse_arguments([], ModelArguments, RunArguments)
+    assert (model, run) == (ModelArguments(), RunArguments())
+
+
+def test_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path):
+    path = recipe(tmp_path, "model: mvd-s\nepochs: 800\n")
+    model, run = parse_arguments([path, "--epochs", "3"], ModelArguments, RunArguments)
+    assert (model.model, run.epochs, run.learning_rate) == ("mvd-s", 3, 1.5e-4)
+
+
+def test_command_line_needs_no_yaml():
+    (run,) = parse_arguments(["--epochs", "3"], RunArguments)
+    assert run.epochs == 3
+
+
+def test_dots_change_one_value_of_a_mapping_and_leave_the_others(tmp_path):
+    path = recipe(tmp_path, "teachers:\n  image: {name: mae, weight: 1}\n  video: {name: videomae}\n")
+    arguments = [path, "--teachers.image.weight", "0.5", "--teachers.video.layers=12", "--teachers.clip.name", "clip"]
+    (model,) = parse_arguments(arguments, ModelArguments)
+    assert model.teachers == {
+        "image": {"name": "mae", "weight": 0.5},
+        "video": {"name": "videomae", "layers": 12},
+        "clip": {"name": "clip"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1e-4", 1e-4), ("1.5e-4", 1.5e-4), ("1E3", 1e3), ("2.e5", 2e5), ("-3e2", -300.0)]
+)
+def test_exponents_are_numbers_in_yaml_and_on_the_command_line(tmp_path, text, number):
+    (from_yaml,) = parse_arguments([recipe(tmp_path, f"learning_rate: {text}\n")], RunArguments)
+    (from_line,) = parse_arguments([f"--learning_rate={text}"], RunArguments)
+    for value in (from_yaml.learning_rate, from_line.learning_rate):
+        assert isinstance(value, float)
+        assert value == number
+
+
+def test_exponents_are_numbers_inside_lists_and_mappings(tmp_path):
+    (run,) = parse_arguments([recipe(tmp_path, "betas: [1e-1, 9.5e-1]\n")], RunArguments)
+    assert run.betas == [0.1, 0.95]
+    (model,) = parse_arguments(["--teachers", "{image: {weight: 1e-1}}"], ModelArguments)
+    assert model.teachers == {"image": {"weight": 0.1}}
+
+
+def test_names_that_look_a_little_like_numbers_stay_text(tmp_path):
+    path = recipe(tmp_path, "model: e4\nnote: 1e4-run\n")
+    model, run = parse_arguments([path], ModelArguments, RunArguments)
+    assert (model.model, run.note) == ("e4", "1e4-run")
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("false", False), ("False", False)])
+def test_booleans_are_booleans_in_yaml_and_on_the_command_line(tmp_path, text, value):
+    (from_yaml,) = parse_arguments([recipe(tmp_path, f"compile: {text}\n")], RunArguments)
+    (from_line,) = parse_arguments(["--compile", text], RunArguments)
+    assert from_yaml.compile is value
+    assert from_line.compile is value
+
+
+def test_flag_is_true_at_the_end_and_before_another_key():
+    assert parse_overrides(["--compile", "--epochs", "3"]) == {"compile": True, "epochs": 3}
+    assert parse_overrides(["--epochs", "3", "--compile"]) == {"epochs": 3, "compile": True}
+
+
+def test_negative_numbers_are_values_not_keys():
+    assert parse_overrides(["--seed", "-1", "--learning_rate", "-1e-4"]) == {"seed": -1, "learning_rate": -1e-4}
+    assert parse_overrides(["--seed=-1"]) == {"seed": -1}
+
+
+def test_value_after_an_equals_sign_may_hold_another_one():
+    assert parse_overrides(["--note=a=b"]) == {"note": "a=b"}
+
+
+def test_null_clears_a_default(tmp_path):
+    (from_line,) = parse_arguments(["--note", "null"], RunArguments)
+    (from_yaml,) = parse_arguments([recipe(tmp_path, "note: null\n")], RunArguments)
+    assert from_line.note is None
+    assert from_yaml.note is None
+
+
+def test_key_of_two_dataclasses_reaches_both():
+    model, run = parse_arguments(["--seed", "7"], ModelArguments, RunArguments)
+    assert (model.seed, run.seed) == (7, 7)
+
+
+@pytest.mark.parametrize("place", ["yaml", "line"])
+def test_unknown_key_is_refused_with_the_nearest_known_one(tmp_path, place):
+    arguments = [recipe(tmp_path, "epoch: 3\n")] if place == "yaml" else ["--epoch", "3"]
+    with pytest.raises(ValueError, match=r"Unknown key 'epoch'.*Did you mean 'epochs'\?"):
+        parse_arguments(arguments, ModelArguments, RunArguments)
+
+
+def test_unknown_key_like_no_other_is_refused_without_a_guess():
+    with pytest.raises(ValueError, match="Unknown key 'zzzzzz'") as error:
+        parse_arguments(["--zzzzzz", "3"], ModelArguments, RunArguments)
+    assert "Did you mean" not in str(error.value)
+
+
+def test_field_that_a_dataclass_derives_is_no_key():
+    with pytest.raises(ValueError, match="Unknown key 'derived'"):
+        parse_arguments(["--derived", "x"], ModelArguments)
+
+
+def test_missing_required_key_is_named():
+    with pytest.raises(ValueError, match="dataset"):
+        parse_arguments([], Required)
+
+
+@pytest.mark.parametrize("argument", ["-epochs", "epochs"])
+def test_argument_without_two_dashes_is_refused_by_name(argument):
+    with pytest.raises(ValueError, match=f"'{argument}' is not an argument"):
+        parse_arguments(["--compile=true", argument, "3"], RunArguments)
+
+
+def test_missing_recipe_is_named(tmp_path):
+    path = tmp_path / "none.yaml"
+    with pytest.raises(ValueError, match=r"none\.yaml' cannot be read"):
+        parse_arguments([str(path)], RunArguments)
+
+
+def test_folder_is_not_a_recipe(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        parse_arguments([str(tmp_path)], RunArguments)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "", "3\n"])
+def test_recipe_that_is_no_mapping_is_refused_by_name(tmp_path, text):
+    with pytest.raises(ValueError, match=r"recipe\.yaml' must be a mapping"):
+        parse_arguments([recipe(tmp_path, text)], RunArguments)
+
+
+@pytest.mark.parametrize("text", ["epochs: [1, 2\n", "a: b: c\n", "\tepochs: 3\n"])
+def test_broken_yaml_is_refused_by_name(tmp_path, text):
+    with pytest.raises(ValueError, match=r"recipe\.yaml' is not valid YAML"):
+        parse_arguments([recipe(tmp_path, text)], RunArguments)
+
+
+def test_yaml_reads_text_as_utf8(tmp_path):
+    assert read_yaml(recipe(tmp_path, "note: 视频\n")) == {"note": "视频"}
+
+
+def test_merging_leaves_its_inputs_as_they_are():
+    base = {"teachers": {"image": {"weight": 1}}, "epochs": 1}
+    merged = merge(base, {"teachers": {"image": {"weight": 2}}})
+    assert merged == {"teachers": {"image": {"weight": 2}}, "epochs": 1}
+    assert base == {"teachers": {"image": {"weight": 1}}, "epochs": 1}
+
+
+def test_mapping_can_be_replaced_by_a_plain_value_and_back():
+    assert merge({"teachers": {"image": {}}}, {"teachers": None}) == {"teachers": None}
+    assert merge({"teachers": None}, {"teachers": {"image": {}}}) == {"teachers": {"image": {}}}
