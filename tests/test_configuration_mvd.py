@@ -207,7 +207,8 @@ def test_mask_ratio_that_hides_all_or_nothing_is_refused(ratio, hidden):
     "config",
     [
         MVDConfig.from_name("mae-h", num_labels=7),
-        tiny_config(image_size=(32, 16), teacher_dims={"clip": 5, "dino": 7}, image_mean=0.5, image_std=(0.1, 0.2, 0.3)),
+        tiny_config(image_size=(32, 16), teacher_dims={"clip": 5, "dino": 7}),
+        tiny_config(image_mean=0.5, image_std=(0.1, 0.2, 0.3)),
         tiny_config(id2label={0: "jump", 1: "run"}, problem_type="multi_label_classification", drop_path_rate=1),
     ],
 )

@@ -115,6 +115,17 @@ def test_dense_test_clips_reach_from_the_first_to_the_last_strided_frame():
 def test_pretraining_clips_keep_their_stride_until_a_short_video_repeats_its_last_reachable_frame():
     assert (np.diff(pretraining_frames(64, generator=seeded(0))) == 4).all()
     assert pretraining_frames(10, generator=seeded(0)).tolist() == [[0, 4] + [8] * 14]
+    # the official walk stops in front of the last frame
+    assert pretraining_frames(9, generator=seeded(0)).tolist() == [[0] + [4] * 15]
+
+
+@pytest.mark.parametrize(("num_frames", "stride"), [(16, 4), (8, 3)])
+def test_dense_clip_of_a_long_video_fills_its_span(num_frames, stride):
+    generator = seeded(0)
+    for total in range(num_frames * stride + 1, 300):
+        (frames,) = dense_frames(total, num_frames, stride, generator)
+        assert frames[-1] - frames[0] == num_frames * stride - 1
+        assert set(np.diff(frames).tolist()) <= {stride, stride + 1}
 
 
 @pytest.mark.parametrize(("sampler", "starts"), [(pretraining_frames, 137), (dense_frames, 136)])

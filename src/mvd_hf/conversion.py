@@ -144,26 +144,35 @@ def infer_config(
             raise ValueError(f"The number of attention heads of a model of width {width} is not known: give {name}.")
         return known[width]
 
-    patch = state_dict["patch_embed.proj.weight"]
-    tubelet_size, patch_size = (patch.shape[2] if patch.dim() == 5 else 1), patch.shape[-1]
-    width = patch.shape[0]
+    def shape(key: str, *dimensions: int) -> tuple[int, ...]:
+        if key not in state_dict:
+            raise ValueError(f"The {family} checkpoint is incomplete: {key!r} is missing.")
+        if state_dict[key].dim() not in dimensions:
+            raise ValueError(f"{key!r} has the shape {tuple(state_dict[key].shape)}, which no {family} model has.")
+        return tuple(state_dict[key].shape)
+
+    patch = shape("patch_embed.proj.weight", 4, 5)
+    tubelet_size, patch_size = (patch[2] if len(patch) == 5 else 1), patch[-1]
+    width = patch[0]
+    num_frames = 1 if family == "mae" else overrides.get("num_frames", getattr(arguments, "num_frames", 16))
+    if num_frames % tubelet_size:
+        raise ValueError(f"num_frames={num_frames} must be divisible by the checkpoint's tubelets of {tubelet_size}.")
     fields = {
-        "num_channels": patch.shape[1],
+        "num_channels": patch[1],
         "patch_size": patch_size,
         "tubelet_size": tubelet_size,
         "hidden_size": width,
         "num_hidden_layers": depth("blocks."),
-        "intermediate_size": state_dict["blocks.0.mlp.fc1.weight"].shape[0],
+        "intermediate_size": shape("blocks.0.mlp.fc1.weight", 2)[0],
         "num_attention_heads": heads(width, ENCODER_HEADS, "num_attention_heads"),
         "use_class_token": "cls_token" in state_dict,
         "key_bias": family == "mae",
         "position_embedding_type": {"videomae": "flat", "mae": "space"}.get(family, "spacetime"),
-        "num_frames": 1 if family == "mae" else overrides.get("num_frames", getattr(arguments, "num_frames", 16)),
+        "num_frames": num_frames,
         "image_size": getattr(arguments, "input_size", 224),
     }
     if "pos_embed" in state_dict:
-        per_time = state_dict["pos_embed"].shape[1] - (family == "mae")
-        per_time //= fields["num_frames"] // tubelet_size
+        per_time = (shape("pos_embed", 3)[1] - (family == "mae")) // (num_frames // tubelet_size)
         fields["image_size"] = math.isqrt(per_time) * patch_size
     decoder = {
         "distillation": ("decoder_img.blocks.", "mask_token_img"),
@@ -171,24 +180,24 @@ def infer_config(
         "mae": ("decoder_blocks.", "mask_token"),
     }.get(family)
     if decoder is not None and decoder[1] in state_dict:
-        decoder_width = state_dict[decoder[1]].shape[-1]
+        decoder_width = shape(decoder[1], 3)[-1]
         fields |= {
             "decoder_hidden_size": decoder_width,
             "decoder_num_hidden_layers": depth(decoder[0]),
-            "decoder_intermediate_size": state_dict[f"{decoder[0]}0.mlp.fc1.weight"].shape[0],
+            "decoder_intermediate_size": shape(f"{decoder[0]}0.mlp.fc1.weight", 2)[0],
             "decoder_num_attention_heads": heads(decoder_width, DECODER_HEADS[family], "decoder_num_attention_heads"),
             "decoder_embed_bias": family != "videomae",
         }
     if family == "distillation":
         fields["teacher_dims"] = {
-            name: state_dict[f"decoder_{official}.head.weight"].shape[0] for official, name in TEACHER_NAMES.items()
+            name: shape(f"decoder_{official}.head.weight", 2)[0] for official, name in TEACHER_NAMES.items()
         }
     elif family == "mae":
         fields |= {"pixel_target": "mae", "mask_ratio": 0.75, "mask_type": "random"}
     elif family == "classification":
         fields["use_mean_pooling"] = "fc_norm.weight" in state_dict
         if "head.weight" in state_dict:
-            fields["num_labels"] = state_dict["head.weight"].shape[0]
+            fields["num_labels"] = shape("head.weight", 2)[0]
     return MVDConfig(**(fields | overrides))
 
 
@@ -234,7 +243,7 @@ def check_position_tables(state_dict: Mapping[str, torch.Tensor], config: MVDCon
             continue
         width = config.hidden_size if decoder is None else config.decoder_hidden_size
         expected = position_table(config.position_embedding_type, config.grid, width)
-        stored = state_dict[key].float()[0]
+        stored = state_dict[key].float().flatten(0, 1) if state_dict[key].dim() == 3 else state_dict[key]
         if config.position_embedding_type == "space" and stored.shape[0] == expected.shape[0] + 1:
             stored = stored[1:]
         if stored.shape != expected.shape or not torch.allclose(stored, expected, atol=1e-4):
@@ -253,7 +262,8 @@ def convert_checkpoint(source: str | Path | Mapping[str, torch.Tensor], **overri
             (`MVDForVideoClassification`), MAE or VideoMAE (`MVDForPixelReconstruction`, or `MVDModel` where the file
             has the encoder only).
         overrides: `MVDConfig` fields that shapes do not tell (`num_attention_heads` of an unusual width,
-            `image_size`, `num_frames`) or that shall differ.
+            `image_size`, `num_frames`) or that shall differ. A fine-tuned VideoMAE classifier has the names of a
+            fine-tuned MVD: say `position_embedding_type="flat"`.
 
     Raises:
         ValueError: if the source is not such a checkpoint, or if any weight is left over or missing; it says which.

@@ -352,7 +352,8 @@ class MVDTrainer(Trainer):
     def run(self):
         """Train from the last checkpoint of the output folder, if there is one, and save the model there.
 
-        Logs what the run arrived at and, with an evaluation set, the loss on it before and after.
+        Logs what the run arrived at and, with an evaluation set, the loss on it before and after. It is the last
+        thing a recipe does: the processes wait for each other and leave their group.
         """
         is_main = self.is_world_process_zero()
         if is_main:
@@ -368,3 +369,5 @@ class MVDTrainer(Trainer):
             if untrained is not None and is_main:
                 change = 100 * (1 - trained / untrained)
                 logger.info("Held-out loss: %.4f untrained, %.4f trained (%.0f %% lower).", untrained, trained, change)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()

@@ -16,8 +16,19 @@ from torch import nn
 from transformers import TrainerCallback
 
 import mvd_hf.model.frame_sampling as frame_sampling
-from mvd_hf import DistillationTrainer, MVDConfig, MVDForPixelReconstruction, MVDForVideoClassification, MVDModel
-from mvd_hf import MVDTrainer, MVDTrainingArguments, Teacher, TeacherConfig, convert_checkpoint, distillation_losses
+from mvd_hf import (
+    DistillationTrainer,
+    MVDConfig,
+    MVDForPixelReconstruction,
+    MVDForVideoClassification,
+    MVDModel,
+    MVDTrainer,
+    MVDTrainingArguments,
+    Teacher,
+    TeacherConfig,
+    convert_checkpoint,
+    distillation_losses,
+)
 from mvd_hf.augmentation import MultiScaleCrop, resize_frames
 from mvd_hf.masking import random_mask, tube_mask
 from mvd_hf.model.modeling_mvd import pixel_targets, position_table
@@ -244,7 +255,13 @@ class Recorded(torch.utils.data.Dataset):
     """The clips and masks of a recorded run: `dataset[(epoch, index)]`."""
 
     def __init__(self, length, clips, masks=None, teacher_clips=None, labels=None):
-        self.length, self.clips, self.masks, self.teacher_clips, self.labels = length, clips, masks, teacher_clips, labels
+        self.length, self.clips, self.masks, self.teacher_clips, self.labels = (
+            length,
+            clips,
+            masks,
+            teacher_clips,
+            labels,
+        )
 
     def __len__(self):
         return self.length
@@ -500,11 +517,13 @@ def test_mae_stage1(norm, record_property):
     gradients = official_gradients(model, state_dict, **heads)
     norms = {key: value for key, value in run["grad_l2_norm_per_parameter"].items() if value is not None}
     largest = max(norms.values())
-    report(record_property, gradient_norms=max(abs(gradients[k].norm().item() - v) / largest for k, v in norms.items()))
+    report(
+        record_property, gradient_norms=max(abs(gradients[k].norm().item() - v) / largest for k, v in norms.items())
+    )
 
 
 def test_checkpoint_files(record_property):
-    tensors, case = load("checkpoint_loading")
+    tensors, _ = load("checkpoint_loading")
     trace, _ = load("train_trace")
     heads = {"num_attention_heads": 4}
     clips = frames_first(trace["input.clips"])[:2]

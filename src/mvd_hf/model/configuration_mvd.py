@@ -126,6 +126,10 @@ class MVDConfig(PreTrainedConfig):
         for side, pixels in zip(("height", "width"), self.frame_size, strict=True):
             if pixels % self.patch_size:
                 raise ValueError(f"The image {side} {pixels} must be divisible by patch_size={self.patch_size}.")
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if not isinstance(value, float) and len(value) != self.num_channels:
+                raise ValueError(f"{name}={value} must have one value for each of the {self.num_channels} channels.")
         self._check_width("", self.hidden_size, self.num_attention_heads)
 
     def check_decoder(self):

@@ -30,6 +30,16 @@ HEAD_PARTS = ("decoder", "decoders", "fc_norm", "classifier")
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
+class CheckpointMismatchError(ValueError, RuntimeError):
+    """A checkpoint does not hold the weights that a model needs; the message names them."""
+
+
+def part_of_head(key: str) -> str:
+    """What a weight belongs to: `classifier`, or `decoders.image` of a student."""
+    words = key.split(".")
+    return ".".join(words[:2]) if words[0] == "decoders" else words[0]
+
+
 def sincos(positions: torch.Tensor, width: int) -> torch.Tensor:
     """Sin-cos code of positions (n,) as (n, width): all sines, then all cosines, frequencies 10000^(-2i/width)."""
     frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64, device="cpu") / (width / 2))
@@ -223,11 +233,12 @@ class MVDEmbeddings(nn.Module):
         if not pixel_values.is_floating_point() and pixel_values.dtype != torch.uint8:
             raise ValueError(f"pixel_values must be uint8 pixels or normalised floats, got {pixel_values.dtype}.")
         _, frames, _, height, width = pixel_values.shape
-        if frames % config.tubelet_size or height % config.patch_size or width % config.patch_size:
+        remainders = frames % config.tubelet_size, height % config.patch_size, width % config.patch_size
+        if any(remainders) or 0 in (frames, height, width):
             raise ValueError(
                 f"A clip of {frames} frames of {height}x{width} pixels cannot be cut into patches of "
                 f"{config.tubelet_size} frames x {config.patch_size} x {config.patch_size} pixels; "
-                "make each size a multiple of the patch."
+                "make each size a positive multiple of the patch."
             )
         return frames // config.tubelet_size, height // config.patch_size, width // config.patch_size
 
@@ -441,7 +452,7 @@ class MVDPreTrainedModel(PreTrainedModel):
             init.normal_(module.class_token, std=1e-6 if self.weight_init == "pretrain" else std)
 
     def split_mask(
-        self, bool_masked_pos: torch.Tensor | None, grid: tuple[int, int, int], num_masked: int | None
+        self, bool_masked_pos: torch.Tensor | None, batch_size: int, grid: tuple[int, int, int], num_masked: int | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Visible and masked patch indices of a mask, checked: see `split_mask`.
 
@@ -451,21 +462,25 @@ class MVDPreTrainedModel(PreTrainedModel):
         length = grid[0] * grid[1] * grid[2]
         if bool_masked_pos is None:
             raise ValueError("bool_masked_pos (batch, patches) is needed: True hides a patch; see mvd_hf.tube_mask.")
-        if bool_masked_pos.dim() != 2 or bool_masked_pos.shape[1] != length:
+        if bool_masked_pos.shape != (batch_size, length) or bool_masked_pos.dtype != torch.bool:
             raise ValueError(
-                f"bool_masked_pos must be (batch, {length}) for a grid of {grid[0]}x{grid[1]}x{grid[2]} patches, "
-                f"got {tuple(bool_masked_pos.shape)}."
+                f"bool_masked_pos must be ({batch_size}, {length}) bool for {batch_size} clips of {grid[0]}x{grid[1]}x"
+                f"{grid[2]} patches, got {tuple(bool_masked_pos.shape)} {bool_masked_pos.dtype}."
             )
         if num_masked is None and torch.compiler.is_compiling():
             num_masked = self.config.num_masked_patches
         elif num_masked is None:
             counts = bool_masked_pos.sum(dim=1).unique().tolist()
-            if len(counts) != 1 or counts[0] in (0, length):
+            if len(counts) > 1:
                 raise ValueError(
-                    f"Each clip of a batch must hide the same number of its {length} patches, at least one and not "
-                    f"all, but the masks hide {', '.join(map(str, counts))}."
+                    f"Each clip of a batch must hide the same number of its {length} patches, but the masks hide "
+                    f"{', '.join(map(str, counts))}."
                 )
             num_masked = counts[0]
+        if not 0 < num_masked < length:
+            raise ValueError(
+                f"The masks hide {num_masked} of {length} patches; at least one must be hidden and one visible."
+            )
         return split_mask(bool_masked_pos, num_masked)
 
     def post_init(self):
@@ -480,41 +495,52 @@ class MVDPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Load weights completely or not at all; see [`~transformers.PreTrainedModel.from_pretrained`].
 
-        A new head is asked for by `num_labels`, `id2label` or `label2id` (or a `config` whose labels differ from
-        the checkpoint's) or by `ignore_mismatched_sizes=True`. Other heads of the checkpoint are left out.
+        A missing head is made afresh if labels are given by `num_labels`, `id2label` or `label2id` (or by a `config`
+        whose labels differ from the checkpoint's); a head of another size is replaced with
+        `ignore_mismatched_sizes=True`. Other heads of the checkpoint are left out.
 
         Raises:
-            ValueError: if any other weight is missing, unexpected or of another shape. With
-                `output_loading_info=True` the report is returned instead and the caller judges it.
+            CheckpointMismatchError: (a ValueError) naming any other weight that is missing, unexpected or of another
+                shape. With `output_loading_info=True` the report is returned instead and the caller judges it.
         """
-        wants_report = kwargs.pop("output_loading_info", False)
-        new_head = kwargs.get("ignore_mismatched_sizes", False)
-        new_head = new_head or not kwargs.keys().isdisjoint(("num_labels", "id2label", "label2id"))
+        if kwargs.get("output_loading_info", False) or pretrained_model_name_or_path is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        replace_head = kwargs.pop("ignore_mismatched_sizes", False)
+        new_head = replace_head or not kwargs.keys().isdisjoint(("num_labels", "id2label", "label2id"))
         location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
         model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path,
+            *model_args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # judged below, by name
+            **kwargs,
         )
-        if wants_report:
-            return model, report
         problems = {
             "missing": set(report["missing_keys"]),
             "unexpected": set(report["unexpected_keys"]),
             "of another shape": {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]},
         }
-        if pretrained_model_name_or_path is not None and any(problems.values()):
+        if any(problems.values()):
             if not new_head:
                 stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **location)
                 labels = {key: stored[key] for key in ("id2label", "num_labels") if key in stored}
                 new_head = cls.config_class(**labels).id2label != model.config.id2label
-            model.refuse_partial_load(pretrained_model_name_or_path, problems, new_head)
+            model.refuse_partial_load(pretrained_model_name_or_path, problems, new_head, replace_head)
         return model
 
-    def refuse_partial_load(self, source, problems: dict[str, set[str]], new_head: bool):
-        """Raise ValueError if a weight is fresh or left over that does not belong to a head that was asked for."""
-        own_head = tuple(f"{part}." for part in self._head_parts)
-        all_keys = set().union(*problems.values())
-        if new_head:
-            problems = {what: {key for key in keys if not key.startswith(own_head)} for what, keys in problems.items()}
+    def refuse_partial_load(self, source, problems: dict[str, set[str]], new_head: bool, replace_head: bool):
+        """Raise CheckpointMismatchError unless all that is fresh or left over belongs to a head that was asked for."""
+        fresh = problems["missing"] | problems["of another shape"]
+        own = [name for name, _ in self.named_parameters() if name.split(".")[0] in self._head_parts]
+        parts = {part_of_head(name): {key for key in own if part_of_head(key) == part_of_head(name)} for name in own}
+        # a part that is there but for some weights is damaged, not new; other decoders than the checkpoint's are new
+        excused = {part for part, keys in parts.items() if keys <= fresh} if new_head else set()
+        if not replace_head:
+            excused = {part for part in excused if not parts[part] & problems["of another shape"]}
+        problems = {what: {k for k in keys if part_of_head(k) not in excused} for what, keys in problems.items()}
+        if replace_head:
+            left_out = {k for k in problems["unexpected"] if k.split(".")[0] in self._head_parts}
+            problems["unexpected"] -= {k for k in left_out if part_of_head(k) not in parts}
         listing = "; ".join(
             f"{len(keys)} {what} ({', '.join(sorted(keys)[:4])}{', ...' if len(keys) > 4 else ''})"
             for what, keys in problems.items()
@@ -522,13 +548,20 @@ class MVDPreTrainedModel(PreTrainedModel):
         )
         if not listing:
             return
-        if not new_head and any(key.startswith(own_head) for key in all_keys):
-            remedy = "For a fresh head pass num_labels, id2label or ignore_mismatched_sizes=True."
-        elif any(key.removeprefix("mvd.").startswith("layernorm.") for key in all_keys):
-            remedy = "The checkpoint has no final encoder norm (a mean-pooling classifier): pass add_final_norm=False."
-        else:
-            remedy = "Check that the checkpoint and the configuration belong together."
-        raise ValueError(f"The weights of {source!s} do not fit {type(self).__name__}: {listing}. {remedy}")
+        left = set().union(*problems.values())
+        remedy = "Check that the checkpoint and the configuration belong together."
+        if any(key.split(".")[0] in self._head_parts for key in problems["of another shape"]):
+            remedy = "To replace the head by a fresh one pass ignore_mismatched_sizes=True."
+        elif all(key.split(".")[0] in self._head_parts for key in left) and not new_head:
+            remedy = "For a fresh head pass num_labels or id2label, or ignore_mismatched_sizes=True."
+        elif all(key.removeprefix("mvd.").startswith("layernorm.") for key in left):
+            remedy = (
+                "The checkpoint has no final encoder norm, as it comes from a mean-pooling classifier: load it as "
+                "MVDModel with add_final_norm=False, or as a classifier."
+            )
+        raise CheckpointMismatchError(
+            f"The weights of {source!s} do not fit {type(self).__name__}: {listing}. {remedy}"
+        )
 
 
 class MVDModel(MVDPreTrainedModel):
@@ -581,7 +614,12 @@ class MVDModel(MVDPreTrainedModel):
         if bool_masked_pos is not None:
             if visible_ids is not None:
                 raise ValueError("Give bool_masked_pos or visible_ids, not both.")
-            visible_ids, _ = self.split_mask(bool_masked_pos, self.embeddings.grid_of(pixel_values), None)
+            grid = self.embeddings.grid_of(pixel_values)
+            visible_ids, _ = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, None)
+        elif visible_ids is not None and (visible_ids.dim() != 2 or visible_ids.shape[0] != pixel_values.shape[0]):
+            raise ValueError(
+                f"visible_ids must be ({pixel_values.shape[0]}, visible patches), got {tuple(visible_ids.shape)}."
+            )
         hidden_states = self.embeddings(pixel_values, visible_ids, interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -640,7 +678,7 @@ class MVDForPixelReconstruction(MVDPreTrainedModel):
             ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
         """
         grid = self.mvd.embeddings.grid_of(pixel_values)
-        visible_ids, masked_ids = self.split_mask(bool_masked_pos, grid, num_masked)
+        visible_ids, masked_ids = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, num_masked)
         encoded = self.mvd(
             pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -688,7 +726,7 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
             raise ValueError('config.teacher_dims names no teacher; give for example {"image": 768, "video": 768}.')
         self.mvd = MVDModel(config)
         for name in config.teacher_dims:
-            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
                 raise ValueError(f"The teacher name {name!r} must be an identifier that names no method of a module.")
         self.decoders = nn.ModuleDict({name: MVDDecoder(config, width) for name, width in config.teacher_dims.items()})
         self.post_init()
@@ -713,7 +751,7 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
             ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
         """
         grid = self.mvd.embeddings.grid_of(pixel_values)
-        visible_ids, masked_ids = self.split_mask(bool_masked_pos, grid, num_masked)
+        visible_ids, masked_ids = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, num_masked)
         encoded = self.mvd(
             pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -768,7 +806,7 @@ class MVDForVideoClassification(MVDPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],

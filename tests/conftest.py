@@ -1,0 +1,51 @@
+"""Tiny models, teachers and videos that several test files share."""
+
+import pytest
+from transformers.utils import logging as transformers_logging
+
+from mvd_hf import MVDConfig, MVDForPixelReconstruction
+from mvd_hf.toy import make_toy_dataset
+
+TINY = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_loading():
+    """No progress bars and load reports between the tests' own output."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+@pytest.fixture
+def tiny_student_config() -> MVDConfig:
+    """A student of 2 x 4 x 4 patches with two teachers of width 32."""
+    return MVDConfig.from_name("mvd-b", **TINY, num_frames=4, teacher_dims={"image": 32, "video": 32})
+
+
+@pytest.fixture(scope="session")
+def tiny_teachers(tmp_path_factory) -> dict[str, str]:
+    """Folders of an image teacher (MAE) and a video teacher (VideoMAE) that match the tiny student."""
+    folder = tmp_path_factory.mktemp("teachers")
+    models = {
+        "image": MVDForPixelReconstruction(MVDConfig.from_name("mae-b", **TINY)),
+        "video": MVDForPixelReconstruction(MVDConfig.from_name("videomae-b", **TINY, num_frames=4)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    return {name: str(folder / name) for name in models}
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory) -> str:
+    """A folder of 32 training and 16 validation videos of 20 frames."""
+    folder = tmp_path_factory.mktemp("toy")
+    return str(make_toy_dataset(folder, num_train=32, num_validation=16, num_frames=20, height=40, width=48))

@@ -1,0 +1,79 @@
+"""Imports point downwards, and the files that travel to the Hub stand on their own."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "mvd_hf"
+MODEL = "model"
+# what each module may import of ours
+ALLOWED = {
+    "masking": set(),
+    "augmentation": set(),
+    "teachers": set(),
+    "toy": set(),
+    "recipe_arguments": set(),
+    "training": {MODEL},
+    "data": {MODEL, "augmentation", "masking"},
+    "distillation": {MODEL, "training"},
+    "conversion": {MODEL},
+}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODEL_FILES = sorted(path for path in (PACKAGE / MODEL).glob("*.py") if path.stem != "__init__")
+
+
+def imports_of(path: Path) -> list[ast.ImportFrom]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level > 0]
+
+
+def test_every_module_has_a_place():
+    assert sorted(ALLOWED) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downwards(module):
+    imported = {node.module.split(".")[0] for node in imports_of(PACKAGE / f"{module}.py")}
+    assert imported <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.stem)
+def test_model_files_import_only_their_siblings(path):
+    text = path.read_text(encoding="utf-8")
+    siblings = {file.stem for file in MODEL_FILES}
+    for node in imports_of(path):
+        assert node.level == 1
+        assert node.module in siblings
+    # transformers looks for relative imports with a regular expression, in comments and docstrings too
+    relative = re.findall(r"^\s*(?:from|import)\s+\.(\S*)", text, re.MULTILINE)
+    assert set(relative) == {node.module for node in imports_of(path)}
+    assert "from __future__ import annotations" not in text
+    assert "mvd_hf" not in {
+        alias.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_first_line_says_what_the_file_is_for_and_nothing_prints(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert text == "" or ast.get_docstring(tree)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    assert not any(node.func.id == "print" for node in calls)
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE.parents[1] / "recipes").glob("*.py")), ids=lambda path: path.stem)
+def test_recipes_stay_thin(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 90
+
+
+def test_public_names_exist():
+    import mvd_hf
+
+    assert len(set(mvd_hf.__all__)) == len(mvd_hf.__all__)
+    assert all(hasattr(mvd_hf, name) for name in mvd_hf.__all__)
+    assert "mvd_hf" in sys.modules

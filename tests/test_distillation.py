@@ -1,0 +1,237 @@
+"""Stage 2: the losses and the trainer that holds the teachers outside the student."""
+
+import pytest
+import torch
+from torch import nn
+
+from mvd_hf import (
+    DistillationTrainer,
+    MVDConfig,
+    MVDForFeatureDistillation,
+    MVDTrainingArguments,
+    Teacher,
+    TeacherConfig,
+    distillation_losses,
+    load_teachers,
+    tube_mask,
+)
+from mvd_hf.model.modeling_mvd import MVDModel
+
+
+class Clips(torch.utils.data.Dataset):
+    """Random clips with masks, `dataset[(epoch, index)]`."""
+
+    def __init__(self, config: MVDConfig, count: int = 8, sizes: tuple[int, ...] = (32,)):
+        self.config, self.count, self.sizes = config, count, sizes
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, key):
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        generator = torch.Generator().manual_seed(1000 * epoch + index)
+        item = {"bool_masked_pos": tube_mask(self.config.grid, self.config.mask_ratio, generator)}
+        for i, size in enumerate(self.sizes):
+            name = "pixel_values" if i == 0 else f"pixel_values_{size}"
+            shape = (self.config.num_frames, 3, size, size)
+            item[name] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return item
+
+
+def arguments(folder, **overrides) -> MVDTrainingArguments:
+    options = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "num_train_epochs": 2,
+        "warmup_epochs": 0,
+        "base_learning_rate": 0.1,
+        "per_device_train_batch_size": 4,
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return MVDTrainingArguments(**(options | overrides))
+
+
+def test_losses_are_means_over_hidden_patches_and_channels():
+    mask = torch.tensor([[True, False, True, False], [False, True, False, True]])
+    targets = {"a": torch.randn(2, 4, 5), "b": torch.randn(2, 4, 3)}
+    predictions = {"a": torch.randn(2, 2, 5), "b": torch.randn(2, 2, 3)}
+    losses = distillation_losses(predictions, targets, mask, {"a": "smooth_l1", "b": "l2"})
+    hidden = targets["a"][mask].view(2, 2, 5)
+    error = (predictions["a"] - hidden).abs()
+    assert losses["a"].item() == pytest.approx(torch.where(error < 1, error**2 / 2, error - 0.5).mean().item())
+    assert losses["b"].item() == pytest.approx(
+        ((predictions["b"] - targets["b"][mask].view(2, 2, 3)) ** 2).mean().item()
+    )
+
+
+def test_visible_patches_do_not_enter_the_loss():
+    mask = torch.tensor([[True, False]])
+    prediction = {"a": torch.zeros(1, 1, 2)}
+    first = distillation_losses(prediction, {"a": torch.tensor([[[1.0, 1.0], [5.0, 5.0]]])}, mask)["a"]
+    second = distillation_losses(prediction, {"a": torch.tensor([[[1.0, 1.0], [9.0, 9.0]]])}, mask)["a"]
+    assert first == second == 0.5
+
+
+def test_half_precision_predictions_give_a_float32_loss():
+    prediction = {"a": torch.randn(1, 1, 4, dtype=torch.bfloat16)}
+    loss = distillation_losses(prediction, {"a": torch.randn(1, 2, 4)}, torch.tensor([[True, False]]))["a"]
+    assert loss.dtype == torch.float32
+
+
+def test_names_and_losses_must_be_known():
+    mask = torch.tensor([[True, False]])
+    with pytest.raises(ValueError, match=r"predicts \['a'\], the teachers are \['b'\]"):
+        distillation_losses({"a": torch.zeros(1, 1, 2)}, {"b": torch.zeros(1, 2, 2)}, mask)
+    with pytest.raises(ValueError, match="'huber'"):
+        distillation_losses({"a": torch.zeros(1, 1, 2)}, {"a": torch.zeros(1, 2, 2)}, mask, "huber")
+
+
+def test_each_teachers_loss_is_logged_and_the_total_is_their_weighted_sum(
+    tmp_path, tiny_teachers, tiny_student_config
+):
+    teachers = load_teachers(
+        {"image": {"model": tiny_teachers["image"], "weight": 0.25}, "video": tiny_teachers["video"]},
+        tiny_student_config.grid,
+        tiny_student_config.num_frames,
+    )
+    trainer = DistillationTrainer(
+        MVDForFeatureDistillation(tiny_student_config),
+        teachers,
+        args=arguments(tmp_path, gradient_accumulation_steps=2),
+        train_dataset=Clips(tiny_student_config),
+    )
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(steps) == 2
+    for entry in steps:
+        assert entry["loss"] == pytest.approx(0.25 * entry["loss_image"] + entry["loss_video"], rel=1e-5)
+
+
+def test_one_teacher_and_three_teachers_use_the_same_loop(tmp_path, tiny_teachers, tiny_student_config):
+    for names in (["image"], ["image", "video", "again"]):
+        entries = {name: tiny_teachers["image" if name == "image" else "video"] for name in names}
+        tiny_student_config.teacher_dims = dict.fromkeys(names, 32)
+        teachers = load_teachers(entries, tiny_student_config.grid, tiny_student_config.num_frames)
+        trainer = DistillationTrainer(
+            MVDForFeatureDistillation(tiny_student_config),
+            teachers,
+            args=arguments(tmp_path / "-".join(names), num_train_epochs=1),
+            train_dataset=Clips(tiny_student_config),
+        )
+        trainer.train()
+        logged = {key for key in trainer.state.log_history[0] if key.startswith("loss_")}
+        assert logged == {f"loss_{name}" for name in names}
+
+
+def test_checkpoints_hold_the_student_alone_and_teachers_do_not_change(tmp_path, tiny_teachers, tiny_student_config):
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+    before = {name: nn.utils.parameters_to_vector(t.model.parameters()).clone() for name, t in teachers.items()}
+    student = MVDForFeatureDistillation(tiny_student_config)
+    trainer = DistillationTrainer(
+        student,
+        teachers,
+        args=arguments(tmp_path, save_strategy="epoch", num_train_epochs=1),
+        train_dataset=Clips(tiny_student_config),
+    )
+    trainer.train()
+    reloaded = MVDForFeatureDistillation.from_pretrained(tmp_path / "checkpoint-2")
+    assert reloaded.state_dict().keys() == student.state_dict().keys()
+    for name, teacher in teachers.items():
+        assert torch.equal(before[name], nn.utils.parameters_to_vector(teacher.model.parameters()))
+
+
+def test_a_teacher_with_smaller_frames_trains_from_its_own_clip(tmp_path, tiny_student_config):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    image_model = MVDModel(MVDConfig.from_name("mae-b", image_size=28, patch_size=7, **sizes), add_final_norm=False)
+    tiny_student_config.teacher_dims = {"image": 32}
+    teacher = Teacher(TeacherConfig("m"), image_model, tiny_student_config.grid, tiny_student_config.num_frames)
+    trainer = DistillationTrainer(
+        MVDForFeatureDistillation(tiny_student_config),
+        {"image": teacher},
+        args=arguments(tmp_path, num_train_epochs=1),
+        train_dataset=Clips(tiny_student_config, sizes=(32, 28)),
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_widths_that_do_not_match_are_refused(tmp_path, tiny_teachers, tiny_student_config):
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+    tiny_student_config.teacher_dims = {"image": 32, "video": 24}
+    with pytest.raises(ValueError, match="'video': 24"):
+        DistillationTrainer(MVDForFeatureDistillation(tiny_student_config), teachers, args=arguments(tmp_path))
+
+
+def test_evaluation_reports_the_loss_and_its_parts_and_leaves_training_figures_alone(
+    tmp_path, tiny_teachers, tiny_student_config
+):
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+    data = Clips(tiny_student_config)
+    trainer = DistillationTrainer(
+        MVDForFeatureDistillation(tiny_student_config),
+        teachers,
+        args=arguments(tmp_path, per_device_eval_batch_size=3),
+        train_dataset=data,
+        eval_dataset=data,
+    )
+    metrics = trainer.evaluate()
+    logged = trainer.state.log_history[-1]
+    again = trainer.evaluate()
+    assert metrics["eval_loss"] == again["eval_loss"]
+    assert logged["eval_loss_image"] + logged["eval_loss_video"] == pytest.approx(metrics["eval_loss"], rel=0.05)
+    assert trainer.parts["loss"].count == 0
+
+
+@pytest.mark.parametrize("precision", [{"bf16": True}, {}])
+def test_teachers_and_student_run_in_the_chosen_precision(tmp_path, tiny_teachers, tiny_student_config, precision):
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+    seen = {}
+    attention = teachers["video"].model.layers[0].attention.proj
+    attention.register_forward_hook(lambda module, args, output: seen.update(teacher=output.dtype))
+    student = MVDForFeatureDistillation(tiny_student_config)
+    student.mvd.layers[0].attention.proj.register_forward_hook(
+        lambda module, args, output: seen.update(student=output.dtype)
+    )
+    trainer = DistillationTrainer(
+        student,
+        teachers,
+        args=arguments(tmp_path, num_train_epochs=1, **precision),
+        train_dataset=Clips(tiny_student_config),
+    )
+    trainer.train()
+    expected = torch.bfloat16 if precision else torch.float32
+    assert seen == {"teacher": expected, "student": expected}
+    assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
+
+
+def test_a_nan_loss_stops_training_naming_step_and_part_and_keeps_the_last_checkpoint(
+    tmp_path, tiny_teachers, tiny_student_config
+):
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+
+    class BrokenTeacher(Teacher):
+        calls = 0
+
+        def __call__(self, clips):
+            BrokenTeacher.calls += 1
+            features = super().__call__(clips)
+            return features * float("nan") if BrokenTeacher.calls == 4 else features
+
+    teachers["video"].__class__ = BrokenTeacher
+    trainer = DistillationTrainer(
+        MVDForFeatureDistillation(tiny_student_config),
+        teachers,
+        args=arguments(tmp_path, num_train_epochs=4, save_strategy="steps", save_steps=1, logging_steps=100),
+        train_dataset=Clips(tiny_student_config),
+    )
+    with pytest.raises(FloatingPointError, match="'video' is NaN or infinite at step 4"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-1",
+        "checkpoint-2",
+        "checkpoint-3",
+    ]

@@ -1,0 +1,172 @@
+"""Every command and snippet of the READMEs is run on the tiny job or resolved to its full configuration."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mvd_hf import MVDConfig, MVDTrainingArguments, TeacherConfig
+from mvd_hf.data import DataArguments
+from mvd_hf.recipe_arguments import parse_arguments
+
+ROOT = Path(__file__).parents[1]
+READMES = sorted([ROOT / "README.md", *ROOT.glob("recipes/*/README.md")])
+RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
+RECIPES = [path for path in RECIPES if path.parent.name != "accelerate"]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Code blocks of a language, without the indentation of a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The Python commands of a README, as words, without `&&` and the launcher."""
+    lines = [line for block in blocks(path, "bash") for line in block.splitlines()]
+    parts = [shlex.split(part) for line in lines for part in line.split("&&")]
+    return [part for part in parts if part and part[0] in ("python", "accelerate")]
+
+
+COMMANDS = [(path, command) for path in READMES for command in commands(path)]
+
+
+def script_and_arguments(command: list[str]) -> tuple[str, list[str]]:
+    start = next(i for i, word in enumerate(command) if word.startswith("recipes/") and word.endswith(".py"))
+    return command[start], command[start + 1 :]
+
+
+def load_script(script: str):
+    spec = importlib.util.spec_from_file_location(Path(script).stem + "_recipe", ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def resolve(script: str, arguments: list[str]):
+    """The arguments of a training recipe, and the configuration of its model."""
+    module = load_script(script)
+    kind = module.StudentArguments if script.endswith("distill.py") else module.ModelArguments
+    arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
+    recipe, data, training = parse_arguments([*arguments, "--use_cpu"], kind, DataArguments, MVDTrainingArguments)
+    name = recipe.student if script.endswith("distill.py") else recipe.model
+    return recipe, data, training, MVDConfig.from_name(name, **recipe.config)
+
+
+@pytest.fixture(scope="module")
+def tiny_job(tmp_path_factory):
+    """A folder in which the README's first command was run, and what it printed."""
+    folder = tmp_path_factory.mktemp("fresh")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    words = next(command for path, command in COMMANDS if path == ROOT / "README.md")
+    assert words == ["python", "recipes/tiny/run.py"]
+    result = subprocess.run(
+        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return folder, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_the_tiny_job_trains_every_stage(tiny_job):
+    folder, log = tiny_job
+    lowered = [int(percent) for percent in re.findall(r"Held-out loss: .* trained \((-?\d+) % lower\)", log)]
+    assert len(lowered) == 3
+    assert min(lowered) >= 25, log[-3000:]
+    for name in ("image_teacher", "video_teacher", "student"):
+        assert (folder / "outputs" / "tiny" / name / "model.safetensors").exists()
+    assert "MVDModel with 131472 parameters, loaded from outputs/tiny/student" in log
+    assert "Effective batch 16 = 16 clips x 1 accumulation steps x 1 processes" in log
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(tiny_job):
+    folder, _ = tiny_job
+    for snippet in blocks(ROOT / "README.md", "python"):
+        result = subprocess.run(
+            [sys.executable, "-c", snippet + "\nassert features.shape == (1, 256, 48)"],
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_a_mistake_on_the_command_line_ends_with_a_clear_message(tiny_job):
+    folder, _ = tiny_job
+    for arguments, message in (
+        (["--dataset=nowhere.csv"], "There is no data set 'nowhere.csv'"),
+        (["--num_train_epoch=3"], "Unknown key 'num_train_epoch'"),
+        (["--config.mask_ratio=0.001"], "mask_ratio=0.001 hides 0 of 64 patches"),
+        (["--per_device_train_batch_size=1000"], "fewer than the total batch of 1000"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "recipes/distill.py", "recipes/tiny/distill.yaml", "--output_dir=elsewhere", *arguments],
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode != 0
+        assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, list) else value.parent.name
+)
+def test_every_command_of_a_readme_can_be_resolved(path, command):
+    script, arguments = script_and_arguments(command)
+    assert (ROOT / script).exists()
+    if script in ("recipes/distill.py", "recipes/pretrain.py"):
+        resolve(script, arguments)
+    elif script == "recipes/convert.py":
+        module = load_script(script)
+        parse_arguments(["--checkpoint", *arguments], module.ConversionArguments)
+    else:
+        assert (script, arguments) == ("recipes/tiny/run.py", [])
+    if "--config_file" in command:
+        config = ROOT / command[command.index("--config_file") + 1]
+        assert yaml.safe_load(config.read_text())["num_processes"] >= 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_resolves_and_opens_with_its_command(path):
+    script = "recipes/distill.py" if "teachers:" in path.read_text() else "recipes/pretrain.py"
+    recipe, _, _, config = resolve(script, [str(path.relative_to(ROOT))])
+    assert config.num_masked_patches > 0
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert f"{script} {path.relative_to(ROOT)}" in " ".join(line.strip("# \\") for line in header)
+    for entry in getattr(recipe, "teachers", {}).values():
+        assert TeacherConfig(**entry) if isinstance(entry, dict) else entry
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_yaml_of_the_readmes_is_valid(path):
+    for block in blocks(path, "yaml"):
+        for entry in yaml.safe_load(block)["teachers"].values():
+            TeacherConfig(**entry)
+
+
+def test_the_published_run_resolves_to_the_papers_numbers(monkeypatch):
+    monkeypatch.setattr(MVDTrainingArguments, "world_size", property(lambda self: 8))
+    _, data, training, config = resolve(
+        "recipes/distill.py", ["recipes/mvd-vit-b-from-vit-l/distill.yaml", "--dataset=k400_train.csv"]
+    )
+    assert training.total_batch_size == 1024
+    assert (training.learning_rate, training.min_learning_rate) == pytest.approx((6e-4, 4e-4))
+    assert (training.num_train_epochs, training.schedule_epochs, training.warmup_epochs) == (400, 401, 40)
+    assert (data.stride, data.crop) == (4, "multi_scale")
+    assert (config.drop_path_rate, config.num_masked_patches) == (0.1, 1408)
+    assert (config.decoder_num_hidden_layers, config.decoder_hidden_size) == (2, 768)
