@@ -78,6 +78,16 @@ def test_side_within_two_pixels_of_the_output_becomes_the_output(short_side, sna
     assert (height, width) == (snapped, snapped)
 
 
+@pytest.mark.parametrize("short_side", [222, 223])
+def test_side_does_not_grow_beyond_a_frame_that_is_just_too_small(short_side):
+    for places in MultiScaleCrop(224).boxes(short_side, 300):
+        for top, left, height, width in places:
+            assert top >= 0
+            assert left >= 0
+            assert top + height <= short_side
+            assert left + width <= 300
+
+
 def test_sides_of_a_multi_scale_crop_are_at_most_one_scale_apart():
     sizes = MultiScaleCrop(224).sizes(400, 480)
     sides = [400, 350, 300, 264]

@@ -188,3 +188,22 @@ def test_merging_leaves_its_inputs_as_they_are():
 def test_mapping_can_be_replaced_by_a_plain_value_and_back():
     assert merge({"teachers": {"image": {}}}, {"teachers": None}) == {"teachers": None}
     assert merge({"teachers": None}, {"teachers": {"image": {}}}) == {"teachers": {"image": {}}}
+
+
+def test_quoted_text_that_looks_like_a_number_stays_text(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: '1e4'\n")
+    assert read_yaml(path) == {"name": "1e4"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--a", "1", "--a.b", "2"], "--a.b reaches into 'a', which another argument sets to 1"),
+        (["--a", "["], "The value of --a is not valid YAML"),
+        (["--a=x: y: z"], "The value of --a is not valid YAML"),
+    ],
+)
+def test_values_that_cannot_be_read_are_refused_by_key(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        parse_overrides(arguments)

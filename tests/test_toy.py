@@ -151,6 +151,8 @@ def test_seed_decides_the_files(tmp_path):
         for name, seed in (("first", 1), ("again", 1), ("other", 2))
     )
     assert_same_videos(first, again)
+    for path in first.glob("*/*.mp4"):
+        assert path.read_bytes() == (again / path.relative_to(first)).read_bytes()
     for split in ("train", "validation"):
         assert table(first / split) == table(other / split)
         for row in table(first / split):
@@ -172,12 +174,16 @@ def test_videos_are_made_one_by_one():
 
 def test_complete_data_set_is_left_as_it_is(tmp_path):
     make_toy_dataset(tmp_path, **SMALL)
-    mark = tmp_path / "train" / "0000.mp4"
-    mark.write_bytes(b"mark")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert make_toy_dataset(tmp_path, **SMALL) == tmp_path
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    assert mark.read_bytes() == b"mark"
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"num_frames": 9}, {"num_train": 3}])
+def test_data_set_made_with_other_settings_is_made_anew(tmp_path, change):
+    make_toy_dataset(tmp_path / "folder", **SMALL)
+    wanted = make_toy_dataset(tmp_path / "wanted", **(SMALL | change))
+    assert_same_videos(make_toy_dataset(tmp_path / "folder", **(SMALL | change)), wanted)
 
 
 @pytest.mark.parametrize("lost", ["metadata", "rows", "split"])

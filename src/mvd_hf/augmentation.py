@@ -30,7 +30,8 @@ class MultiScaleCrop:
     """The crop of MVD's and VideoMAE's pre-training: one of 10 sizes at one of 13 places, both uniform.
 
     Sides are 1, 0.875, 0.75 or 0.66 of the frame's short side; height and width are at most one step apart, so the
-    aspect ratio changes. A side within 2 pixels of the output size becomes the output size.
+    aspect ratio changes. A side within 2 pixels of the output size becomes the output size, if the frame has room
+    for it (where it has not, the official program reads black pixels beside the frame).
 
     Args:
         size: pixels of the student's square input.
@@ -42,8 +43,9 @@ class MultiScaleCrop:
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """The possible (height, width) for frames of this size."""
-        sides = [int(min(height, width) * scale) for scale in self.scales]
-        sides = [self.size if abs(side - self.size) < 3 else side for side in sides]
+        short = min(height, width)
+        sides = [int(short * scale) for scale in self.scales]
+        sides = [self.size if abs(side - self.size) < 3 and self.size <= short else side for side in sides]
         return [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
 
     def boxes(self, height: int, width: int) -> list[list[Box]]:
@@ -78,7 +80,10 @@ class RandomResizedCrop:
 
 
 def resize_frames(frames: np.ndarray, size: int, interpolation: str = "bilinear") -> torch.Tensor:
-    """Frames (T, H, W, 3) uint8 to a clip (T, 3, size, size) uint8, antialiased (Pillow's within 2 grey levels)."""
+    """Frames (T, H, W, 3) uint8 to a clip (T, 3, size, size) uint8, antialiased.
+
+    Bilinear results are within 2 grey levels of Pillow's, which the official programs use.
+    """
     batch = torch.from_numpy(frames).permute(0, 3, 1, 2)  # channels last in memory: torchvision's fast path
     resized = v2.functional.resize(batch, [size, size], v2.InterpolationMode(interpolation), antialias=True)
     return resized.contiguous()

@@ -16,8 +16,8 @@ from .model.modeling_mvd import (
     MVDForVideoClassification,
     MVDModel,
     MVDPreTrainedModel,
-    position_table,
 )
+from .model.patches_mvd import position_table
 
 # the official student calls its two teachers "img" and "vid"
 TEACHER_NAMES = {"img": "image", "vid": "video"}

@@ -7,6 +7,7 @@ processes, and after resuming.
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .model.frame_sampling import pretraining_frames
 from .model.video_reading import VideoReader, VideoReadError
 
 LIST_FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst")
+FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 # (number of frames of the video, generator=) -> (1, T) frame numbers
 FrameSampler = Callable[..., np.ndarray]
@@ -70,8 +72,8 @@ def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets
     """Videos named in a list file in the Kinetics format, as a data set with columns `video` and `label`.
 
     Args:
-        path: a file with one `path label` per line, separated by a space or a comma, paths with separators in quotes;
-            the label (an integer) may be missing on all lines.
+        path: a file with one `path label` per line, separated by spaces, tabs or commas, paths with separators in
+            quotes; the label (an integer) may be missing on all lines.
         root: folder in front of relative paths; the list file's own folder by default.
 
     Raises:
@@ -79,16 +81,15 @@ def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = file.read().splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     filled = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not filled:
         raise ValueError(f"The list file {str(path)!r} names no video.")
-    delimiter = "," if all("," in line for _, line in filled) else " "
+    delimiter = next((sign for sign in (",", "\t") if all(sign in line for _, line in filled)), " ")
     videos, labels = [], []
     for number, line in filled:
         row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-        if len(row) > 2 or (len(row) == 2 and not row[1].strip().lstrip("-").isdigit()):
+        if len(row) > 2 or (len(row) == 2 and not re.fullmatch(r"\s*-?[0-9]+\s*", row[1])):
             raise ValueError(
                 f"Line {number} of {str(path)!r} is not 'path label' with an integer label: {line!r}. "
                 "Put a path that contains spaces or commas in double quotes."
@@ -108,7 +109,8 @@ def load_rows(source: str, split: str = "train", root: str | None = None, name: 
     """The videos (or images) of a source, undecoded: a column of `{"path", "bytes"}` and what labels there are.
 
     Args:
-        source: a list file, a folder (`videofolder`, `imagefolder`, parquet, WebDataset) or a Hub data set id.
+        source: a list file, a parquet or WebDataset (.tar) file, a folder (`videofolder`, `imagefolder`, parquet,
+            WebDataset) or a Hub data set id.
         split: which split of a folder or Hub data set.
         root: folder of the videos of a list file.
         name: configuration of a Hub data set.
@@ -116,13 +118,18 @@ def load_rows(source: str, split: str = "train", root: str | None = None, name: 
     Raises:
         ValueError: if there is no such source or split, or it is empty.
     """
-    if Path(source).suffix.lower() in LIST_FILE_SUFFIXES and os.path.isfile(source):
+    suffix = Path(source).suffix.lower()
+    if suffix in LIST_FILE_SUFFIXES and os.path.isfile(source):
         return read_list_file(source, root)
-    if Path(source).suffix.lower() in LIST_FILE_SUFFIXES or (os.path.isabs(source) and not os.path.isdir(source)):
+    is_local = suffix in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS) or source.startswith(("/", ".", "~")) or "\\" in source
+    if (is_local or source.count("/") > 1) and not os.path.exists(source):
         raise ValueError(f"There is no data set {source!r}: no such file or folder.")
     try:
-        rows = datasets.load_dataset(source, name, split=split)
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+        if os.path.isfile(source) and suffix in FILE_BUILDERS:
+            rows = datasets.load_dataset(FILE_BUILDERS[suffix], data_files={split: source}, split=split)
+        else:
+            rows = datasets.load_dataset(source, name, split=split)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise ValueError(f"The data set {source!r} has no split {split!r} that can be loaded: {error}") from error
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Video | datasets.Image):

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .model.modeling_mvd import MVDForFeatureDistillation, select_tokens, split_mask
+from .model.modeling_mvd import MVDForFeatureDistillation
+from .model.patches_mvd import select_tokens, split_mask
 from .training import MVDTrainer
 
 LOSSES = {

@@ -9,30 +9,34 @@ from typing import Any
 
 import yaml
 
-# YAML 1.1 reads 1e-4 as text for want of a dot
-EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number; YAML 1.1 reads it as text for want of a dot."""
 
 
-def numbers(value: Any) -> Any:
-    """The value with texts like 1e-4 turned into numbers, at any depth."""
-    if isinstance(value, dict):
-        return {key: numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_value(text: str, where: str) -> Any:
+    """A YAML value; raises ValueError, saying where it stands, if it is not valid."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {error}") from error
 
 
 def read_yaml(path: str | Path) -> dict:
     """A YAML mapping; raises ValueError if the file is missing or something else."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The recipe {str(path)!r} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"The recipe {str(path)!r} is not valid YAML: {error}") from error
+    content = read_value(text, f"The recipe {str(path)!r}")
     if not isinstance(content, dict):
         raise ValueError(f"The recipe {str(path)!r} must be a mapping of keys to values.")
-    return numbers(content)
+    return content
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict:
@@ -50,7 +54,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict:
         target = overrides
         for part in path:
             target = target.setdefault(part, {})
-        target[last] = numbers(yaml.safe_load(value))
+            if not isinstance(target, dict):
+                raise ValueError(f"--{key} reaches into {part!r}, which another argument sets to {target!r}.")
+        target[last] = read_value(value, f"The value of --{key}")
     return overrides
 
 

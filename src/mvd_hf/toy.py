@@ -1,6 +1,8 @@
 """Small real video files made on the spot: textured shapes whose appearance and whose motion are separate labels."""
 
 import csv
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 APPEARANCES = ("stripes", "checkerboard", "dots", "rings")
+# without mbtree, whose lookahead makes the same frames come out differently from run to run
+ENCODER_OPTIONS = {"crf": "20", "preset": "veryfast", "mbtree": "0"}
 # (rows, columns) per step
 MOTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
@@ -58,7 +62,7 @@ def toy_frames(
 def write_video(path: str | Path, frames: np.ndarray, fps: int = 25, gop_size: int = 12):
     """Write frames (T, H, W, 3) uint8, H and W even, as an H.264 mp4 file."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=fps, options=ENCODER_OPTIONS)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.gop_size, stream.codec_context.thread_count = "yuv420p", gop_size, 1
         for frame in frames:
@@ -92,22 +96,29 @@ def make_toy_dataset(
     """Write a `videofolder` data set of H.264 files and return its folder.
 
     `train/` and `validation/` each hold mp4 files and a `metadata.csv` with the columns `file_name`, `appearance`,
-    `motion` (class numbers in the order of `APPEARANCES` and `MOTIONS`). A folder that already holds the data set,
+    `motion` (class numbers in the order of `APPEARANCES` and `MOTIONS`). A folder that holds the same data set,
     complete, is left as it is.
     """
     folder = Path(folder)
-    motions = list(MOTIONS)
     for split, count, split_seed in (("train", num_train, 2 * seed), ("validation", num_validation, 2 * seed + 1)):
-        target = folder / split
-        table = target / "metadata.csv"
-        if table.exists() and len(table.read_text().splitlines()) == count + 1:
+        target, seal = folder / split, folder / f".{split}.json"
+        names = [f"{i:04d}.mp4" for i in range(count)]
+        settings = {"frames": num_frames, "height": height, "width": width, "seed": split_seed, "videos": count}
+        if seal.exists() and json.loads(seal.read_text()) == {**settings, "bytes": sizes(target)}:
             continue
-        target.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
         rows = []
-        for i, (appearance, motion, frames) in enumerate(toy_videos(count, num_frames, height, width, split_seed)):
-            name = f"{i:04d}.mp4"
+        for name, video in zip(names, toy_videos(count, num_frames, height, width, split_seed), strict=True):
+            appearance, motion, frames = video
             write_video(target / name, frames)
-            rows.append((name, APPEARANCES.index(appearance), motions.index(motion)))
-        with table.open("w", newline="") as file:  # last, so that its presence means that the split is complete
+            rows.append((name, APPEARANCES.index(appearance), list(MOTIONS).index(motion)))
+        with (target / "metadata.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("file_name", "appearance", "motion"), *rows])
+        seal.write_text(json.dumps({**settings, "bytes": sizes(target)}))  # last: the split is complete
     return folder
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file of a folder, by name."""
+    return {path.name: path.stat().st_size for path in sorted(folder.glob("*"))}

@@ -9,7 +9,7 @@ refers to. The frames are those an exhaustive decode gives, upright, as RGB.
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -40,8 +40,9 @@ Box = tuple[int, int, int, int]
 class VideoReadError(ValueError):
     """A video cannot be read: the message names the file and the reason."""
 
-    def __init__(self, source: Source, reason: str):
-        super().__init__(f"{describe(source)}: {reason}")
+    def __init__(self, source: Source, reason: str | None = None):
+        # a data worker's error is made anew from its message alone
+        super().__init__(describe(source) if reason is None else f"{describe(source)}: {reason}")
         self.source, self.reason = source, reason
 
     def __reduce__(self):
@@ -157,8 +158,6 @@ class VideoReader:
                 raise VideoReadError(
                     self.source, f"frames change from {size[1]}x{size[0]} to {frame.width}x{frame.height}"
                 )
-            if frame.is_corrupt:
-                raise VideoReadError(self.source, f"frame {index} is damaged")
             pixels = self._to_rgb(frame)[region]
             if turn[0]:
                 pixels = pixels.swapaxes(0, 1)
@@ -218,7 +217,12 @@ class VideoReader:
 
     def _order_by_time(self) -> list[int]:
         """Packet of each shown frame, in display order; empty if the presentation times cannot be trusted."""
-        shown = [(packet.pts, i) for i, packet in enumerate(self._packets) if not packet.is_discard]
+        hides_frames = self._decoder.name == "vp8"  # VP8 has reference frames that are not shown
+        shown = [
+            (packet.pts, i)
+            for i, packet in enumerate(self._packets)
+            if not packet.is_discard and not (hides_frames and not memoryview(packet)[0] & 0x10)
+        ]
         times = [time for time, _ in shown]
         if None in times or len(set(times)) != len(times):
             return []
@@ -243,28 +247,27 @@ class VideoReader:
                 self._cache.append(frame)
         return count
 
-    def _decode_packets(self, packets: Iterable) -> Iterator:
-        """Frames of packets in output order; damaged packets give none. Leaves the decoder fresh."""
+    def _decode_packets(self, packets: Iterable, damaged: list | None = None) -> Iterator:
+        """Frames of packets in output order. Leaves the decoder fresh.
+
+        A damaged packet gives no frame and is appended to `damaged`.
+        """
         try:
-            for packet in packets:
-                yield from self._decode_packet(packet)
-            yield from self._decode_packet(None)
+            for packet in itertools.chain(packets, [None]):
+                try:
+                    frames = self._decoder.decode(packet)
+                except av.error.FFmpegError:
+                    frames = []
+                    if damaged is not None and packet is not None:
+                        damaged.append(packet)
+                yield from frames
         finally:
             self._decoder.flush_buffers()
-
-    def _decode_packet(self, packet) -> list:
-        """Frames that a packet completes (None: those still held back); none if it is damaged."""
-        try:
-            return self._decoder.decode(packet)
-        except av.error.FFmpegError:
-            return []
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """Wanted frames with their numbers, each once."""
         if not self._display_order:
-            frames = self._decode_packets(self._packets) if self._cache is None else self._cache
-            numbers = set(wanted)
-            yield from ((index, frame) for index, frame in enumerate(frames) if index in numbers)
+            yield from self._decode_in_order(set(wanted), wanted[-1])
             return
         # a key packet may be a mere recovery point whose first frames never come out: start earlier for those
         for keys_back in (0, 1, None):
@@ -275,6 +278,19 @@ class VideoReader:
                     yield index, frame
             wanted = [index for index in wanted if index not in found]
             if not wanted:
+                return
+
+    def _decode_in_order(self, wanted: set[int], last: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """Wanted frames of a video without usable times, counted in output order."""
+        frames = self._decode_packets(self._packets) if self._cache is None else self._cache
+        follows_damage = False
+        for index, frame in enumerate(frames):
+            follows_damage = frame.is_corrupt or (follows_damage and not frame.key_frame)
+            if index in wanted:
+                if follows_damage:
+                    raise VideoReadError(self.source, f"frame {index} is damaged, or follows a damaged frame")
+                yield index, frame
+            if index == last:
                 return
 
     def _decode_runs(self, wanted: list[int], keys_back: int | None) -> Iterator[tuple[int, "av.VideoFrame"]]:
@@ -290,17 +306,39 @@ class VideoReader:
                 runs[-1][1] = max(runs[-1][1], packet + 1)
             else:
                 runs.append([start, packet + 1])
-        number_of = {packets[order[index]].pts: index for index in wanted}
-        needed = {order[index] for index in wanted}
+        packet_at = {packets[i].pts: i for i in order}
+        number_of = {order[index]: index for index in wanted}
         skips = keys_back == 0 and self._decoder.name in DECODERS_THAT_SKIP
         for start, stop in runs:
-            run = self._skip_unreferenced(start, stop, needed) if skips else packets[start:stop]
-            for frame in self._decode_packets(run):
-                index = number_of.get(frame.pts)
-                if index is not None:
-                    yield index, frame
+            run = self._skip_unreferenced(start, stop, number_of) if skips else packets[start:stop]
+            failed: list = []
+            decoded = [(packet_at.get(frame.pts), frame) for frame in self._decode_packets(run, failed)]
+            damaged = {packet_at.get(packet.pts) for packet in failed}
+            damaged |= {i for i, frame in decoded if frame.is_corrupt}
+            unusable = self._spoilt_by(damaged, start, stop)
+            for i, frame in decoded:
+                if i in number_of:
+                    if i in unusable:
+                        raise VideoReadError(
+                            self.source, f"frame {number_of[i]} is damaged, or refers to a damaged frame"
+                        )
+                    yield number_of[i], frame
 
-    def _skip_unreferenced(self, start: int, stop: int, needed: set[int]) -> Iterator:
+    def _spoilt_by(self, damaged: set[int | None], start: int, stop: int) -> set[int]:
+        """Packets of a run that are damaged or come, in decoding order, between a damaged one and the next key packet.
+
+        Frames shown before the run's first key frame refer to what lies before the run: they fail and spoil nothing.
+        """
+        spoilt: set[int] = set()
+        is_spoilt = False
+        for i in range(start, stop):
+            leads = self._packets[i].pts is not None and self._packets[i].pts < self._packets[start].pts
+            is_spoilt = (is_spoilt and not self._packets[i].is_keyframe) or (i in damaged and not leads)
+            if is_spoilt:
+                spoilt.add(i)
+        return spoilt
+
+    def _skip_unreferenced(self, start: int, stop: int, needed: Container[int]) -> Iterator:
         """Packets of a run, telling the decoder to pass over those not needed that no other frame refers to."""
         for i in range(start, stop):
             self._decoder.skip_frame = "DEFAULT" if i in needed else "NONREF"
