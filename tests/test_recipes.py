@@ -80,10 +80,11 @@ def test_the_tiny_job_trains_every_stage(tiny_job):
     folder, log = tiny_job
     lowered = [int(percent) for percent in re.findall(r"Held-out loss: .* trained \((-?\d+) % lower\)", log)]
     assert len(lowered) == 3
-    assert min(lowered) >= 25, log[-3000:]
+    assert min(lowered) >= 25
+    assert lowered[-1] >= 50  # the student
     for name in ("image_teacher", "video_teacher", "student"):
         assert (folder / "outputs" / "tiny" / name / "model.safetensors").exists()
-    assert "MVDModel with 131472 parameters, loaded from outputs/tiny/student" in log
+    assert "MVDModel with 117648 parameters, loaded from outputs/tiny/student" in log
     assert "Effective batch 16 = 16 clips x 1 accumulation steps x 1 processes" in log
 
 
