@@ -6,7 +6,7 @@ arXiv 2203.12602, MAE arXiv 2111.06377.
 """
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -379,6 +379,31 @@ class MVDPreTrainedModel(PreTrainedModel):
             )
         return split_mask(bool_masked_pos, num_masked)
 
+    def predict_masked(
+        self,
+        decoders: Mapping[str, MVDDecoder],
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None,
+        num_masked: int | None,
+        interpolate_pos_encoding: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[BaseModelOutput, dict[str, torch.Tensor], torch.Tensor]:
+        """Encode what a mask leaves visible and let each decoder predict what it hides.
+
+        Returns:
+            The encoder's output, each decoder's predictions (B, M, D_out), and the masked patches (B, M).
+        """
+        grid = self.mvd.embeddings.grid_of(pixel_values)
+        visible_ids, masked_ids = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, num_masked)
+        encoded = self.mvd(
+            pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        predictions = {
+            name: decoder(encoded.last_hidden_state, visible_ids, masked_ids, grid, interpolate_pos_encoding, **kwargs)
+            for name, decoder in decoders.items()
+        }
+        return encoded, predictions, masked_ids
+
     def post_init(self):
         """Finish construction; loading leaves out, without a word, the heads that this model does not have."""
         super().post_init()
@@ -540,14 +565,10 @@ class MVDForPixelReconstruction(MVDPreTrainedModel):
         Raises:
             ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
         """
-        grid = self.mvd.embeddings.grid_of(pixel_values)
-        visible_ids, masked_ids = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, num_masked)
-        encoded = self.mvd(
-            pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        encoded, predictions, masked_ids = self.predict_masked(
+            {"pixels": self.decoder}, pixel_values, bool_masked_pos, num_masked, interpolate_pos_encoding, **kwargs
         )
-        logits = self.decoder(
-            encoded.last_hidden_state, visible_ids, masked_ids, grid, interpolate_pos_encoding, **kwargs
-        )
+        logits = predictions["pixels"]
         loss = None
         if return_loss:
             targets = select_tokens(pixel_targets(pixel_values, self.config), masked_ids)
@@ -613,15 +634,9 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
         Raises:
             ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
         """
-        grid = self.mvd.embeddings.grid_of(pixel_values)
-        visible_ids, masked_ids = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, num_masked)
-        encoded = self.mvd(
-            pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        encoded, predictions, _ = self.predict_masked(
+            self.decoders, pixel_values, bool_masked_pos, num_masked, interpolate_pos_encoding, **kwargs
         )
-        predictions = {
-            name: decoder(encoded.last_hidden_state, visible_ids, masked_ids, grid, interpolate_pos_encoding, **kwargs)
-            for name, decoder in self.decoders.items()
-        }
         return MVDForFeatureDistillationOutput(
             last_hidden_state=encoded.last_hidden_state,
             predictions=predictions,
