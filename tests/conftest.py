@@ -1,10 +1,13 @@
 """Tiny models, teachers and videos that several test files share."""
 
 import pytest
+import torch
 from transformers.utils import logging as transformers_logging
 
 from mvd_hf import MVDConfig, MVDForPixelReconstruction
 from mvd_hf.toy import make_toy_dataset
+
+torch.set_num_threads(1)  # tiny networks are fastest on one core, by far where others compete for the rest
 
 TINY = {
     "image_size": 32,
