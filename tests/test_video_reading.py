@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
+from mvd_hf.model import video_reading
 from mvd_hf.model.video_reading import VideoReader, VideoReadError, read_frames
 from mvd_hf.toy import write_video
 
@@ -209,6 +210,43 @@ def test_any_reading_equals_an_exhaustive_decode(tmp_path, name):
     expected = exhaustive(path)
     assert numbers(expected) == list(range(NUM_FRAMES))
     assert_reads(path, expected)
+
+
+@pytest.mark.parametrize("name", [name for name, (suffix, _) in FORMATS.items() if suffix in ("mp4", "mov")])
+def test_long_files_are_read_exactly_where_frames_are_wanted(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", 1)
+    suffix, options = FORMATS[name]
+    path = write(tmp_path / f"clip.{suffix}", **options)
+    assert_reads(path, exhaustive(path))
+
+
+def test_long_files_are_not_read_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", 1)
+    path = tmp_path / "clip.mp4"
+    write_video(path, numbered_frames(240), gop_size=12)
+    fetched, fetch = [], VideoReader._fetch
+
+    def counting(self, start, stop):
+        packets = fetch(self, start, stop)
+        fetched.extend(packets)
+        return packets
+
+    monkeypatch.setattr(VideoReader, "_fetch", counting)
+    monkeypatch.delattr(VideoReader, "_scan")
+    with VideoReader(path) as reader:
+        assert len(reader) == 240
+        assert numbers(reader.read([100, 101])) == [100, 101]
+        assert len(fetched) <= 3 * 12
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_table_that_leads_elsewhere_is_given_up_for_a_scan(clip, as_file, monkeypatch):
+    monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", 1)
+    monkeypatch.setattr(VideoReader, "_fetch", lambda self, start, stop: [])
+    expected = exhaustive(clip)
+    with clip.open("rb") as file, VideoReader(file if as_file else clip) as reader:
+        assert np.array_equal(reader.read([50, 3, 20]), expected[[50, 3, 20]])
+        assert np.array_equal(reader.read([7]), expected[[7]])
 
 
 @pytest.mark.parametrize(

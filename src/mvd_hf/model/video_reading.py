@@ -6,10 +6,13 @@ refers to. The frames are those an exhaustive decode gives, upright, as RGB.
 """
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
+import bisect
 import io
 import itertools
+import logging
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +26,8 @@ except ImportError as error:  # the model files work without PyAV; reading a fil
 # demuxers without presentation times, and decoders whose skip_frame leaves wanted frames untouched
 FORMATS_WITHOUT_TIMES = {"h264", "hevc", "m4v", "mpegvideo"}
 DECODERS_THAT_SKIP = {"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video"}
+logger = logging.getLogger(__name__)
+
 # containers that are one file; playlists and manifests, which open other files, are refused
 SINGLE_FILE_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,vvc,av1,obu,ivf,flv,asf,ogg,"
@@ -30,6 +35,8 @@ SINGLE_FILE_FORMATS = (
 )
 # decoded frames of a video without usable times are kept up to this many bytes, instead of decoding them again
 MAX_CACHED_BYTES = 512 << 20
+# mp4 files of at least so many packets (a minute and a half) are read through their own table of packets
+MIN_INDEXED_PACKETS = 2500
 # pixels of a frame (a 8K frame has 33 million); a 200 KB file can announce frames of gigabytes
 MAX_PIXELS = 36_000_000
 
@@ -70,6 +77,25 @@ def orientation(frame) -> tuple[bool, bool, bool]:
     return False, False, False
 
 
+@dataclass
+class Segment:
+    """Consecutive packets of a video, in decoding order, and which frames they show.
+
+    Args:
+        packets: the compressed packets; the first is a key packet.
+        order: per frame in display order, its packet.
+        first_frame: number of the first of those frames in the video.
+    """
+
+    packets: list
+    order: list[int]
+    first_frame: int = 0
+
+    def frames(self) -> range:
+        """Numbers of the frames that the segment shows."""
+        return range(self.first_frame, self.first_frame + len(self.order))
+
+
 class VideoReader:
     """An open video: `len(reader)` frames, `reader.read(indices)` decodes some. Use it in a `with` block.
 
@@ -93,13 +119,13 @@ class VideoReader:
             if self._decoder.width * self._decoder.height > max_pixels:
                 size = f"{self._decoder.width}x{self._decoder.height}"
                 raise VideoReadError(source, f"frames of {size} exceed max_pixels={max_pixels}")
-            self._decoder.thread_type = "SLICE" if num_threads > 1 else "NONE"
-            self._decoder.thread_count = num_threads
+            self._threads = ("SLICE" if num_threads > 1 else "NONE", num_threads)
+            self._decoder.thread_type, self._decoder.thread_count = self._threads
             self._reformatter = VideoReformatter()
-            self._packets = self._scan()
-            self._display_order = self._order_by_time()
             self._cache: list | None = None
-            self._num_frames = len(self._display_order) if self._display_order else self._count_by_decoding()
+            self._entries = self._read_index()
+            self._whole = None if self._entries else self._scan()
+            self._num_frames = self._count_frames()
             if self._num_frames == 0:
                 raise VideoReadError(source, "no frame can be decoded")
         except BaseException:
@@ -118,7 +144,7 @@ class VideoReader:
     def close(self):
         """Free the file and the decoder."""
         self._container.close()
-        self._packets, self._cache = [], None
+        self._whole, self._entries, self._cache = None, [], None
 
     def read(
         self, indices: Sequence[int] | np.ndarray, box: Box | Callable[[int, int], Box] | None = None
@@ -167,6 +193,8 @@ class VideoReader:
             raise VideoReadError(self.source, f"{len(rows)} of {len(wanted)} frames cannot be decoded ({missing})")
         return output
 
+    # opening
+
     @staticmethod
     def _open(source: Source):
         """Container of a path, of bytes or of a file object."""
@@ -178,10 +206,9 @@ class VideoReader:
                 raise VideoReadError(source, "no such file")
         else:
             file = source
+        options = {"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS}
         try:
-            return av.open(
-                file, mode="r", options={"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS}
-            )
+            return av.open(file, mode="r", options=options)
         except (av.error.FFmpegError, ValueError, OSError) as error:
             raise VideoReadError(source, f"cannot be opened as a video ({error})") from error
 
@@ -201,9 +228,25 @@ class VideoReader:
                 stream.discard = Discard.all
         return chosen
 
-    def _scan(self) -> list:
-        """All packets in decoding order, still compressed. What is cut off at the end of the file is left out."""
-        packets = []
+    # which packets show which frames
+
+    def _read_index(self) -> list:
+        """The container's own table of packets, if the video is long and the table is complete; else nothing.
+
+        Long mp4 files are then read where frames are wanted, instead of from end to end.
+        """
+        entries = self._stream.index_entries
+        is_whole = 0 < self._stream.frames <= len(entries)  # a fragmented file's table grows while it is read
+        if len(entries) < MIN_INDEXED_PACKETS or not is_whole or "mp4" not in self._container.format.name:
+            return []
+        entries = list(entries)
+        if not entries[0].is_keyframe or entries[-1].pos + entries[-1].size > self._container.size:
+            return []
+        return entries
+
+    def _scan(self) -> Segment:
+        """The whole video, still compressed. What is cut off at the end of the file is left out."""
+        packets: list = []
         try:
             packets.extend(packet for packet in self._container.demux(self._stream) if packet.size)
         except av.error.FFmpegError as error:
@@ -213,20 +256,20 @@ class VideoReader:
             packets.pop()
         if not packets:
             raise VideoReadError(self.source, "the video stream is empty")
-        return packets
+        return Segment(packets, self._display_order(packets))
 
-    def _order_by_time(self) -> list[int]:
+    def _display_order(self, packets: list) -> list[int]:
         """Packet of each shown frame, in display order; empty if the presentation times cannot be trusted."""
         hides_frames = self._decoder.name == "vp8"  # VP8 has reference frames that are not shown
         shown = [
             (packet.pts, i)
-            for i, packet in enumerate(self._packets)
+            for i, packet in enumerate(packets)
             if not packet.is_discard and not (hides_frames and not memoryview(packet)[0] & 0x10)
         ]
         times = [time for time, _ in shown]
         if None in times or len(set(times)) != len(times):
             return []
-        if self._container.format.name in FORMATS_WITHOUT_TIMES or not self._packets[0].is_keyframe:
+        if self._container.format.name in FORMATS_WITHOUT_TIMES or not packets[0].is_keyframe:
             return []
         # a decoder that reorders although the times never do was given decoding times, as always in AVI
         reordered = any(later < earlier for earlier, later in itertools.pairwise(times))
@@ -234,11 +277,15 @@ class VideoReader:
             return []
         return [i for _, i in sorted(shown)]
 
-    def _count_by_decoding(self) -> int:
-        """Number of frames of a video without usable times; the decoded frames are kept if they are small enough."""
+    def _count_frames(self) -> int:
+        """Number of frames; a video without usable times is decoded, and its frames kept if they are small enough."""
+        if self._entries:
+            return sum(not entry.is_discard for entry in self._entries)
+        if self._whole.order:
+            return len(self._whole.order)
         count = size = 0
         self._cache = []
-        for frame in self._decode_packets(self._packets):
+        for frame in self._decode_packets(self._whole.packets):
             count += 1
             size += sum(plane.buffer_size for plane in frame.planes)
             if size > MAX_CACHED_BYTES:
@@ -247,44 +294,84 @@ class VideoReader:
                 self._cache.append(frame)
         return count
 
-    def _decode_packets(self, packets: Iterable, damaged: list | None = None) -> Iterator:
-        """Frames of packets in output order. Leaves the decoder fresh.
+    def _segments(self, wanted: list[int]) -> Iterator[Segment]:
+        """Segments that together show the wanted frames: the whole video, or what lies around them in a long one."""
+        if self._whole is not None:
+            yield self._whole
+            return
+        visible = [not entry.is_discard for entry in self._entries]
+        before = [0, *itertools.accumulate(visible)]  # frames shown by the packets in front of a packet
+        keys = [i for i, entry in enumerate(self._entries) if entry.is_keyframe]
+        first_frames = [before[key] for key in keys]
+        ends = [*keys[1:], len(self._entries)]
+        groups: list[list[int]] = []
+        for index in wanted:
+            group = bisect.bisect_right(first_frames, index) - 1
+            # frames in front of a key frame may refer to the group before it
+            if groups and group - 1 <= groups[-1][1]:
+                groups[-1][1] = max(groups[-1][1], group)
+            else:
+                groups.append([max(group - 1, 0), group])
+        for first, last in groups:
+            packets = self._fetch(keys[first], ends[last])
+            order = self._display_order(packets) if packets else []
+            if len(order) != before[ends[last]] - before[keys[first]]:
+                yield self._scan_after_all()
+                return
+            yield Segment(packets, order, before[keys[first]])
 
-        A damaged packet gives no frame and is appended to `damaged`.
-        """
+    def _scan_after_all(self) -> Segment:
+        """The whole video, where the container's table does not lead to the frames it promises."""
+        self._container.close()
+        if isinstance(self.source, io.IOBase):
+            self.source.seek(0)
+        self._container = self._open(self.source)
+        self._stream = self._choose_stream()
+        self._decoder = self._stream.codec_context
+        self._decoder.thread_type, self._decoder.thread_count = self._threads
+        self._entries, self._whole = [], self._scan()
+        if self._count_frames() != self._num_frames:
+            raise VideoReadError(self.source, f"its table of packets does not hold its {self._num_frames} frames")
+        return self._whole
+
+    def _fetch(self, start: int, stop: int) -> list:
+        """Packets of a range of the container's table; nothing if others come out."""
+        packets: list = []
         try:
-            for packet in itertools.chain(packets, [None]):
-                try:
-                    frames = self._decoder.decode(packet)
-                except av.error.FFmpegError:
-                    frames = []
-                    if damaged is not None and packet is not None:
-                        damaged.append(packet)
-                yield from frames
-        finally:
-            self._decoder.flush_buffers()
+            self._container.seek(self._entries[start].timestamp, stream=self._stream)
+            for packet in self._container.demux(self._stream):
+                if packet.size and packet.pos == self._entries[start + len(packets)].pos:
+                    packets.append(packet)
+                elif packets or packet.dts is None or packet.dts >= self._entries[start].timestamp:
+                    break  # in front of the range there may be packets: the seek lands at a key packet before it
+                if len(packets) == stop - start:
+                    return packets
+        except av.error.FFmpegError as error:
+            logger.debug("%s: packets %d to %d cannot be read: %s", describe(self.source), start, stop, error)
+        return []
+
+    # decoding
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """Wanted frames with their numbers, each once."""
-        if not self._display_order:
-            yield from self._decode_in_order(set(wanted), wanted[-1])
-            return
-        # a key packet may be a mere recovery point whose first frames never come out: start earlier for those
-        for keys_back in (0, 1, None):
-            found = set()
-            for index, frame in self._decode_runs(wanted, keys_back):
-                if index not in found:
-                    found.add(index)
-                    yield index, frame
-            wanted = [index for index in wanted if index not in found]
-            if not wanted:
+        missing = set(wanted)
+        for segment in self._segments(wanted):
+            if not segment.order:
+                yield from self._decode_in_order(segment.packets, missing)
                 return
+            # a key packet may be a mere recovery point whose first frames never come out: start earlier for those
+            for keys_back in (0, 1, None):
+                left = [index for index in wanted if index in missing and index in segment.frames()]
+                for index, frame in self._decode_runs(segment, left, keys_back):
+                    if index in missing:
+                        missing.remove(index)
+                        yield index, frame
 
-    def _decode_in_order(self, wanted: set[int], last: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
+    def _decode_in_order(self, packets: list, wanted: set[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """Wanted frames of a video without usable times, counted in output order."""
-        frames = self._decode_packets(self._packets) if self._cache is None else self._cache
+        last = max(wanted)
         follows_damage = False
-        for index, frame in enumerate(frames):
+        for index, frame in enumerate(self._decode_packets(packets) if self._cache is None else self._cache):
             follows_damage = frame.is_corrupt or (follows_damage and not frame.key_frame)
             if index in wanted:
                 if follows_damage:
@@ -293,57 +380,82 @@ class VideoReader:
             if index == last:
                 return
 
-    def _decode_runs(self, wanted: list[int], keys_back: int | None) -> Iterator[tuple[int, "av.VideoFrame"]]:
+    def _decode_runs(
+        self, segment: Segment, wanted: list[int], keys_back: int | None
+    ) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """Decode from the key packet before each wanted frame (or `keys_back` earlier, None: from the start)."""
-        packets, order = self._packets, self._display_order
+        packets, order = segment.packets, segment.order
         keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+        number_of = {order[index - segment.first_frame]: index for index in wanted}
         runs: list[list[int]] = []
-        for index in wanted:
-            packet = order[index]
+        for packet in (order[index - segment.first_frame] for index in wanted):
             before = [i for i in keys if i <= packet and packets[i].pts <= packets[packet].pts]
             start = before[max(len(before) - 1 - keys_back, 0)] if before and keys_back is not None else 0
             if runs and start <= runs[-1][1]:
                 runs[-1][1] = max(runs[-1][1], packet + 1)
             else:
                 runs.append([start, packet + 1])
-        packet_at = {packets[i].pts: i for i in order}
-        number_of = {order[index]: index for index in wanted}
         skips = keys_back == 0 and self._decoder.name in DECODERS_THAT_SKIP
         for start, stop in runs:
-            run = self._skip_unreferenced(start, stop, number_of) if skips else packets[start:stop]
+            packet_at = {packets[i].pts: i for i in range(start, stop)}
+            run = self._skip_unreferenced(packets, start, stop, number_of) if skips else packets[start:stop]
             failed: list = []
-            decoded = [(packet_at.get(frame.pts), frame) for frame in self._decode_packets(run, failed)]
-            damaged = {packet_at.get(packet.pts) for packet in failed}
-            damaged |= {i for i, frame in decoded if frame.is_corrupt}
-            unusable = self._spoilt_by(damaged, start, stop)
-            for i, frame in decoded:
-                if i in number_of:
-                    if i in unusable:
-                        raise VideoReadError(
-                            self.source, f"frame {number_of[i]} is damaged, or refers to a damaged frame"
-                        )
-                    yield number_of[i], frame
+            kept, damaged = [], set()
+            for frame in self._decode_packets(run, failed):
+                packet = packet_at.get(frame.pts)
+                if frame.is_corrupt:
+                    damaged.add(packet)
+                if packet in number_of:
+                    kept.append((packet, frame))
+            damaged |= {packet_at.get(packet.pts) for packet in failed}
+            spoilt = self._spoilt_by(damaged, packets, start, stop)
+            for packet, frame in kept:
+                if packet in spoilt:
+                    reason = f"frame {number_of[packet]} is damaged, or refers to a damaged frame"
+                    raise VideoReadError(self.source, reason)
+                yield number_of[packet], frame
 
-    def _spoilt_by(self, damaged: set[int | None], start: int, stop: int) -> set[int]:
+    @staticmethod
+    def _spoilt_by(damaged: set[int | None], packets: list, start: int, stop: int) -> set[int]:
         """Packets of a run that are damaged or come, in decoding order, between a damaged one and the next key packet.
 
         Frames shown before the run's first key frame refer to what lies before the run: they fail and spoil nothing.
         """
         spoilt: set[int] = set()
         is_spoilt = False
-        for i in range(start, stop):
-            leads = self._packets[i].pts is not None and self._packets[i].pts < self._packets[start].pts
-            is_spoilt = (is_spoilt and not self._packets[i].is_keyframe) or (i in damaged and not leads)
+        for i in range(start, stop) if damaged else ():
+            leads = packets[i].pts is not None and packets[i].pts < packets[start].pts
+            is_spoilt = (is_spoilt and not packets[i].is_keyframe) or (i in damaged and not leads)
             if is_spoilt:
                 spoilt.add(i)
         return spoilt
 
-    def _skip_unreferenced(self, start: int, stop: int, needed: Container[int]) -> Iterator:
+    def _skip_unreferenced(self, packets: list, start: int, stop: int, needed: Container[int]) -> Iterator:
         """Packets of a run, telling the decoder to pass over those not needed that no other frame refers to."""
         for i in range(start, stop):
             self._decoder.skip_frame = "DEFAULT" if i in needed else "NONREF"
-            yield self._packets[i]
+            yield packets[i]
         self._decoder.skip_frame = "DEFAULT"
+
+    def _decode_packets(self, packets: Iterable, failed: list | None = None) -> Iterator:
+        """Frames of packets in output order. Leaves the decoder fresh.
+
+        A damaged packet gives no frame and is appended to `failed`.
+        """
+        try:
+            for packet in itertools.chain(packets, [None]):
+                try:
+                    frames = self._decoder.decode(packet)
+                except av.error.FFmpegError:
+                    frames = []
+                    if failed is not None and packet is not None:
+                        failed.append(packet)
+                yield from frames
+        finally:
+            self._decoder.skip_frame = "DEFAULT"
+            self._decoder.flush_buffers()
+
+    # pixels
 
     @staticmethod
     def _region(
@@ -358,10 +470,8 @@ class VideoReader:
             box = box(upright_height, upright_width)
         top, left, height, width = box
         if (
-            top < 0
-            or left < 0
-            or height < 1
-            or width < 1
+            min(top, left) < 0
+            or min(height, width) < 1
             or top + height > upright_height
             or left + width > upright_width
         ):
@@ -379,11 +489,8 @@ class VideoReader:
         """A frame as (H, W, 3) uint8, sharing the memory of the conversion's buffer."""
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         plane = rgb.planes[0]
-        return (
-            np.frombuffer(plane, np.uint8)
-            .reshape(rgb.height, plane.line_size)[:, : rgb.width * 3]
-            .reshape(rgb.height, rgb.width, 3)
-        )
+        rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
+        return rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
 
 
 def read_frames(
