@@ -766,6 +766,27 @@ def test_complete_checkpoint_is_loaded_bit_by_bit(model_class, tmp_path):
     assert torch.equal(main_output(loaded(**inputs)), main_output(model(**inputs)))
 
 
+@pytest.mark.parametrize("weight_init", ["mae", "pretrain", "finetune"])
+@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+def test_no_initialisation_touches_loaded_weights(model_class, weight_init, tmp_path):
+    model = tiny(model_class, pixel_target="mae" if weight_init == "mae" else "videomae")
+    model.save_pretrained(tmp_path)
+
+    class Initialised(model_class):
+        def __init__(self, config):
+            super().__init__(config)
+            self.weight_init = weight_init
+
+    assert_same_weights(Initialised.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize("pixel_target", ["mae", "videomae"])
+def test_masked_autoencoder_is_loaded_bit_by_bit(pixel_target, tmp_path):
+    model = tiny(MVDForPixelReconstruction, pixel_target=pixel_target)
+    model.save_pretrained(tmp_path)
+    assert_same_weights(MVDForPixelReconstruction.from_pretrained(tmp_path), model)
+
+
 def test_checkpoint_holds_parameters_only(tmp_path):
     model = tiny(MVDForFeatureDistillation)
     model.save_pretrained(tmp_path)

@@ -327,7 +327,9 @@ class MVDPreTrainedModel(PreTrainedModel):
                     init.zeros_(bias)
         elif isinstance(module, MVDPatchProjection):
             if self.weight_init == "mae":
-                init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+                # Xavier of the flattened kernel; on a view of it, loaded weights would not be recognised and be lost
+                limit = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
+                init.uniform_(module.weight, -limit, limit)
             else:
                 init.kaiming_uniform_(module.weight, a=5**0.5)
             bound = module.weight[0].numel() ** -0.5
