@@ -353,6 +353,28 @@ def test_stream_that_starts_between_key_frames_is_read_from_the_first_whole_fram
     assert_reads(path, expected)
 
 
+class WithLateStreams:
+    """A container that demuxes as PyAV does where streams appear that the header did not announce."""
+
+    def __init__(self, container):
+        self.container = container
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def demux(self, *streams):
+        yield from self.container.demux(*streams)
+        raise IndexError("list index out of range")
+
+
+@pytest.mark.parametrize("min_indexed_packets", [1, 10**6])
+def test_streams_that_appear_after_the_header_do_not_disturb(clip, monkeypatch, min_indexed_packets):
+    monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", min_indexed_packets)
+    expected, opened = exhaustive(clip), VideoReader._open
+    monkeypatch.setattr(VideoReader, "_open", staticmethod(lambda source: WithLateStreams(opened(source))))
+    assert_reads(clip, expected)
+
+
 @pytest.mark.parametrize(("suffix", "kind"), [("mp4", "avi"), ("webm", "mp4"), ("mp4", "jpg"), ("mp4", "")])
 def test_content_not_the_name_decides_the_format(tmp_path, suffix, kind):
     path = write(tmp_path / f"clip.{suffix}", **(H264 if suffix == "mp4" else VP9))
@@ -516,6 +538,58 @@ def test_bytes_and_file_objects_without_video_are_named_with_the_reason(no_video
         assert_refused(file, r"text\.mp4: cannot be opened as a video")
 
 
+def test_colours_of_a_reserved_kind_are_refused(tmp_path):
+    def tag(stream):
+        stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
+
+    path = write(tmp_path / "clip.mp4", codec="mpeg4", b="2M", tag=tag)
+    assert numbers(read_frames(path, [3])) == [3]
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"colrnclx") + 12  # behind two bytes each for primaries and transfer
+    data[matrix : matrix + 2] = bytes((0, 3))
+    path.write_bytes(data)
+    with pytest.raises(VideoReadError, match=r"clip\.mp4: its colours cannot be converted to RGB"):
+        read_frames(path, [3])
+
+
+class LostFile(io.BytesIO):
+    """A file object whose connection is lost after some reads."""
+
+    num_reads = 0
+
+    def read(self, size=-1):
+        self.num_reads -= 1
+        if self.num_reads < 0:
+            raise self.error
+        return super().read(size)
+
+
+@pytest.mark.parametrize("min_indexed_packets", [1, 10**6])
+@pytest.mark.parametrize("error", [ConnectionError("lost"), RuntimeError("lost"), ValueError("lost")])
+def test_failing_file_object_is_named_with_the_reason_and_never_taken_for_the_end(
+    tmp_path, monkeypatch, min_indexed_packets, error
+):
+    monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", min_indexed_packets)
+    noise = np.random.default_rng(0).integers(0, 256, (24, 64, 96, 3), dtype=np.uint8)
+    data = write(tmp_path / "clip.mp4", noise, **H264).read_bytes()
+    expected, failures = exhaustive(tmp_path / "clip.mp4"), []
+    for num_reads in range(200):
+        file = LostFile(data)
+        file.error, file.num_reads = error, num_reads
+        try:
+            frames = read_frames(file, range)
+        except VideoReadError as failure:
+            failures.append(str(failure))
+            # the failure stays with its file
+            assert np.array_equal(read_frames(tmp_path / "clip.mp4", [3]), expected[[3]])
+        else:
+            assert np.array_equal(frames, expected)
+            break
+    assert 3 < len(failures) < 200
+    reason = re.compile(r"LostFile object.*: cannot be (opened as a video|read) \(lost\)")
+    assert all(reason.search(failure) for failure in failures)
+
+
 def test_path_is_never_a_url_or_protocol(no_video):
     path = str(no_video / "whole.mp4")
     with av.open(f"file:{path}") as container:
@@ -623,11 +697,26 @@ def test_frames_that_vp8_hides_are_not_counted(tmp_path):
     assert_reads(path, expected)
 
 
-def test_change_of_the_frame_size_is_refused_and_each_part_is_exact(tmp_path):
+@pytest.fixture
+def two_sizes(tmp_path) -> tuple[Path, Path, Path]:
+    """24 frames of 96x64, 24 of 96x80, and both in one file."""
     small = write(tmp_path / "small.ts", numbered_frames(24), **H264)
     large = write(tmp_path / "large.ts", numbered_frames(24, 80), times=np.arange(24) + 30, **H264)
     path = tmp_path / "both.ts"
     path.write_bytes(small.read_bytes() + large.read_bytes())
+    return small, large, path
+
+
+def test_largest_accepted_size_holds_for_every_frame(two_sizes):
+    _, _, path = two_sizes
+    with VideoReader(path, max_pixels=64 * 96) as reader:
+        assert len(reader.read([3, 20])) == 2
+        with pytest.raises(VideoReadError, match=r"both\.ts: frames of 96x80 exceed max_pixels=6144"):
+            reader.read([30])
+
+
+def test_change_of_the_frame_size_is_refused_and_each_part_is_exact(two_sizes):
+    small, large, path = two_sizes
     with VideoReader(path) as reader:
         assert len(reader) == 48
         with pytest.raises(VideoReadError, match=r"both\.ts: frames change from 96x64 to 96x80"):

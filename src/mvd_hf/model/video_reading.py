@@ -116,9 +116,8 @@ class VideoReader:
         try:
             self._stream = self._choose_stream()
             self._decoder = self._stream.codec_context
-            if self._decoder.width * self._decoder.height > max_pixels:
-                size = f"{self._decoder.width}x{self._decoder.height}"
-                raise VideoReadError(source, f"frames of {size} exceed max_pixels={max_pixels}")
+            self._max_pixels = max_pixels
+            self._check_size(self._decoder.width, self._decoder.height)
             self._threads = ("SLICE" if num_threads > 1 else "NONE", num_threads)
             self._decoder.thread_type, self._decoder.thread_count = self._threads
             self._reformatter = VideoReformatter()
@@ -176,6 +175,7 @@ class VideoReader:
         output = size = None
         for index, frame in self._decode(wanted):
             if output is None:
+                self._check_size(frame.width, frame.height)  # it may differ from what the container says
                 size = frame.height, frame.width
                 turn = orientation(frame)
                 region, upright = self._region(size, turn, box)
@@ -209,7 +209,7 @@ class VideoReader:
         options = {"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS}
         try:
             return av.open(file, mode="r", options=options)
-        except (av.error.FFmpegError, ValueError, OSError) as error:
+        except Exception as error:  # FFmpeg's, or whatever a file object's own read and seek raise
             raise VideoReadError(source, f"cannot be opened as a video ({error})") from error
 
     def _choose_stream(self):
@@ -228,6 +228,10 @@ class VideoReader:
                 stream.discard = Discard.all
         return chosen
 
+    def _check_size(self, width: int, height: int):
+        if width * height > self._max_pixels:
+            raise VideoReadError(self.source, f"frames of {width}x{height} exceed max_pixels={self._max_pixels}")
+
     # which packets show which frames
 
     def _read_index(self) -> list:
@@ -244,11 +248,24 @@ class VideoReader:
             return []
         return entries
 
+    def _demux(self, start: int | None = None) -> Iterator:
+        """Packets of the stream, from the key packet before the time `start`, or from the beginning, to the end."""
+        try:
+            if start is not None:
+                self._container.seek(start, stream=self._stream)
+            yield from (packet for packet in self._container.demux(self._stream) if packet.size)
+        except av.error.FFmpegError:
+            raise
+        except IndexError:  # behind the last packet PyAV trips over streams that the header did not announce
+            return
+        except Exception as error:  # whatever a file object's own read and seek raise
+            raise VideoReadError(self.source, f"cannot be read ({error})") from error
+
     def _scan(self) -> Segment:
         """The whole video, still compressed. What is cut off at the end of the file is left out."""
         packets: list = []
         try:
-            packets.extend(packet for packet in self._container.demux(self._stream) if packet.size)
+            packets.extend(self._demux())
         except av.error.FFmpegError as error:
             if not packets:
                 raise VideoReadError(self.source, f"no packet can be read ({error})") from error
@@ -338,9 +355,8 @@ class VideoReader:
         """Packets of a range of the container's table; nothing if others come out."""
         packets: list = []
         try:
-            self._container.seek(self._entries[start].timestamp, stream=self._stream)
-            for packet in self._container.demux(self._stream):
-                if packet.size and packet.pos == self._entries[start + len(packets)].pos:
+            for packet in self._demux(self._entries[start].timestamp):
+                if packet.pos == self._entries[start + len(packets)].pos:
                     packets.append(packet)
                 elif packets or packet.dts is None or packet.dts >= self._entries[start].timestamp:
                     break  # in front of the range there may be packets: the seek lands at a key packet before it
@@ -487,10 +503,36 @@ class VideoReader:
 
     def _to_rgb(self, frame) -> np.ndarray:
         """A frame as (H, W, 3) uint8, sharing the memory of the conversion's buffer."""
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        except av.error.FFmpegError as error:  # such as colours of a kind that is tagged as reserved
+            raise VideoReadError(self.source, f"its colours cannot be converted to RGB ({error})") from error
         plane = rgb.planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
         return rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
+
+
+def open_video(source: Source, backend: str = "pyav", **options) -> VideoReader:
+    """Open a video with the decoder of choice.
+
+    Args:
+        source: path, bytes or binary file object.
+        backend: "pyav" for [`VideoReader`], which reads every video and refuses damaged frames; "torchcodec" for
+            `TorchCodecReader`, which refuses videos that torchcodec may read wrongly.
+        options: num_threads and max_pixels, as in [`VideoReader`].
+
+    Raises:
+        ValueError: if there is no such backend.
+        ImportError: if its package is missing.
+        VideoReadError: as in [`VideoReader`].
+    """
+    if backend == "pyav":
+        return VideoReader(source, **options)
+    if backend == "torchcodec":
+        from .torchcodec_reading import TorchCodecReader  # which imports this file
+
+        return TorchCodecReader(source, **options)
+    raise ValueError(f"The backend {backend!r} does not exist: use 'pyav' or 'torchcodec'.")
 
 
 def read_frames(
@@ -498,6 +540,7 @@ def read_frames(
     indices: Sequence[int] | Callable[[int], Sequence[int]],
     num_threads: int = 1,
     max_pixels: int = MAX_PIXELS,
+    backend: str = "pyav",
 ) -> np.ndarray:
     """Frames of a video by number, upright RGB: (n, H, W, 3) uint8.
 
@@ -505,12 +548,13 @@ def read_frames(
         source: path, bytes or binary file object.
         indices: (n,) frame numbers from 0, repeats allowed; or a function of the number of frames that gives them.
         num_threads, max_pixels: as in [`VideoReader`].
+        backend: "pyav" or "torchcodec", as in [`open_video`].
 
     Raises:
         VideoReadError: (a ValueError) naming the file and the reason.
     """
-    with VideoReader(source, num_threads=num_threads, max_pixels=max_pixels) as reader:
+    with open_video(source, backend, num_threads=num_threads, max_pixels=max_pixels) as reader:
         return reader.read(indices(len(reader)) if callable(indices) else indices)
 
 
-__all__ = ["VideoReader", "VideoReadError", "read_frames"]
+__all__ = ["VideoReader", "VideoReadError", "open_video", "read_frames"]
