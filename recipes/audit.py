@@ -1,0 +1,76 @@
+"""Audit a data set before training: which files decode, what they hold, duplicates, overlap with another data set.
+
+    python recipes/audit.py k400_train.csv --root videos --output audit.csv [--against k400_test.csv ...]
+
+The data set may also be a key of a YAML file. Training takes the manifest that is written with the key `manifest`.
+Started again with the same `output`, the audit goes on where it was interrupted. The exit code is 1 if there are files
+that cannot be used: `unreadable`, or without a video stream.
+
+Keys: the data sets and the manifest (below), what is checked (`mvd_hf.audit.AuditSettings`).
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mvd_hf.audit import DROP, AuditSettings, audit_videos, check_drop, describe, find_overlap, write_manifest
+from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.sources import load_rows
+
+
+@dataclass
+class AuditArguments:
+    """The data set, another one that it must not overlap with, and the manifest.
+
+    Args:
+        dataset, split, root, dataset_config, streaming: as in `mvd_hf.data.DataArguments`.
+        label_column: column of the labels; `label`, if there is one, by default.
+        against, against_split, against_root: another data set in which the same files are looked for.
+        output: the manifest, a CSV file.
+        drop: statuses that the manifest says not to use, see `mvd_hf.audit.FileReport`; also `overlap`.
+    """
+
+    dataset: str = ""
+    split: str = "train"
+    root: str | None = None
+    dataset_config: str | None = None
+    streaming: bool = False
+    label_column: str | None = None
+    against: str | None = None
+    against_split: str = "test"
+    against_root: str | None = None
+    output: str = "audit.csv"
+    drop: list[str] = field(default_factory=lambda: list(DROP))
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise ValueError("No data: give a list file, a folder of videos or a Hub data set id.")
+        self.drop = [self.drop] if isinstance(self.drop, str) else list(self.drop or ())
+        check_drop(self.drop)
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments and not arguments[0].startswith("--") and Path(arguments[0]).suffix not in (".yaml", ".yml"):
+        arguments = ["--dataset", json.dumps(arguments[0]), *arguments[1:]]  # quoted, as YAML reads the values
+    audit, settings = parse_arguments(arguments, AuditArguments, AuditSettings)
+    rows = load_rows(audit.dataset, audit.split, audit.root, audit.dataset_config, audit.streaming)
+    against = None
+    if audit.against is not None:
+        against = load_rows(audit.against, audit.against_split, audit.against_root, streaming=audit.streaming)
+    reports = audit_videos(rows, settings, label_column=audit.label_column, output=audit.output)
+    if against is not None:
+        find_overlap(reports, against, settings)
+    num_used = write_manifest(audit.output, reports, audit.drop)
+    num_bad = sum(report.status in ("unreadable", "no_video") for report in reports)
+    logging.info("%s", describe(reports))
+    logging.info("Training uses %d of %d files with --manifest %s", num_used, len(reports), audit.output)
+    if num_bad:
+        logging.error("%d files cannot be used; exit code 1. The manifest says why.", num_bad)
+    return int(num_bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
