@@ -41,7 +41,9 @@ def main(arguments: list[str]):
         MVDForFeatureDistillation(config),
         teachers,
         args=training,
-        train_dataset=pretraining_clips(data, config, sizes, seed=training.seed),
+        train_dataset=pretraining_clips(
+            data, config, sizes, clips_per_video=training.clips_per_video, seed=training.seed
+        ),
         eval_dataset=pretraining_clips(data, config, sizes, evaluation=True, seed=training.seed),
     )
     trainer.run()

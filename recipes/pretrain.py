@@ -32,7 +32,7 @@ def main(arguments: list[str]):
     trainer = MVDTrainer(
         MVDForPixelReconstruction(config),
         training,
-        train_dataset=pretraining_clips(data, config, seed=training.seed),
+        train_dataset=pretraining_clips(data, config, clips_per_video=training.clips_per_video, seed=training.seed),
         eval_dataset=pretraining_clips(data, config, evaluation=True, seed=training.seed),
     )
     trainer.run()

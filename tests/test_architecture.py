@@ -16,10 +16,19 @@ ALLOWED = {
     "teachers": set(),
     "toy": set(),
     "recipe_arguments": set(),
-    "training": {MODEL},
-    "data": {MODEL, "augmentation", "masking"},
-    "distillation": {MODEL, "training"},
+    "collation": set(),
+    "mixing": set(),
+    "sources": {MODEL},
+    "clips": {MODEL, "collation", "sources"},
+    "streaming": {MODEL, "clips", "sources"},
+    "data": {MODEL, "augmentation", "clips", "masking", "sources", "streaming"},
+    "bookkeeping": set(),
+    "optimization": {MODEL},
+    "training": {MODEL, "bookkeeping", "clips", "collation", "optimization", "streaming"},
+    "distillation": {MODEL, "collation", "training"},
     "conversion": {MODEL},
+    "audit": {MODEL, "sources"},
+    "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 MODEL_FILES = sorted(path for path in (PACKAGE / MODEL).glob("*.py") if path.stem != "__init__")

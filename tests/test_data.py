@@ -14,19 +14,12 @@ from PIL import Image
 
 from mvd_hf import MVDConfig
 from mvd_hf.augmentation import PretrainingAugmentation
-from mvd_hf.data import (
-    ClipDataset,
-    DataArguments,
-    load_clips,
-    load_rows,
-    media_column,
-    pretraining_clips,
-    read_list_file,
-    sample_generator,
-)
+from mvd_hf.clips import ClipCutter, ClipDataset, sample_generator
+from mvd_hf.data import DataArguments, load_clips, pretraining_clips
 from mvd_hf.masking import tube_mask
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
+from mvd_hf.sources import load_rows, media_column, read_list_file
 from mvd_hf.toy import make_toy_dataset, toy_frames, write_video
 
 FRAMES = partial(pretraining_frames, num_frames=4, stride=2)
@@ -49,8 +42,8 @@ def toy(tmp_path_factory) -> Path:
     return make_toy_dataset(folder, num_train=6, num_validation=3, num_frames=16, height=48, width=64)
 
 
-def clips(rows, **options) -> ClipDataset:
-    return ClipDataset(rows, FRAMES, PretrainingAugmentation([32]), **options)
+def clips(rows, mask=None, **options) -> ClipDataset:
+    return ClipDataset(rows, ClipCutter(FRAMES, PretrainingAugmentation([32]), mask), **options)
 
 
 def whole(read, generator) -> dict[int, torch.Tensor]:
@@ -185,11 +178,13 @@ def test_image_is_cropped_turned_upright_and_read_as_rgb(tmp_path):
     exif[0x0112] = 6  # shown turned by a quarter clockwise
     Image.fromarray(frame).save(tmp_path / "gray.png", exif=exif)
     rows = datasets.Dataset.from_dict({"image": [{"path": str(tmp_path / "gray.png"), "bytes": None}]})
-    (upright,) = ClipDataset(rows, partial(FRAMES, num_frames=1), whole)[0]["pixel_values"].numpy()
+    (upright,) = ClipDataset(rows, ClipCutter(partial(FRAMES, num_frames=1), whole))[0]["pixel_values"].numpy()
     assert upright.shape == (56, 40, 3)
     assert (upright[:8] == 255).all()
     assert (upright[8:] == 0).all()
-    cropped = ClipDataset(rows, FRAMES, lambda read, generator: {0: torch.from_numpy(read(lambda h, w: (4, 2, 6, 9)))})
+    cropped = ClipDataset(
+        rows, ClipCutter(FRAMES, lambda read, generator: {0: torch.from_numpy(read(lambda h, w: (4, 2, 6, 9)))})
+    )
     assert (cropped[0]["pixel_values"].numpy() == upright[4:10, 2:11]).all()
 
 
@@ -213,7 +208,7 @@ def test_item_may_hold_bytes_or_a_path(toy, kind):
     rows = datasets.Dataset.from_dict({"video": [item, item]})
     if kind == "video feature":
         rows = rows.cast_column("video", datasets.Video(decode=False))
-    frames = ClipDataset(rows, first_and_last, whole)[1]["pixel_values"].numpy()
+    frames = ClipDataset(rows, ClipCutter(first_and_last, whole))[1]["pixel_values"].numpy()
     assert (frames == frames_of(path)[[0, 15]]).all()
 
 
@@ -253,7 +248,7 @@ def test_empty_data_set_is_refused(toy):
 
 
 def test_unknown_label_column_is_refused_with_the_known_ones(toy):
-    with pytest.raises(ValueError, match=r"no label column 'label'.*appearance.*motion"):
+    with pytest.raises(ValueError, match=r"no column 'label'.*appearance.*motion"):
         clips(load_rows(str(toy)), label_column="label")
 
 
@@ -270,7 +265,7 @@ def test_max_samples_takes_the_first_videos(toy):
 
 def test_item_has_clips_mask_and_label_of_the_stated_shapes(toy):
     data = ClipDataset(
-        load_rows(str(toy)), FRAMES, PretrainingAugmentation([32, 48, 24]), mask=MASK, label_column="motion"
+        load_rows(str(toy)), ClipCutter(FRAMES, PretrainingAugmentation([32, 48, 24]), MASK), label_column="motion"
     )
     item = data[3]
     assert {key: (tuple(value.shape), value.dtype) for key, value in item.items()} == {
@@ -379,12 +374,12 @@ def test_pretraining_clips_fit_the_configuration(toy):
 def test_pretraining_clips_use_the_stride_mask_and_crop_of_the_recipe(toy):
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_type="random", mask_ratio=0.6)
     data = pretraining_clips(DataArguments(dataset=str(toy), stride=3, crop="random_resized"), config)
-    assert (np.diff(data.frames(16, generator=sample_generator(0, 0, 0))) == 3).all()
+    assert (np.diff(data.reader.cutter.frames(16, generator=sample_generator(0, 0, 0))) == 3).all()
     mask = data[0]["bool_masked_pos"].view(config.grid)
     assert mask.sum() == config.num_masked_patches
     assert not (mask == mask[0]).all()
     direct = PretrainingAugmentation([32], "random_resized")
-    expected = ClipDataset(data.rows, data.frames, direct, mask=data.mask)
+    expected = ClipDataset(data.rows, ClipCutter(data.reader.cutter.frames, direct, data.reader.cutter.mask))
     assert equal(data[0], expected[0])
 
 

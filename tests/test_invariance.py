@@ -1,7 +1,9 @@
 """Real runs of the distillation recipe: batch splits, processes and crashes do not change what is learned."""
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,10 +122,113 @@ def test_how_a_batch_is_split_does_not_matter(recipe, reference, tmp_path, proce
         gradient_accumulation_steps=accumulation,
     )
     # the run says how many processes there were: a launcher may quietly start one only
-    assert f"Effective batch 16 = {batch} clips x {accumulation} accumulation steps x {processes} processes" in log
+    assert f"Effective batch 16 = {batch} videos x {accumulation} accumulation steps x {processes} processes" in log
     assert figures(tmp_path) == pytest.approx(figures(reference), rel=1e-4)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, reference))
     assert max((ours[key] - theirs[key]).abs().max().item() for key in theirs) < 1e-4
+
+
+def test_evaluating_changes_neither_training_nor_its_own_result_with_the_processes(recipe, reference, tmp_path):
+    evaluated = {}
+    for processes, batch in ((1, 8), (2, 3)):
+        output = tmp_path / str(processes)
+        run(
+            recipe,
+            output,
+            processes,
+            per_device_train_batch_size=16 // processes,
+            eval_split="validation",
+            eval_strategy="epoch",
+            per_device_eval_batch_size=batch,
+        )
+        assert figures(output) == pytest.approx(figures(reference), rel=1e-4)
+        state = json.loads((output / "checkpoint-12" / "trainer_state.json").read_text())
+        evaluated[processes] = [
+            entry[f"eval_loss{part}"]
+            for entry in state["log_history"]
+            if "eval_loss" in entry
+            for part in ("", "_image", "_video")
+        ]
+    assert len(evaluated[1]) >= 3 * 6
+    assert evaluated[2] == pytest.approx(evaluated[1], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def damaged(toy_folder, tmp_path_factory) -> Path:
+    """A list of the 32 training videos, three of which cannot be read."""
+    folder = tmp_path_factory.mktemp("damaged")
+    videos = sorted(Path(toy_folder, "train").glob("*.mp4"))
+    for i in (3, 17, 30):
+        videos[i] = folder / f"bad {i}.mp4"
+        videos[i].write_bytes(b"no video")
+    path = folder / "train.csv"
+    path.write_text("".join(f'"{video}",0\n' for video in videos))
+    return path
+
+
+def test_a_bad_video_ends_a_run_of_two_processes_by_name(recipe, damaged, tmp_path):
+    result = subprocess.run(
+        command(recipe, tmp_path, 2, dataset=damaged, per_device_train_batch_size=8, dataloader_num_workers=1),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode != 0
+    assert "VideoReadError" in result.stderr
+    assert "bad " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("rule", "processes", "batch", "workers"), [("skip", 2, 8, 2), ("skip", 2, 1, 0), ("substitute", 1, 16, 2)]
+)
+def test_bad_videos_are_left_out_and_listed(recipe, damaged, tmp_path, rule, processes, batch, workers):
+    log = run(
+        recipe,
+        tmp_path,
+        processes,
+        dataset=damaged,
+        on_bad_video=rule,
+        per_device_train_batch_size=batch,
+        dataloader_num_workers=workers,
+        num_train_epochs=2,
+    )
+    with (tmp_path / "bad_videos.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {Path(row["file"]).name for row in rows} == {"bad 3.mp4", "bad 17.mp4", "bad 30.mp4"}
+    assert {row["split"] for row in rows} == {"training"}
+    times = sum(int(row["times"]) for row in rows)
+    assert times == 6 if rule == "skip" else times >= 6
+    assert f"3 videos could not be read, {times} times in all" in log
+    last = list(history(tmp_path).values())[-1]
+    assert last["bad_videos"] >= 3
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stream_resumes_with_the_same_clips(recipe, tmp_path, toy_folder, processes):
+    options = {
+        "dataset": toy_folder,
+        "streaming": "true",
+        "stream_size": 32,
+        "shuffle_buffer": 8,
+        "per_device_train_batch_size": 16 // processes // 2,
+        "gradient_accumulation_steps": 2,
+        "dataloader_num_workers": 3 - processes,
+        "num_train_epochs": 4,
+    }
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(recipe, whole, processes, **options)
+    run(recipe, cut, processes, **options)
+    assert figures(cut) == figures(whole)
+    for name in ("checkpoint-6", "model.safetensors", "config.json"):  # as if killed between steps 3 and 6
+        path = cut / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(cut / "checkpoint-8", ignore_errors=True)
+    log = run(recipe, cut, processes, **options)
+    assert f"Resuming from {cut / 'checkpoint-3'}" in log
+    assert figures(cut) == figures(whole)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (cut, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

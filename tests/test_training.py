@@ -17,7 +17,8 @@ from mvd_hf import (
     MVDTrainingArguments,
     tube_mask,
 )
-from mvd_hf.training import EpochSampler, cosine_schedule, last_complete_checkpoint, parameter_groups
+from mvd_hf.optimization import cosine_schedule, parameter_groups
+from mvd_hf.training import EpochSampler, last_complete_checkpoint
 
 
 class Clips(torch.utils.data.Dataset):
@@ -70,7 +71,7 @@ def test_defaults_are_the_papers():
     assert (args.base_learning_rate, args.base_min_learning_rate) == (1.5e-4, 1e-5)
     assert (args.num_train_epochs, args.warmup_epochs, args.weight_decay) == (400, 40, 0.05)
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.95, 1e-8)
-    assert args.max_grad_norm == float("inf")
+    assert args.max_grad_norm == 0  # no clipping
     assert args.ddp_find_unused_parameters is False
 
 
@@ -205,7 +206,7 @@ def test_the_run_says_what_it_arrived_at(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         trainer.run()
     text = caplog.text
-    assert "Effective batch 8 = 4 clips x 2 accumulation steps x 1 processes" in text
+    assert "Effective batch 8 = 4 videos x 2 accumulation steps x 1 processes" in text
     assert "Learning rate 4.6875e-06 (base 0.00015 x batch / 256), floor 3.125e-07" in text
     assert "8 samples, 1 steps per epoch, 1 epochs. Precision fp32 on cpu" in text
     assert "Held-out loss" in text
@@ -251,11 +252,20 @@ def test_a_checkpoint_cut_off_by_a_crash_is_passed_over(tmp_path):
     for step, content in ((5, "{}"), (10, '{"epoch": 1.'), (7, None)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
+        (folder / "scheduler.pt").touch()
         if content is not None:
             (folder / "trainer_state.json").write_text(content)
     (tmp_path / "checkpoint-best").mkdir()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
     assert last_complete_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_checkpoint_of_the_model_alone_is_not_resumed_from(tmp_path):
+    config = videomae()
+    model, data = MVDForPixelReconstruction(config), Clips(config)
+    run(model, data, tmp_path, num_train_epochs=1, warmup_epochs=0, save_strategy="epoch", save_only_model=True)
+    with pytest.raises(ValueError, match=r"checkpoint-2 holds the model alone \(save_only_model\)"):
+        last_complete_checkpoint(tmp_path)
 
 
 def test_masks_that_hide_another_number_of_patches_stop_the_run(tmp_path):

@@ -2,8 +2,10 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVideoClassification
 
+from .clips import ClipCutter, ClipDataset
+from .collation import collate_clips
 from .conversion import convert_checkpoint
-from .data import ClipDataset, load_clips
+from .data import load_clips
 from .distillation import DistillationTrainer, distillation_losses
 from .masking import random_mask, tube_mask
 from .model.configuration_mvd import MVDConfig
@@ -14,6 +16,7 @@ from .model.modeling_mvd import (
     MVDModel,
 )
 from .model.video_reading import VideoReadError, read_frames
+from .streaming import StreamingClips
 from .teachers import Teacher, TeacherConfig, load_teachers
 from .training import MVDTrainer, MVDTrainingArguments
 
@@ -31,7 +34,10 @@ __all__ = [
     "read_frames",
     "VideoReadError",
     "load_clips",
+    "ClipCutter",
     "ClipDataset",
+    "StreamingClips",
+    "collate_clips",
     "tube_mask",
     "random_mask",
     "Teacher",

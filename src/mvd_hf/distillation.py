@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from .collation import IS_BLANK
 from .model.modeling_mvd import MVDForFeatureDistillation
 from .model.patches_mvd import select_tokens, split_mask
 from .training import MVDTrainer
@@ -67,6 +68,8 @@ class DistillationTrainer(MVDTrainer):
             raise ValueError(
                 f"The student's teacher_dims {model.config.teacher_dims} do not match the teachers' widths {dims}."
             )
+        if "total" in dims:
+            raise ValueError("A teacher cannot be named 'total', which is the name of the sum; rename it.")
         super().__init__(model=model, **kwargs)
         self.teachers = {name: teacher.to(self.args.device) for name, teacher in teachers.items()}
 
@@ -90,12 +93,6 @@ class DistillationTrainer(MVDTrainer):
             inputs["bool_masked_pos"],
             {name: teacher.config.loss for name, teacher in self.teachers.items()},
         )
-        loss = sum(teacher.config.weight * parts[name] for name, teacher in self.teachers.items())
-        self.record(parts)
+        parts["total"] = sum(teacher.config.weight * parts[name] for name, teacher in self.teachers.items())
+        loss = self.record(parts, inputs["pixel_values"], inputs.get(IS_BLANK, False))
         return (loss, outputs) if return_outputs else loss
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss of an evaluation batch; there are no logits or labels."""
-        with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None

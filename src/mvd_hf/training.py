@@ -10,15 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .bookkeeping import BadVideos, LossParts
+from .clips import ClipDataset
+from .collation import BAD_VIDEOS, IS_BLANK, collate_clips
 from .model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
+from .optimization import cosine_schedule, parameter_groups, without_adapters
+from .streaming import StreamingClips
 
 logger = logging.getLogger(__name__)
+
+BAD_VIDEOS_NAME = "bad_videos.csv"
 
 
 @dataclass
@@ -31,11 +37,13 @@ class MVDTrainingArguments(TrainingArguments):
     Args:
         base_learning_rate: peak rate for a total batch of 256; `None` takes `learning_rate` as it is.
         base_min_learning_rate: floor of the schedule for a total batch of 256 (unscaled where the peak is).
-        warmup_epochs: epochs of linear warm-up, unless `warmup_steps` is given.
+        warmup_epochs: epochs of linear warm-up, unless `warmup_steps` is above 0.
         schedule_epochs: epochs the schedule is laid out for; by default `num_train_epochs`. The published
             checkpoints stop one epoch before the end of theirs.
         weight_decay_end: if given, weight decay moves from `weight_decay` to it along a cosine.
         layer_decay: if given, layer i of L has its rate multiplied by `layer_decay ** (L + 1 - i)` (fine-tuning).
+        clips_per_video: clips cut from each video of a batch in pre-training; the learning rate counts them, the
+            batch sizes count videos.
     """
 
     base_learning_rate: float | None = field(default=1.5e-4)
@@ -44,28 +52,50 @@ class MVDTrainingArguments(TrainingArguments):
     schedule_epochs: float | None = field(default=None)
     weight_decay_end: float | None = field(default=None)
     layer_decay: float | None = field(default=None)
+    clips_per_video: int = field(default=1)
 
     num_train_epochs: float = field(default=400.0)
     weight_decay: float = field(default=0.05)
     adam_beta2: float = field(default=0.95)
-    max_grad_norm: float = field(default=math.inf)
+    max_grad_norm: float = field(default=0.0)
     seed: int = field(default=0)
     logging_steps: float = field(default=10)
     logging_nan_inf_filter: bool = field(default=False)
     save_strategy: str = field(default="epoch")
     dataloader_num_workers: int = field(default_factory=lambda: min(10, os.cpu_count() or 1))
+    dataloader_persistent_workers: bool = field(default=True)
     remove_unused_columns: bool | None = field(default=False)
     ddp_find_unused_parameters: bool | None = field(default=False)
 
     def __post_init__(self):
         super().__post_init__()
-        self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        self._check()
+        self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
         self.min_learning_rate = self.base_min_learning_rate
         if self.base_learning_rate is not None:
-            scale = self.total_batch_size / 256
+            scale = self.total_batch_size * self.clips_per_video / 256
             self.learning_rate = self.base_learning_rate * scale
             self.min_learning_rate = self.base_min_learning_rate * scale
+
+    def _check(self):
+        """Raise ValueError for what would not do what it says."""
+        rate = self.learning_rate if self.base_learning_rate is None else self.base_learning_rate
+        splits_batches = self.accelerator_config is not None and self.accelerator_config.split_batches
+        reasons = {
+            f"clips_per_video={self.clips_per_video} must be at least 1": self.clips_per_video < 1,
+            f"a learning rate of {rate:g} must be above 0": rate <= 0,
+            "weight_decay_end needs a weight_decay above 0": self.weight_decay_end and not self.weight_decay,
+            "auto_find_batch_size changes the batch that scales the learning rate": self.auto_find_batch_size,
+            "split_batches divides the batch that scales the learning rate": splits_batches,
+            "label_smoothing_factor is unknown to the model's loss; give soft labels": self.label_smoothing_factor,
+            f"train_sampling_strategy={self.train_sampling_strategy!r} is not 'random', which can be resumed": (
+                self.train_sampling_strategy != "random"
+            ),
+        }
+        for reason, applies in reasons.items():
+            if applies:
+                raise ValueError(f"These training arguments cannot be used: {reason}.")
 
     @property
     def device(self) -> torch.device:
@@ -75,67 +105,32 @@ class MVDTrainingArguments(TrainingArguments):
 
     @property
     def total_batch_size(self) -> int:
-        """Clips per optimizer step: per process, times accumulation steps, times processes."""
+        """Videos per optimizer step: per process, times accumulation steps, times processes."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
-def cosine_schedule(peak: float, floor: float, total_steps: int, warmup_steps: int, start: float = 0.0) -> np.ndarray:
-    """A value per step: linear from the start to the peak, both included, then half a cosine towards the floor.
-
-    The peak occurs at two consecutive steps, the floor is approached and not reached, as in the official schedule.
-
-    Raises:
-        ValueError: if the warm-up is longer than the schedule.
-    """
-    if not 0 <= warmup_steps <= total_steps:
+def check_size(num_samples: int, total_batch_size: int):
+    """Raise ValueError if a data set is smaller than one optimizer step."""
+    if num_samples < total_batch_size:
         raise ValueError(
-            f"A warm-up of {warmup_steps} steps does not fit a schedule of {total_steps} steps: train for more epochs "
-            "or lower warmup_epochs (or warmup_steps)."
+            f"The data set has {num_samples} samples, fewer than the total batch of {total_batch_size}: lower "
+            "per_device_train_batch_size or gradient_accumulation_steps."
         )
-    warmup = np.linspace(start, peak, warmup_steps)
-    steps = np.arange(total_steps - warmup_steps)
-    cosine = floor + 0.5 * (peak - floor) * (1 + np.cos(np.pi * steps / max(len(steps), 1)))
-    return np.concatenate([warmup, cosine])
 
 
-def has_weight_decay(name: str, parameter: nn.Parameter, model: MVDPreTrainedModel) -> bool:
-    """The official rule: no decay for vectors, biases, the class token and VideoMAE's mask token.
-
-    The student's mask tokens do decay (their official names escape the rule's list), and so do MAE's tokens.
-    """
-    if parameter.dim() == 1 or name.endswith("bias"):
-        return False
-    if model.config.pixel_target == "mae" and isinstance(model, MVDForPixelReconstruction):
-        return True
-    return name not in ("mvd.embeddings.class_token", "decoder.mask_token")
-
-
-def layer_of(name: str, num_layers: int) -> int:
-    """Place of a parameter for layer-wise decay: 0 the embeddings, i + 1 layer i, `num_layers + 1` the rest."""
-    name = name.removeprefix("mvd.")
-    if name.startswith("embeddings."):
-        return 0
-    if name.startswith("layers."):
-        return int(name.split(".")[1]) + 1
-    return num_layers + 1
-
-
-def parameter_groups(model: MVDPreTrainedModel, weight_decay: float, layer_decay: float | None = None) -> list[dict]:
-    """Optimizer groups of the trainable parameters: one per weight decay and rate, the head's first.
-
-    Returns:
-        Dicts with `params`, `weight_decay` and `lr_scale` (1 without `layer_decay`).
-    """
-    num_layers = model.config.num_hidden_layers
-    groups: dict[tuple[float, float], dict] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decay = weight_decay if has_weight_decay(name, parameter, model) else 0.0
-        scale = 1.0 if layer_decay is None else layer_decay ** (num_layers + 1 - layer_of(name, num_layers))
-        group = groups.setdefault((scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale})
-        group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups, reverse=True)]
+def check_samples(dataset):
+    """Raise ValueError if a training set does not take (epoch, index) keys, and is none of ours."""
+    if dataset is None or isinstance(dataset, ClipDataset | StreamingClips):
+        return
+    remedy = "Make it with mvd_hf.load_clips, or let dataset[(epoch, index)] give a sample."
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise ValueError(f"A training set of type {type(dataset).__name__} has no length or no index. {remedy}")
+    try:
+        dataset[(0, 0)]
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"A {type(dataset).__name__} does not take (epoch, index) keys ({error}). {remedy}"
+        ) from error
 
 
 class EpochSampler(Sampler):
@@ -151,11 +146,7 @@ class EpochSampler(Sampler):
     """
 
     def __init__(self, num_samples: int, total_batch_size: int, seed: int):
-        if num_samples < total_batch_size:
-            raise ValueError(
-                f"The data set has {num_samples} samples, fewer than the total batch of {total_batch_size}: lower "
-                "per_device_train_batch_size or gradient_accumulation_steps."
-            )
+        check_size(num_samples, total_batch_size)
         self.num_samples, self.seed, self.epoch = num_samples, seed, 0
         self.length = num_samples // total_batch_size * total_batch_size
 
@@ -171,52 +162,31 @@ class EpochSampler(Sampler):
         return iter([(self.epoch, int(index)) for index in order[: self.length]])
 
 
-class LossParts:
-    """Sums of named losses on the device, and the first step at which one was not finite, without synchronising."""
+class EvaluationSampler(Sampler):
+    """(0, index) of every sample in order, then blank samples (0, -1) until all processes have whole batches.
 
-    def __init__(self):
-        self.names: tuple[str, ...] = ()
-        self.count = 0
+    Args:
+        num_samples: size of the data set.
+        total_batch_size: samples per step over all processes.
+    """
 
-    def add(self, parts: Mapping[str, torch.Tensor], step: int):
-        """Add the losses of a micro-batch of optimizer step `step`."""
-        values = torch.stack([part.detach().float() for part in parts.values()])
-        if self.count == 0:
-            self.names = tuple(parts)
-            self.sums = torch.zeros_like(values)
-            self.first_bad = torch.full_like(values, torch.inf)
-        self.sums += values
-        self.first_bad = torch.where(values.isfinite(), self.first_bad, self.first_bad.clamp(max=step))
-        self.count += 1
+    def __init__(self, num_samples: int, total_batch_size: int):
+        self.num_samples = num_samples
+        self.length = math.ceil(num_samples / total_batch_size) * total_batch_size
 
-    def means(self, accelerator) -> dict[str, float]:
-        """Mean of each loss over the micro-batches and processes since the last call.
+    def __len__(self) -> int:
+        return self.length
 
-        Raises:
-            FloatingPointError: on all processes, naming step and part, if a loss was NaN or infinite.
-        """
-        if self.count == 0:
-            return {}
-        self.check(accelerator)
-        means = accelerator.reduce(self.sums / self.count, "mean").tolist()
-        self.count = 0
-        return dict(zip(self.names, means, strict=True))
-
-    def check(self, accelerator):
-        """Raise FloatingPointError if a loss was not finite on any process."""
-        if self.count == 0:
-            return
-        first_bad = accelerator.gather(self.first_bad).view(-1, len(self.names)).amin(dim=0)
-        if first_bad.isfinite().any():
-            part = int(first_bad.argmin())
-            raise FloatingPointError(
-                f"The loss {self.names[part]!r} is NaN or infinite at step {int(first_bad[part])}. Training stops, "
-                "the last checkpoint is kept. Lower the learning rate, use bf16 instead of fp16, or check the inputs."
-            )
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(0, index if index < self.num_samples else -1) for index in range(self.length)])
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The newest checkpoint of an output folder that was written to its end; one cut off by a crash is passed over."""
+    """The newest checkpoint of an output folder that was written to its end; one cut off by a crash is passed over.
+
+    Raises:
+        ValueError: if that checkpoint holds a model alone, from which training cannot continue.
+    """
     steps = {
         path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"): path
         for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -228,6 +198,11 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
         except (OSError, ValueError) as error:
             logger.warning("%s is incomplete and is passed over (%s).", checkpoint, error)
             continue
+        if not (checkpoint / SCHEDULER_NAME).exists():
+            raise ValueError(
+                f"{checkpoint} holds the model alone (save_only_model): training cannot continue from it. Choose "
+                "another output_dir, or move the checkpoint away."
+            )
         return str(checkpoint)
     return None
 
@@ -239,8 +214,7 @@ class PaperRules(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        if self.trainer.epoch_sampler is not None:
-            self.trainer.epoch_sampler.set_epoch(math.floor(state.epoch + 1e-6))
+        self.trainer.begin_epoch(math.floor(state.epoch + 1e-6))
 
     def on_step_begin(self, args, state, control, **kwargs):
         # stochastic depth follows the step, so that a resumed run draws as an uninterrupted one
@@ -254,6 +228,7 @@ class PaperRules(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer.parts["loss"].check(self.trainer.accelerator)
+        self.trainer.report_bad_videos()
 
 
 class MVDTrainer(Trainer):
@@ -265,32 +240,48 @@ class MVDTrainer(Trainer):
     """
 
     def __init__(self, model: MVDPreTrainedModel, args: MVDTrainingArguments, **kwargs):
+        if not isinstance(args, MVDTrainingArguments):
+            raise ValueError(f"MVDTrainer needs MVDTrainingArguments, got {type(args).__name__}.")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("MVDTrainer takes the model's own loss: override compute_loss for another one.")
+        check_samples(kwargs.get("train_dataset"))
         self.epoch_sampler: EpochSampler | None = None
         self.weight_decays: np.ndarray | None = None
         self.parts = {"loss": LossParts(), "eval_loss": LossParts()}
-        kwargs.setdefault("data_collator", default_collate)
+        self.bad_videos = BadVideos()
+        kwargs.setdefault("data_collator", collate_clips)
         super().__init__(model=model, args=args, **kwargs)
-        is_pretraining = isinstance(model, MVDForPixelReconstruction | MVDForFeatureDistillation)
-        self.num_masked = model.config.num_masked_patches if is_pretraining else None
+        is_pretraining = isinstance(
+            without_adapters(self.model), MVDForPixelReconstruction | MVDForFeatureDistillation
+        )
+        self.num_masked = self.model.config.num_masked_patches if is_pretraining else None
         self.add_callback(PaperRules(self))
+
+    def num_samples(self) -> int:
+        """Videos of an epoch."""
+        is_stream = isinstance(self.train_dataset, StreamingClips)
+        return self.train_dataset.size if is_stream else len(self.train_dataset)
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch; leftover samples are dropped."""
-        return len(self.train_dataset) // self.args.total_batch_size
+        return self.num_samples() // self.args.total_batch_size
 
     def describe(self) -> str:
         """What the run arrived at: batch, learning rate, processes, precision, steps and sizes."""
         args = self.args
+        length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        clips = "" if args.clips_per_video == 1 else f"{args.clips_per_video} clips x "
+        processes = self.accelerator.num_processes
         scaled = "" if args.base_learning_rate is None else f" (base {args.base_learning_rate:g} x batch / 256)"
         return (
             f"{type(self.model).__name__}: {trainable:,} trainable parameters. "
-            f"Effective batch {args.total_batch_size} = {args.train_batch_size} clips x "
-            f"{args.gradient_accumulation_steps} accumulation steps x {self.accelerator.num_processes} processes. "
+            f"Effective batch {args.total_batch_size * args.clips_per_video} = {args.train_batch_size} videos x "
+            f"{clips}{args.gradient_accumulation_steps} accumulation steps x {processes} processes. "
             f"Learning rate {args.learning_rate:g}{scaled}, floor {args.min_learning_rate:g}. "
-            f"{len(self.train_dataset)} samples, {self.steps_per_epoch()} steps per epoch, "
-            f"{args.num_train_epochs:g} epochs. Precision {precision} on {args.device}."
+            f"{self.num_samples()} samples, {self.steps_per_epoch()} steps per epoch, "
+            f"{length}. Precision {precision} on {args.device}."
         )
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
@@ -298,6 +289,44 @@ class MVDTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self.epoch_sampler = EpochSampler(len(train_dataset), self.args.total_batch_size, seed)
         return self.epoch_sampler
+
+    def _get_eval_sampler(self, eval_dataset) -> Sampler | None:
+        if self.num_masked is None or not isinstance(eval_dataset, ClipDataset):
+            return super()._get_eval_sampler(eval_dataset)
+        return EvaluationSampler(len(eval_dataset), self.args.eval_batch_size * self.args.world_size)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Loader of training batches; a stream divides itself among the processes."""
+        if not isinstance(self.train_dataset, StreamingClips):
+            return super().get_train_dataloader()
+        check_size(self.num_samples(), self.args.total_batch_size)
+        self.begin_epoch(0)
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
+    def begin_epoch(self, epoch: int):
+        """Tell the data which epoch comes, and a stream how much of it was trained on before resuming."""
+        if self.epoch_sampler is not None:
+            self.epoch_sampler.set_epoch(epoch)
+        if isinstance(self.train_dataset, StreamingClips):
+            accumulation = self.args.gradient_accumulation_steps
+            steps_done = 0 if self.args.ignore_data_skip else self.state.global_step - epoch * self.steps_per_epoch()
+            self.train_dataset.begin_epoch(
+                epoch,
+                skipped_batches=steps_done * accumulation,
+                num_batches=self.steps_per_epoch() * accumulation,
+                batch_size=self.args.train_batch_size,
+                process=self.args.process_index,
+                num_processes=self.args.world_size,
+            )
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -324,30 +353,144 @@ class MVDTrainer(Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 self.optimizer if optimizer is None else optimizer, lambda step: rates[min(step, total - 1)]
             )
+            self._created_lr_scheduler = True  # so that another training lays out its own
         return self.lr_scheduler
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.num_masked is not None:
-            inputs = {**inputs, "num_masked": self.num_masked}
-        outputs = model(**inputs)
-        self.record({"total": outputs.loss})
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+    def _prepare_inputs(self, inputs):
+        inputs = dict(inputs)
+        self.bad_videos.add("training" if self.model.training else "evaluation", inputs.pop(BAD_VIDEOS, []))
+        return super()._prepare_inputs(inputs)
 
-    def record(self, parts: Mapping[str, torch.Tensor]):
-        """Remember the parts of a micro-batch's loss for the log."""
-        self.parts["loss" if self.model.training else "eval_loss"].add(parts, self.state.global_step + 1)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        is_blank = inputs.pop(IS_BLANK, False)
+        if self.num_masked is not None:
+            inputs["num_masked"] = self.num_masked
+        outputs = model(**inputs)
+        if outputs.loss is None:
+            raise ValueError(f"The model gives no loss for a batch of {', '.join(inputs)}: labels are missing.")
+        loss = self.record({"total": outputs.loss}, inputs["pixel_values"], is_blank)
+        return (loss, outputs) if return_outputs else loss
+
+    def record(self, parts: Mapping[str, torch.Tensor], clips: torch.Tensor, is_blank: bool = False) -> torch.Tensor:
+        """Remember the parts of a micro-batch's loss for the log.
+
+        Args:
+            parts: mean losses by name, `total` among them.
+            clips: the batch's clips.
+            is_blank: whether none of them is a real one.
+
+        Returns:
+            The total loss; times 0 for a blank batch, which takes part for the sake of other processes only.
+        """
+        num_clips = 0 if is_blank else len(clips)
+        kind = "loss" if self.model.training else "eval_loss"
+        self.parts[kind].add(parts, self.state.global_step + 1, num_clips)
+        return parts["total"] * 0 if is_blank else parts["total"]
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Outputs of an evaluation batch; where the loss alone is wanted it is only recorded, weighted by clips."""
+        if not prediction_loss_only and self.num_masked is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.compute_loss(model, self._prepare_inputs(inputs))
+        return None, None, None
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """Evaluate, with the parts of the loss as `<prefix>_loss_<part>`: exact means over the clips that can be read.
+
+        How many videos cannot is `<prefix>_missing`.
+        """
+        self.parts["eval_loss"] = LossParts()
+        missing = -self.bad_videos.total("evaluation")
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        means = self.parts["eval_loss"].means(self.accelerator)
+        if self.num_masked is not None and not means:
+            raise ValueError(f"There is nothing for the {description.lower()}: no video could be read.")
+        for name, value in means.items():
+            suffix = "" if name == "total" else f"_{name}"
+            output.metrics[f"{metric_key_prefix}_loss{suffix}"] = value
+        missing = self.sum_over_processes(missing + self.bad_videos.total("evaluation"))
+        if missing:
+            output.metrics[f"{metric_key_prefix}_missing"] = missing
+            if self.is_world_process_zero():
+                logger.warning(
+                    "The %s rests on %d of %d videos; the others cannot be read.",
+                    description.lower(),
+                    output.num_samples - missing,
+                    output.num_samples,
+                )
+        return output
+
+    def sum_over_processes(self, number: int) -> int:
+        """Sum of a number of each process."""
+        return int(self.accelerator.reduce(torch.tensor(number, device=self.args.device), "sum"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each part of the loss, as `loss_<part>`, and stop if one is not finite."""
-        for prefix, parts in self.parts.items():
-            if prefix in logs:
-                means = parts.means(self.accelerator)
-                logs.update({f"{prefix}_{name}": value for name, value in means.items() if name != "total"})
+        """Add the mean of each part of the loss, as `loss_<part>`, and stop if one is not finite.
+
+        `bad_videos` counts how often a training video could not be read since training began.
+        """
+        if "loss" in logs:
+            means = self.parts["loss"].means(self.accelerator)
+            logs.update({f"loss_{name}": value for name, value in means.items() if name != "total"})
+            bad_videos = self.sum_over_processes(self.bad_videos.total("training"))
+            if bad_videos:
+                logs["bad_videos"] = bad_videos
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model, trial):
         self.parts["loss"].check(self.accelerator)  # a model that met NaN is not worth keeping
+        self.bad_videos.gather()
+        if self.bad_videos.counts and self.args.should_save:
+            # before the state, which marks a checkpoint as complete
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self.bad_videos.save(folder / BAD_VIDEOS_NAME)
         super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = Path(resume_from_checkpoint) / BAD_VIDEOS_NAME
+        if self.is_world_process_zero() and path.exists():
+            self.bad_videos.load(path)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """Restore optimizer and schedule; rates that this run's arguments set otherwise are this run's."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        rates = list(self.lr_scheduler.base_lrs)
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        before = max(self.lr_scheduler.base_lrs)
+        if before != max(rates) and self.is_world_process_zero():
+            logger.warning("Resuming with a peak learning rate of %g, before it was %g.", max(rates), before)
+        step = self.lr_scheduler.last_epoch
+        factors = [factor(step) for factor in self.lr_scheduler.lr_lambdas]
+        self.lr_scheduler.base_lrs = rates
+        self.lr_scheduler._last_lr = [rate * factor for rate, factor in zip(rates, factors, strict=True)]
+        for i, group in enumerate(self.optimizer.param_groups):
+            group["initial_lr"], group["lr"] = rates[i], self.lr_scheduler._last_lr[i]
+            group["weight_decay"] = decays[i]
+
+    def train(self, *args, **kwargs):
+        """Train as `Trainer` does, on all processes together even after an evaluation."""
+        # an evaluation marks the model as prepared, which would leave it without DistributedDataParallel
+        if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
+            self.model._is_accelerate_prepared = False
+        return super().train(*args, **kwargs)
+
+    def report_bad_videos(self):
+        """Say which videos could not be read, in the log and in `bad_videos.csv` of the output folder."""
+        self.bad_videos.gather()
+        if self.bad_videos.counts:
+            path = Path(self.args.output_dir) / BAD_VIDEOS_NAME
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.bad_videos.save(path)
+            logger.warning("%s\nAll of them are in %s.", self.bad_videos.describe(), path)
 
     def run(self):
         """Train from the last checkpoint of the output folder, if there is one, and save the model there.
@@ -361,13 +504,28 @@ class MVDTrainer(Trainer):
         checkpoint = last_complete_checkpoint(self.args.output_dir)
         if checkpoint is not None and is_main:
             logger.info("Resuming from %s", checkpoint)
-        untrained = self.evaluate()["eval_loss"] if self.eval_dataset is not None and checkpoint is None else None
+        self.args.eval_on_start = self.eval_dataset is not None and checkpoint is None
         self.train(resume_from_checkpoint=checkpoint)
         self.save_model()
         if self.eval_dataset is not None:
-            trained = self.evaluate()["eval_loss"]
-            if untrained is not None and is_main:
-                change = 100 * (1 - trained / untrained)
-                logger.info("Held-out loss: %.4f untrained, %.4f trained (%.0f %% lower).", untrained, trained, change)
+            trained = self.evaluate()
+            self.report_bad_videos()
+            if self.args.eval_on_start and is_main:
+                self.describe_progress(trained)
         self.accelerator.wait_for_everyone()
+        # without DistributedDataParallel's hold on the process group its threads end here, not within Python's own end
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
         self.accelerator.end_training()
+
+    def describe_progress(self, trained: Mapping[str, float]):
+        """Log how far each held-out loss fell since the evaluation before training."""
+        for name in (name for name in trained if name.startswith("eval_") and name.endswith("_loss")):
+            untrained = next(entry[name] for entry in self.state.log_history if name in entry)
+            logger.info(
+                "Held-out %s: %.4f untrained, %.4f trained (%.0f %% lower).",
+                name.removeprefix("eval_"),
+                untrained,
+                trained[name],
+                100 * (1 - trained[name] / untrained),
+            )

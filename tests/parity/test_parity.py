@@ -32,7 +32,8 @@ from mvd_hf import (
 from mvd_hf.augmentation import MultiScaleCrop, resize_frames
 from mvd_hf.masking import random_mask, tube_mask
 from mvd_hf.model.patches_mvd import pixel_targets, position_table
-from mvd_hf.training import EpochSampler, cosine_schedule, parameter_groups
+from mvd_hf.optimization import cosine_schedule, parameter_groups
+from mvd_hf.training import EpochSampler
 
 FOLDER = Path(os.environ.get("MVD_PARITY_DIR", Path(__file__).parent))
 

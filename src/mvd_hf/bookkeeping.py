@@ -1,0 +1,120 @@
+"""What a run keeps count of: the parts of its losses, and the videos that could not be read."""
+
+import csv
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+logger = logging.getLogger(__name__)
+
+# so many batches in a row without a readable video mean that the source is gone, not that files are damaged
+MAX_BLANK_BATCHES = 20
+
+
+class LossParts:
+    """Sums of named losses on the device, and the first step at which one was not finite, without synchronising."""
+
+    def __init__(self):
+        self.names: tuple[str, ...] = ()
+        self.num_batches = self.num_clips = 0
+        self.blank_batches = 0  # in a row, until now
+
+    def add(self, parts: Mapping[str, torch.Tensor], step: int, num_clips: int):
+        """Add the mean losses of the `num_clips` clips of a micro-batch of optimizer step `step`."""
+        values = torch.stack([part.detach().float() for part in parts.values()])
+        if self.num_batches == 0:
+            self.names = tuple(parts)
+            self.sums = torch.zeros_like(values)
+            self.first_bad = torch.full_like(values, torch.inf)
+        self.sums += values * num_clips
+        self.first_bad = torch.where(values.isfinite(), self.first_bad, self.first_bad.clamp(max=step))
+        self.num_batches += 1
+        self.num_clips += num_clips
+        self.blank_batches = 0 if num_clips else self.blank_batches + 1
+
+    def means(self, accelerator) -> dict[str, float]:
+        """Mean of each loss over the clips of all processes since the last call; nothing if there was none.
+
+        Raises:
+            FloatingPointError: on all processes, naming step and part, if a loss was NaN or infinite.
+            ValueError: on all processes, if none of many batches in a row had a video that could be read.
+        """
+        if self.num_batches == 0:
+            return {}
+        self.check(accelerator)
+        counts = torch.tensor([self.num_clips, self.blank_batches], device=self.sums.device)
+        *sums, num_clips, blank_batches = accelerator.reduce(torch.cat([self.sums, counts]), "sum").tolist()
+        self.num_batches = self.num_clips = 0
+        if num_clips == 0:
+            if blank_batches >= MAX_BLANK_BATCHES:
+                raise ValueError(
+                    f"No video of the last {blank_batches:.0f} batches could be read: the warnings above name them."
+                )
+            return {}
+        return {name: value / num_clips for name, value in zip(self.names, sums, strict=True)}
+
+    def check(self, accelerator):
+        """Raise FloatingPointError if a loss was not finite on any process."""
+        if self.num_batches == 0:
+            return
+        first_bad = accelerator.gather(self.first_bad).view(-1, len(self.names)).amin(dim=0)
+        if first_bad.isfinite().any():
+            part = int(first_bad.argmin())
+            raise FloatingPointError(
+                f"The loss {self.names[part]!r} is NaN or infinite at step {int(first_bad[part])}. Training stops, "
+                "the last checkpoint is kept. Lower the learning rate, use bf16 instead of fp16, or check the inputs."
+            )
+
+
+class BadVideos:
+    """Videos that could not be read, counted by split, file and reason; each is told once when it is met."""
+
+    def __init__(self):
+        self.counts: Counter[tuple[str, str, str]] = Counter()
+
+    def add(self, split: str, events: list[tuple[str, str]]):
+        """Count (file, reason) events of a batch."""
+        for file, reason in events:
+            if (split, file, reason) not in self.counts:
+                logger.warning("Left out of %s: %s: %s", split, file, reason)
+            self.counts[split, file, reason] += 1
+
+    def total(self, split: str) -> int:
+        """How often a video of a split could not be read."""
+        return sum(times for (kind, _, _), times in self.counts.items() if kind == split)
+
+    def gather(self):
+        """Move the counts of all processes to the main process."""
+        gathered = gather_object([dict(self.counts)])
+        self.counts = Counter()
+        if PartialState().is_main_process:
+            for counts in gathered:
+                self.counts.update(counts)
+
+    def save(self, path: str | os.PathLike):
+        """Write the counts as CSV with the columns split, file, reason, times."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["split", "file", "reason", "times"])
+            writer.writerows([*event, times] for event, times in sorted(self.counts.items()))
+
+    def load(self, path: str | os.PathLike):
+        """Add the counts of a file that [`save`] wrote."""
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                self.counts[row["split"], row["file"], row["reason"]] += int(row["times"])
+
+    def describe(self) -> str:
+        """How many files could not be read, how often, and the first of them."""
+        files = Counter()
+        for (_, file, reason), times in self.counts.items():
+            files[file, reason] += times
+        lines = [f"  {times} x {file}: {reason}" for (file, reason), times in files.most_common(20)]
+        more = [f"  ... and {len(files) - 20} more"] if len(files) > 20 else []
+        heading = f"{len(files)} videos could not be read, {sum(files.values())} times in all:"
+        return "\n".join([heading, *lines, *more])
