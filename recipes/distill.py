@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from mvd_hf import DistillationTrainer, MVDConfig, MVDForFeatureDistillation, MVDTrainingArguments, load_teachers
 from mvd_hf.data import DataArguments, pretraining_clips
+from mvd_hf.health import OnlineProbe
 from mvd_hf.recipe_arguments import parse_arguments
 
 
@@ -21,12 +22,25 @@ from mvd_hf.recipe_arguments import parse_arguments
 class StudentArguments:
     """The student, a published name and the fields of its `MVDConfig` that differ, and its teachers by name.
 
-    Each teacher is a model's id or folder, or a mapping of the fields of `mvd_hf.TeacherConfig`.
+    Each teacher is a model's id or folder, or a mapping of the fields of `mvd_hf.TeacherConfig`. With `probe`, the
+    column of labels, and `probe_classes`, their number, a linear probe is trained beside the student.
     """
 
     student: str = "mvd-b"
     config: dict = field(default_factory=dict)
     teachers: dict = field(default_factory=dict)
+    probe: str | None = None
+    probe_classes: int | None = None
+
+
+def make_probe(recipe: StudentArguments, config: MVDConfig, clips) -> OnlineProbe | None:
+    """The online probe that the recipe asks for; the data set may know the number of classes."""
+    if recipe.probe is None:
+        return None
+    num_classes = recipe.probe_classes or len(clips.reader.labels.names or ())
+    if not num_classes:
+        raise ValueError(f"The labels in {recipe.probe!r} have no names that could be counted: give probe_classes.")
+    return OnlineProbe(config.hidden_size, num_classes)
 
 
 def main(arguments: list[str]):
@@ -37,13 +51,15 @@ def main(arguments: list[str]):
     teachers = load_teachers(recipe.teachers, config.grid, config.num_frames)
     config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
     sizes = [teacher.image_size for teacher in teachers.values()]
+    clips = pretraining_clips(
+        data, config, sizes, clips_per_video=training.clips_per_video, label_column=recipe.probe, seed=training.seed
+    )
     trainer = DistillationTrainer(
         MVDForFeatureDistillation(config),
         teachers,
+        probe=make_probe(recipe, config, clips),
         args=training,
-        train_dataset=pretraining_clips(
-            data, config, sizes, clips_per_video=training.clips_per_video, seed=training.seed
-        ),
+        train_dataset=clips,
         eval_dataset=pretraining_clips(data, config, sizes, evaluation=True, seed=training.seed),
     )
     trainer.run()

@@ -228,7 +228,7 @@ def test_a_nan_loss_stops_training_naming_step_and_part_and_keeps_the_last_check
         args=arguments(tmp_path, num_train_epochs=4, save_strategy="steps", save_steps=1, logging_steps=100),
         train_dataset=Clips(tiny_student_config),
     )
-    with pytest.raises(FloatingPointError, match="'video' is NaN or infinite at step 4"):
+    with pytest.raises(FloatingPointError, match="'loss_video' is NaN or infinite at step 4"):
         trainer.train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
         "checkpoint-1",

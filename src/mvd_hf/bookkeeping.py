@@ -17,7 +17,10 @@ MAX_BLANK_BATCHES = 20
 
 
 class LossParts:
-    """Sums of named losses on the device, and the first step at which one was not finite, without synchronising."""
+    """Sums of named losses and metrics on the device, and the first step at which one was not finite.
+
+    Nothing is synchronised before the means are asked for.
+    """
 
     def __init__(self):
         self.names: tuple[str, ...] = ()
@@ -66,7 +69,7 @@ class LossParts:
         if first_bad.isfinite().any():
             part = int(first_bad.argmin())
             raise FloatingPointError(
-                f"The loss {self.names[part]!r} is NaN or infinite at step {int(first_bad[part])}. Training stops, "
+                f"{self.names[part]!r} is NaN or infinite at step {int(first_bad[part])}. Training stops, "
                 "the last checkpoint is kept. Lower the learning rate, use bf16 instead of fp16, or check the inputs."
             )
 

@@ -143,6 +143,7 @@ def pretraining_clips(
     sizes: Sequence[int] = (),
     *,
     clips_per_video: int = 1,
+    label_column: str | None = None,
     evaluation: bool = False,
     seed: int = 0,
 ) -> ClipDataset | StreamingClips | None:
@@ -153,6 +154,7 @@ def pretraining_clips(
         config: the model's configuration: frames, square image size, mask.
         sizes: pixels of further clips of the same crop, for teachers.
         clips_per_video: clips cut from as many parts of each training video, which is decoded once.
+        label_column: column of labels for an online probe, if there is one.
         evaluation: the evaluation split (`None` if there is none) instead of the training split.
         seed: seed of all random choices.
     """
@@ -166,4 +168,4 @@ def pretraining_clips(
         partial(MASKS[config.mask_type], config.grid, config.mask_ratio),
         backend=data.backend,
     )
-    return data.clips(cutter, evaluation=evaluation, seed=seed)
+    return data.clips(cutter, evaluation=evaluation, label_column=label_column, seed=seed)

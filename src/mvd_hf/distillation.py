@@ -1,15 +1,18 @@
 """Stage 2, spatial-temporal co-teaching (paper, Alg. 1): predicting the teachers' features of hidden patches."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from .collation import IS_BLANK
+from .health import OnlineProbe, agreement, effective_rank
 from .model.modeling_mvd import MVDForFeatureDistillation
 from .model.patches_mvd import select_tokens, split_mask
 from .training import MVDTrainer
 
+PROBE = "online_probe.pt"
 LOSSES = {
     "smooth_l1": nn.functional.smooth_l1_loss,
     "l1": nn.functional.l1_loss,
@@ -56,25 +59,28 @@ class DistillationTrainer(MVDTrainer):
     Args:
         model: the student.
         teachers: teachers by name (`mvd_hf.load_teachers`), the names of `model.config.teacher_dims`.
+        probe: a linear classifier to train beside the student on batches that have `labels`.
         kwargs: as for [`MVDTrainer`].
 
     Raises:
         ValueError: if the student's decoders and the teachers do not belong together.
     """
 
-    def __init__(self, model: MVDForFeatureDistillation, teachers: Mapping, **kwargs):
+    def __init__(
+        self, model: MVDForFeatureDistillation, teachers: Mapping, probe: OnlineProbe | None = None, **kwargs
+    ):
         dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
         if dims != model.config.teacher_dims:
             raise ValueError(
                 f"The student's teacher_dims {model.config.teacher_dims} do not match the teachers' widths {dims}."
             )
-        if "total" in dims:
-            raise ValueError("A teacher cannot be named 'total', which is the name of the sum; rename it.")
         super().__init__(model=model, **kwargs)
         self.teachers = {name: teacher.to(self.args.device) for name, teacher in teachers.items()}
+        self.probe = None if probe is None else probe.to(self.args.device)
+        self.last_features: torch.Tensor | None = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Weighted sum of the losses against each teacher; each is logged as `loss_<teacher>`."""
+        """Weighted sum of the losses against each teacher; each is logged as `loss_<teacher>`, with its health."""
         clips = {
             value.shape[-1]: value
             for key, value in inputs.items()
@@ -87,12 +93,43 @@ class DistillationTrainer(MVDTrainer):
             bool_masked_pos=inputs["bool_masked_pos"],
             num_masked=self.num_masked,
         )
-        parts = distillation_losses(
-            outputs.predictions,
-            targets,
-            inputs["bool_masked_pos"],
-            {name: teacher.config.loss for name, teacher in self.teachers.items()},
+        mask, is_blank = inputs["bool_masked_pos"], inputs.get(IS_BLANK, False)
+        losses = distillation_losses(
+            outputs.predictions, targets, mask, {name: teacher.config.loss for name, teacher in self.teachers.items()}
         )
-        parts["total"] = sum(teacher.config.weight * parts[name] for name, teacher in self.teachers.items())
-        loss = self.record(parts, inputs["pixel_values"], inputs.get(IS_BLANK, False))
+        parts = {
+            **{f"loss_{name}": loss for name, loss in losses.items()},
+            "loss": sum(teacher.config.weight * losses[name] for name, teacher in self.teachers.items()),
+            **agreement(outputs.predictions, targets, mask),
+        }
+        if self.model.training:
+            self.last_features = outputs.last_hidden_state.detach()
+            if self.probe is not None:
+                features, labels = self.last_features, inputs["labels"]
+                parts["probe_accuracy"] = self.probe.learn(features, labels, self.accelerator, is_blank)
+        loss = self.record(parts, inputs["pixel_values"], is_blank)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the effective rank of the student's features in the last micro-batch of all processes."""
+        if "loss" in logs and self.last_features is not None:
+            features = self.last_features.flatten(0, 1).float()
+            logs["student_rank"] = effective_rank(self.accelerator.reduce(features.T @ features, "sum"))
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial):
+        if self.probe is not None and self.args.should_save:
+            # before the state, which marks a checkpoint as complete
+            folder = self.checkpoint_folder(trial)
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(
+                {"model": self.probe.state_dict(), "optimizer": self.probe.optimizer.state_dict()}, folder / PROBE
+            )
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.probe is not None:
+            state = torch.load(Path(resume_from_checkpoint) / PROBE, map_location=self.args.device, weights_only=True)
+            self.probe.load_state_dict(state["model"])
+            self.probe.optimizer.load_state_dict(state["optimizer"])

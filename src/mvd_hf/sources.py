@@ -103,6 +103,8 @@ def load_rows(
         rows = datasets.load_dataset(**load_options(source, split, name), split=split, streaming=streaming)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise ValueError(f"The data set {source!r} has no split {split!r} that can be loaded: {error}") from error
+    if isinstance(rows, datasets.IterableDataset) and rows.features:
+        return rows.decode(False)  # which also undoes the decoding that remote streams begin with
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Video | datasets.Image):
             rows = rows.cast_column(column, type(feature)(decode=False))

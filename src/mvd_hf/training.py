@@ -369,24 +369,24 @@ class MVDTrainer(Trainer):
         outputs = model(**inputs)
         if outputs.loss is None:
             raise ValueError(f"The model gives no loss for a batch of {', '.join(inputs)}: labels are missing.")
-        loss = self.record({"total": outputs.loss}, inputs["pixel_values"], is_blank)
+        loss = self.record({"loss": outputs.loss}, inputs["pixel_values"], is_blank)
         return (loss, outputs) if return_outputs else loss
 
     def record(self, parts: Mapping[str, torch.Tensor], clips: torch.Tensor, is_blank: bool = False) -> torch.Tensor:
-        """Remember the parts of a micro-batch's loss for the log.
+        """Remember the loss of a micro-batch, its parts and other metrics for the log.
 
         Args:
-            parts: mean losses by name, `total` among them.
+            parts: means over the batch's clips by name: `loss`, which is trained on, its parts and other metrics.
             clips: the batch's clips.
             is_blank: whether none of them is a real one.
 
         Returns:
-            The total loss; times 0 for a blank batch, which takes part for the sake of other processes only.
+            The loss; times 0 for a blank batch, which takes part for the sake of other processes only.
         """
         num_clips = 0 if is_blank else len(clips)
         kind = "loss" if self.model.training else "eval_loss"
         self.parts[kind].add(parts, self.state.global_step + 1, num_clips)
-        return parts["total"] * 0 if is_blank else parts["total"]
+        return parts["loss"] * 0 if is_blank else parts["loss"]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Outputs of an evaluation batch; where the loss alone is wanted it is only recorded, weighted by clips."""
@@ -399,7 +399,7 @@ class MVDTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """Evaluate, with the parts of the loss as `<prefix>_loss_<part>`: exact means over the clips that can be read.
+        """Evaluate, with the loss, its parts and other metrics as exact means over the clips that can be read.
 
         How many videos cannot is `<prefix>_missing`.
         """
@@ -409,9 +409,7 @@ class MVDTrainer(Trainer):
         means = self.parts["eval_loss"].means(self.accelerator)
         if self.num_masked is not None and not means:
             raise ValueError(f"There is nothing for the {description.lower()}: no video could be read.")
-        for name, value in means.items():
-            suffix = "" if name == "total" else f"_{name}"
-            output.metrics[f"{metric_key_prefix}_loss{suffix}"] = value
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         missing = self.sum_over_processes(missing + self.bad_videos.total("evaluation"))
         if missing:
             output.metrics[f"{metric_key_prefix}_missing"] = missing
@@ -429,24 +427,28 @@ class MVDTrainer(Trainer):
         return int(self.accelerator.reduce(torch.tensor(number, device=self.args.device), "sum"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each part of the loss, as `loss_<part>`, and stop if one is not finite.
+        """Add the mean of each part of the loss and of other metrics, and stop if one is not finite.
 
         `bad_videos` counts how often a training video could not be read since training began.
         """
         if "loss" in logs:
             means = self.parts["loss"].means(self.accelerator)
-            logs.update({f"loss_{name}": value for name, value in means.items() if name != "total"})
+            logs.update({name: value for name, value in means.items() if name != "loss"})
             bad_videos = self.sum_over_processes(self.bad_videos.total("training"))
             if bad_videos:
                 logs["bad_videos"] = bad_videos
         super().log(logs, start_time)
+
+    def checkpoint_folder(self, trial=None) -> Path:
+        """Where the checkpoint of this step goes."""
+        return Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
     def _save_checkpoint(self, model, trial):
         self.parts["loss"].check(self.accelerator)  # a model that met NaN is not worth keeping
         self.bad_videos.gather()
         if self.bad_videos.counts and self.args.should_save:
             # before the state, which marks a checkpoint as complete
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder = self.checkpoint_folder(trial)
             folder.mkdir(parents=True, exist_ok=True)
             self.bad_videos.save(folder / BAD_VIDEOS_NAME)
         super()._save_checkpoint(model, trial)

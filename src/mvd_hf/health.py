@@ -1,0 +1,92 @@
+"""How healthy a distillation is: agreement with teachers, variance of targets, rank of the student's features."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from .model.patches_mvd import select_tokens, split_mask
+
+
+@torch.no_grad()
+def agreement(
+    predictions: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor], bool_masked_pos: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Per teacher, as scalars: `cosine_<name>` of prediction and target, and `target_variance_<name>`.
+
+    Both at the hidden patches: the mean cosine similarity of the feature vectors, and the mean over channels of the
+    targets' variance over patches and clips. A variance near 0 says that a teacher sees the same everywhere.
+
+    Args:
+        predictions: per teacher (B, M, D), hidden patches in ascending order.
+        targets: per teacher (B, L, D), all patches.
+        bool_masked_pos: (B, L) bool, True hides; M per row.
+    """
+    metrics = {}
+    for name, prediction in predictions.items():
+        _, masked_ids = split_mask(bool_masked_pos, prediction.shape[1])
+        target = select_tokens(targets[name], masked_ids).float()
+        metrics[f"cosine_{name}"] = nn.functional.cosine_similarity(prediction.float(), target, dim=-1).mean()
+        metrics[f"target_variance_{name}"] = target.flatten(0, 1).var(dim=0, correction=0).mean()
+    return metrics
+
+
+def effective_rank(gram: torch.Tensor) -> float:
+    """RankMe (Garrido et al., 2023, eq. 1): how many dimensions features use, from 1 to D.
+
+    It is exp(H), H the entropy of the singular values of the features (N, D) normalised to sum 1. Their squares are
+    the eigenvalues of the Gram matrix.
+
+    Args:
+        gram: features (N, D) transposed times themselves, (D, D); may be a sum over batches and processes.
+    """
+    values = torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt()
+    share = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return float(torch.special.entr(share).sum().exp())
+
+
+class OnlineProbe(nn.Module):
+    """A linear classifier trained beside the student on its detached features, to see early what they are worth.
+
+    It sees the mean of the visible patches' features, standardised per clip. The accuracy is that on each batch before
+    learning from it, so it is one on clips not seen in this epoch.
+
+    Args:
+        hidden_size: D, width of the student.
+        num_classes: number of classes.
+        learning_rate: of its own AdamW.
+    """
+
+    def __init__(self, hidden_size: int, num_classes: int, learning_rate: float = 1e-3):
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"An online probe needs at least 2 classes, not num_classes={num_classes}.")
+        self.num_classes = num_classes
+        self.classifier = nn.Linear(hidden_size, num_classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        self.optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=0.0)
+
+    def learn(self, features: torch.Tensor, labels: torch.Tensor, accelerator, is_blank: bool = False) -> torch.Tensor:
+        """Accuracy on a batch, as a scalar, then one step of learning from it, together with all processes.
+
+        Args:
+            features: (B, V, D) of visible patches.
+            labels: (B,) class indices.
+            accelerator: averages the gradients.
+            is_blank: whether the batch takes part for the sake of other processes only.
+
+        Raises:
+            ValueError: if a label is not one of the classes; found on the CPU only, where looking costs no waiting.
+        """
+        if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(f"Labels {labels.unique().tolist()} are not all among the {self.num_classes} classes.")
+        pooled = features.detach().float().mean(dim=1)
+        with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+            logits = self.classifier(nn.functional.layer_norm(pooled, pooled.shape[-1:]))
+            loss = nn.functional.cross_entropy(logits, labels) * (0.0 if is_blank else 1.0)
+            gradients = torch.autograd.grad(loss, list(self.parameters()))
+        for parameter, gradient in zip(self.parameters(), gradients, strict=True):
+            parameter.grad = accelerator.reduce(gradient, "mean")
+        self.optimizer.step()
+        return (logits.detach().argmax(dim=-1) == labels).float().mean()
