@@ -1,0 +1,317 @@
+"""Benchmarks: the methods that are compared do the same work, tables are complete and consistent."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import av
+import datasets
+import numpy as np
+import pytest
+import torch
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from mvd_hf import benchmarks
+from mvd_hf.benchmarks import (
+    FLOOR,
+    NOT_MEASURED,
+    OURS,
+    STAGES,
+    TITLES,
+    DataBenchmarkArguments,
+    DecoderFloor,
+    OtherClips,
+    StageClock,
+    as_table,
+    as_text,
+    check_frames,
+    clip_methods,
+    compare,
+    data_benchmark,
+    decode_everything,
+    decode_ours,
+    decoders,
+    fixed_frames,
+    make_video,
+    make_videos,
+    natural_frames,
+    official_views,
+    rows_of,
+    save_report,
+    staged_clip,
+    uint8_view,
+)
+from mvd_hf.recipe_arguments import parse_arguments
+
+ROOT = Path(__file__).parents[1]
+TINY = {"num_frames": 4, "stride": 2, "size": 32, "rounds": 2, "loader_rounds": 1, "loader_clips": 4, "batch_size": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def private_cache(tmp_path_factory):
+    """Keep the tables that `datasets` prepares out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> str:
+    """A video of 24 frames with a key frame every 8 and B-frames between."""
+    path = tmp_path_factory.mktemp("videos") / "tiny.mp4"
+    make_video(path, natural_frames(24, 48, 64, seed=0), gop_size=8)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, video) -> DataBenchmarkArguments:
+    folder = tmp_path_factory.mktemp("report")
+    return DataBenchmarkArguments(output=str(folder), videos=[video], workers=1, memory=30, **TINY)
+
+
+@pytest.fixture(scope="module")
+def report(tiny) -> dict:
+    return data_benchmark(tiny)
+
+
+def numbers(*indices: int):
+    return partial(fixed_frames, np.array(indices))
+
+
+def note_call(log: Path, name: str, task: int):
+    with log.open("a") as file:
+        file.write(f"{task}{name} {os.getpid()}\n")
+
+
+def fail():
+    raise OSError("broken")
+
+
+def test_videos_are_like_those_of_practice(video):
+    with av.open(video) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        assert (stream.width, stream.height, stream.codec_context.name) == (64, 48, "h264")
+    assert len(packets) == 24
+    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+    assert keys[0] == 0
+    assert np.diff([*keys, len(packets)]).max() <= 8
+    assert [packet.pts for packet in packets] != sorted(packet.pts for packet in packets)  # B-frames
+    frames = list(natural_frames(3, 48, 64, seed=0))
+    assert frames[0].std() > 20
+    assert 0 < np.abs(frames[1].astype(int) - frames[0]).mean() < np.abs(frames[0] - frames[0].mean()).mean()
+    assert np.array_equal(frames[0], next(natural_frames(1, 48, 64, seed=0)))
+
+
+def test_videos_are_made_once(tmp_path):
+    groups = make_videos(tmp_path, num_frames=3, height=16, width=16)
+    assert list(groups) == ["GOP 250", "GOP 12"]
+    paths = [Path(path) for group in groups.values() for path in group]
+    times = [path.stat().st_mtime_ns for path in paths]
+    assert len(set(paths)) == 4
+    assert make_videos(tmp_path, num_frames=3, height=16, width=16) == groups
+    assert [path.stat().st_mtime_ns for path in paths] == times
+    assert sorted(tmp_path.iterdir()) == sorted(paths)  # nothing unfinished
+
+
+def test_installed_decoders_give_the_same_frames(video):
+    choose = numbers(3, 5, 5, 21)
+    expected = decode_ours(video, choose)
+    assert expected.shape == (4, 48, 64, 3)
+    for decode in decoders().values():
+        assert decode is None or np.array_equal(decode(video, choose), expected)
+
+
+def test_check_frames_tells_other_frames_and_failures(video):
+    tasks = [(video, numbers(1, 9))]
+    assert check_frames(decode_ours, tasks) == "same"
+    assert check_frames(lambda path, choose: decode_ours(path, numbers(1, 8)), tasks) == "other frames"
+    assert check_frames(lambda path, choose: {1}, tasks) == "other frames"
+    assert check_frames(lambda path, choose: decode_ours("missing.mp4", choose), tasks) == "fails (VideoReadError)"
+    assert check_frames(None, tasks) == NOT_MEASURED
+
+
+def test_floor_decodes_all_that_is_needed_and_no_more(video):
+    floor = DecoderFloor()
+    for indices in ([0], [7], [8], [23], [1, 9], [6, 7, 8], [2, 20], range(24)):
+        assert floor(video, numbers(*indices)) == set(indices)
+    _, packets, order = floor.videos[video]
+    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+    assert floor._runs(packets, [keys[1]]) == [[keys[1], keys[1] + 1]]
+    assert floor._runs(packets, [0, order[23]]) == [[0, 1], [keys[-1], order[23] + 1]]
+    floor.close()
+
+
+def test_no_floor_without_times(tmp_path, video):
+    path = tmp_path / "raw.h264"
+    with av.open(video) as source, av.open(str(path), "w", format="h264") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    with pytest.raises(ValueError, match=r"raw\.h264' have no times"):
+        DecoderFloor.open(str(path))
+    assert check_frames(DecoderFloor(), [(str(path), numbers(0))]) == "fails (ValueError)"
+
+
+def test_other_ways_draw_our_frames_and_crops(video, tiny):
+    ours = clip_methods([video], tiny)[OURS]
+    exhaustive = partial(decode_everything, convert_all=False)
+    same = OtherClips([video], exhaustive, uint8_view, tiny)
+    official = OtherClips([video], exhaustive, official_views, tiny)
+    mean, std = (torch.tensor(value)[:, None, None, None] for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    for key in [(0, 0), (1, 0), (2, 0)]:
+        clip = ours[key]["pixel_values"]
+        assert torch.equal(same[key]["pixel_values"], clip)
+        views = official[key]
+        assert views["student"].shape == (3, 4, 32, 32)
+        assert torch.equal(views["student"], views["teacher"])
+        grey = (views["student"] * std + mean) * 255
+        assert (grey.transpose(0, 1) - clip).abs().max() < 2.5
+    assert not torch.equal(ours[(0, 0)]["pixel_values"], ours[(1, 0)]["pixel_values"])
+
+
+def test_stages_make_the_clip_of_the_data_set(video, tiny):
+    expected = clip_methods([video], tiny)[OURS][(3, 0)]
+    clock = StageClock()
+    clip = staged_clip(video, clock, (3, 0), tiny)
+    assert clip.keys() == expected.keys()
+    assert all(torch.equal(clip[key], expected[key]) for key in clip)
+    assert set(clock.total) - {"read"} == set(STAGES) - {"copy of the crop", "collate"}
+
+
+def test_missing_packages_are_not_measured(video, tiny, monkeypatch):
+    monkeypatch.setattr(benchmarks, "decord", None)
+    monkeypatch.setattr(benchmarks, "torchcodec", None)
+    arguments = DataBenchmarkArguments(output=tiny.output, videos=[video], parts=["decode", "clip", "loader"], **TINY)
+    arguments.workers = 0
+    report = data_benchmark(arguments)
+    for part in arguments.parts:
+        rows = {row["method"]: row for row in report[part]}
+        missing = [name for name in rows if "decord" in name or "torchcodec" in name]
+        assert len(missing) == 2
+        assert all(rows[name]["cpu_ms"] is rows[name]["clips_per_s"] is None for name in missing)
+        assert all(row["cpu_ms"] > 0 for name, row in rows.items() if name not in missing)
+    assert as_text(report).count(NOT_MEASURED) >= 6
+    assert benchmarks.optional("no_such_package") is None
+
+
+def test_methods_take_turns(tmp_path):
+    log = tmp_path / "log"
+    methods = {name: partial(note_call, log, name) for name in "abc"}
+    costs = compare({**methods, "missing": None}, [(i,) for i in range(9)], num_warm_up=2, seed=0)
+    assert costs["missing"] is None
+    assert all(costs[name].shape == (7, 2) for name in "abc")
+    calls, processes = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
+    assert [call[0] for call in calls] == [str(i) for i in range(9) for _ in "abc"]
+    orders = {"".join(call[1] for call in calls[start : start + 3]) for start in range(0, 27, 3)}
+    assert len(orders) > 2
+    assert all(sorted(order) == list("abc") for order in orders)
+    assert len(set(zip((call[1] for call in calls), processes, strict=True))) == 3  # a process of its own for each
+
+
+def test_what_fails_is_left_out_unless_it_is_ours(caplog):
+    costs = compare({OURS: list, "other": fail, "dead": partial(os._exit, 1)}, [(), ()], 0, 0)
+    assert costs["other"] is costs["dead"] is None
+    assert costs[OURS].shape == (2, 2)
+    assert "dead fails: its process died" in caplog.text
+    assert "other fails: OSError: broken" in caplog.text
+    with pytest.raises(RuntimeError, match=r"mvd_hf fails .* broken"):
+        compare({OURS: fail}, [()], 0, 0)
+
+
+def test_rows_hold_means_and_ratios():
+    costs = {"a": np.array([[1.0, 2.0], [3.0, 6.0]]), "b": np.array([[3.0, 4.0], [9.0, 4.0]]), "c": None}
+    a, b, c = rows_of("files", costs, "a")
+    assert (a["cpu_ms"], a["wall_ms"], a["clips_per_s"], a["cpu_ratio"]) == (2, 4, 250, 1)
+    assert (b["cpu_ms"], b["cpu_ratio"], b["low"], b["high"]) == (6, 3, 3, 3)
+    assert c == {"files": "files", "method": "c"} | dict.fromkeys(list(a)[2:])
+
+
+def test_report_has_every_part(report, tiny):
+    assert set(report) == {"about", "arguments", *TITLES}
+    assert report["about"]["torch"] == torch.__version__.partition("+")[0]
+    assert json.loads(save_report(report, tiny.output, "data").read_text()) == report
+    text = as_text(report)
+    assert all(title in text for title in TITLES.values())
+    for part in ("decode", "clip", "loader", "clips_per_video"):
+        for row in report[part]:
+            if row["cpu_ms"] is not None:
+                assert row["cpu_ms"] > 0
+                assert row["clips_per_s"] == pytest.approx(1000 / row["wall_ms"])
+        assert report[part][0]["cpu_ratio"] == 1
+    assert all(row["files"] == "tiny.mp4" for row in report["decode"])
+    frames = {row["method"]: row["frames"] for row in report["decode"]}
+    assert all(frames[name] == "same" for name in frames if name in (OURS, FLOOR) or "PyAV" in name)
+    assert [row["method"] for row in report["clips_per_video"]] == ["1 clip", "2 clips", "4 clips"]
+    assert {row["files"] for row in report["loader"]} == {"all, 1 workers"}
+
+
+def test_stages_add_up(report):
+    total = {row["stage"]: row["cpu_ms"] for row in report["stages"]}
+    assert list(total) == list(STAGES)
+    parts = {name: value for name, value in total.items() if name not in ("whole clip", "collate")}
+    assert all(value > 0 for value in [*parts.values(), total["collate"]])
+    assert 0.5 * total["whole clip"] < sum(parts.values()) <= 1.001 * total["whole clip"]
+
+
+def test_memory_is_watched(report):
+    table = report["memory"]
+    assert [row["clips"] for row in table] == list(range(3, 31, 3))
+    assert all(row["rss_mb"] > 1 for row in table)
+    assert {row["open_files"] for row in table} == {table[0]["open_files"]}
+
+
+def test_table_is_aligned():
+    table = as_table([{"name": "long name", "ms": 1.5}, {"name": "b", "ms": None}])
+    assert table.splitlines() == [
+        "| name      |           ms |",
+        "| --------- | -----------: |",
+        "| long name |         1.50 |",
+        "| b         | not measured |",
+    ]
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="There is no part clips; choose decode, stages"):
+        DataBenchmarkArguments(parts=["clips"])
+    with pytest.raises(ValueError, match="rounds=0"):
+        DataBenchmarkArguments(rounds=0)
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("benchmark_recipe", ROOT / "recipes/benchmark.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_recipe_takes_several_files(recipe):
+    arguments = ["--videos", "a b.mp4", "c.mp4", "--rounds", "3", "--parts", "clip"]
+    (parsed,) = parse_arguments(recipe.join_lists(arguments), DataBenchmarkArguments)
+    assert (parsed.videos, parsed.rounds, parsed.parts) == (["a b.mp4", "c.mp4"], 3, ["clip"])
+    with pytest.raises(ValueError, match="There is no benchmark 'speed'; choose data"):
+        recipe.main(["speed"])
+
+
+def test_recipe_prints_and_writes_the_report(recipe, video, tmp_path, caplog):
+    words = ["--rounds", "1", "--num_frames", "4", "--stride", "2", "--size", "32", "--batch_size", "2"]
+    with caplog.at_level("INFO"):
+        recipe.main(["data", "--videos", video, "--parts", "stages", "--output", str(tmp_path), *words])
+    assert TITLES["stages"] in caplog.text
+    assert json.loads((tmp_path / "data.json").read_text())["stages"]
+
+
+def test_documented_commands_are_understood(recipe):
+    text = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^OMP_NUM_THREADS=1 (python recipes/benchmark\.py data.*)$", text, re.MULTILINE)
+    commands = [shlex.split(line) for line in lines]
+    assert commands
+    for command in commands:
+        parse_arguments(recipe.join_lists(command[3:]), DataBenchmarkArguments)
