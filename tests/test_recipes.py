@@ -18,7 +18,7 @@ from mvd_hf.recipe_arguments import parse_arguments
 ROOT = Path(__file__).parents[1]
 READMES = sorted([ROOT / "README.md", *ROOT.glob("recipes/*/README.md")])
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
-RECIPES = [path for path in RECIPES if path.parent.name != "accelerate"]
+RECIPES = [path for path in RECIPES if path.parent.name != "accelerate" and not path.stem.startswith("finetune_")]
 
 
 def blocks(path: Path, language: str) -> list[str]:

@@ -1,0 +1,87 @@
+"""The cost of distillation recipes: arithmetic per clip of student, decoders and each teacher, and GPU hours.
+
+    python recipes/cost.py recipes/mvd-vit-b-from-vit-l/distill.yaml [--mfu 0.4 --device_tflops 989 ...]
+
+Needs no network, no data and no weights. One recipe is told part by part, several are the rows of a Markdown table.
+What is counted: `mvd_hf.costs`. Keys: the assumptions (below), and all keys of `recipes/distill.py`.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill import StudentArguments
+
+from mvd_hf import MVDConfig, MVDTrainingArguments
+from mvd_hf.costs import Part, describe_parts, distillation_parts, gpu_hours, training_tflops
+from mvd_hf.data import DataArguments
+from mvd_hf.recipe_arguments import parse_arguments
+
+
+@dataclass
+class CostArguments:
+    """What the hours rest on.
+
+    Args:
+        mfu: the part of the device's peak that is reached, teachers included.
+        device_tflops: peak of one device in TFLOP/s; an H200 (or H100 SXM) in bf16, not sparse, by default.
+        num_videos: videos of an epoch; the training split of Kinetics-400 by default.
+    """
+
+    mfu: float = 0.4
+    device_tflops: float = 989.0
+    num_videos: int = 240_000
+
+    def hours(self, flops_per_clip: float, clips: float) -> float:
+        return gpu_hours(flops_per_clip * clips, self.device_tflops, self.mfu)
+
+    def describe(self) -> str:
+        return (
+            f"Assumed: {self.num_videos:,} videos per epoch, a device of {self.device_tflops:g} TFLOP/s, "
+            f"MFU {self.mfu:g}."
+        )
+
+
+def cost(arguments: list[str]) -> tuple[CostArguments, list[Part], float]:
+    """The assumptions, the arithmetic per clip and the number of clips of the whole run."""
+    kinds = StudentArguments, DataArguments, MVDTrainingArguments, CostArguments
+    recipe, _, training, assumed = parse_arguments([*arguments, "--use_cpu"], *kinds)
+    parts = distillation_parts(MVDConfig.from_name(recipe.student, **recipe.config), recipe.teachers)
+    return assumed, parts, assumed.num_videos * training.num_train_epochs * training.clips_per_video
+
+
+def table(recipes: list[str], options: list[str]) -> str:
+    """A Markdown table of several recipes: TFLOPs per clip in training, clips and GPU hours."""
+    rows = {recipe: cost([recipe, *options]) for recipe in recipes}
+    tflops = {recipe: training_tflops(parts) for recipe, (_, parts, _) in rows.items()}
+    columns = [*dict.fromkeys(key for row in tflops.values() for key in row if key != "together"), "together"]
+    lines = [["recipe", *columns, "million clips", "GPU hours"]]
+    for recipe, (assumed, _, clips) in rows.items():
+        cells = [f"{tflops[recipe][key]:.3f}" if key in tflops[recipe] else "-" for key in columns]
+        hours = assumed.hours(tflops[recipe]["together"] * 1e12, clips)
+        path = Path(recipe)
+        name = path.parent.name if path.stem == "distill" else f"{path.parent.name}/{path.stem}"
+        lines.append([f"`{name}`", *cells, f"{clips / 1e6:.0f}", f"{hours:,.0f}"])
+    header, *body = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([header, "|" + "---|" * len(lines[0]), *body])
+
+
+def main(arguments: list[str]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start = next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))
+    recipes, options = arguments[:start], arguments[start:]
+    if not recipes:
+        raise ValueError("Give at least one recipe, for example recipes/mvd-vit-b-from-vit-l/distill.yaml.")
+    assumed, parts, clips = cost([recipes[0], *options])
+    if len(recipes) > 1:
+        logging.info("%s\n\n%s", table(recipes, options), assumed.describe())
+        return
+    per_clip = sum(part.training for part in parts)
+    logging.info("%s\n\n%s: %.1f million clips.", describe_parts(parts), recipes[0], clips / 1e6)
+    logging.info("%.3g FLOPs, %.0f GPU hours.", per_clip * clips, assumed.hours(per_clip, clips))
+    logging.info("%s", assumed.describe())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
