@@ -13,7 +13,8 @@ MODEL = "model"
 ALLOWED = {
     "masking": set(),
     "augmentation": set(),
-    "teachers": set(),
+    "teacher_families": {MODEL},
+    "teachers": {"teacher_families"},
     "toy": set(),
     "recipe_arguments": set(),
     "collation": set(),
@@ -29,6 +30,7 @@ ALLOWED = {
     "distillation": {MODEL, "collation", "health", "training"},
     "conversion": {MODEL},
     "audit": {MODEL, "sources"},
+    "costs": {MODEL},
     "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mvd_hf import MVDConfig, MVDModel, Teacher, TeacherConfig, load_teachers
+from mvd_hf import MVDConfig, MVDForVideoClassification, MVDModel, Teacher, TeacherConfig, load_teachers
 
 GRID = (2, 4, 4)
 
@@ -39,11 +39,53 @@ def test_a_video_teacher_sees_the_whole_clip():
 
 
 def test_frames_can_be_chosen_against_the_default():
-    spacetime = model("mvd-b", num_frames=2)
-    teacher = Teacher(TeacherConfig("m", frames="clip"), model("mvd-b", num_frames=4), GRID, num_frames=4)
-    assert teacher.frames == "clip"
+    frame_by_frame = model("mvd-b", num_frames=4, tubelet_size=1)
+    for frames in ("clip", "first_of_tubelet", "all"):
+        assert Teacher(TeacherConfig("m", frames=frames), frame_by_frame, GRID, num_frames=4).frames == frames
     with pytest.raises(ValueError, match="tubelet 2"):  # single frames cannot fill tubelets of two
-        Teacher(TeacherConfig("m", frames="first_of_tubelet"), spacetime, GRID, num_frames=4)
+        Teacher(TeacherConfig("m", frames="first_of_tubelet"), model("mvd-b", num_frames=2), GRID, num_frames=4)
+    with pytest.raises(ValueError, match="is an image model"):
+        Teacher(TeacherConfig("m", frames="clip"), model("mae-b"), GRID, num_frames=4)
+
+
+def test_an_image_teacher_of_all_frames_is_averaged_within_tubelets():
+    image_model = model("mae-b")
+    clip = clips()
+    features = Teacher(TeacherConfig("m", frames="all"), image_model, GRID, num_frames=4)({32: clip})
+    single = [image_model(clip[:, t, None]).last_hidden_state[:, 1:] for t in range(4)]
+    expected = torch.cat([(single[0] + single[1]) / 2, (single[2] + single[3]) / 2], dim=1)
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, -1, -2, -3])
+def test_an_inner_layer_is_a_hidden_state_and_those_above_are_not_there(layer):
+    whole = model("videomae-b", num_frames=4)
+    clip = clips()
+    states = whole(clip, output_hidden_states=True).hidden_states
+    teacher = Teacher(TeacherConfig("m", layer=layer), whole, GRID, num_frames=4)
+    torch.testing.assert_close(teacher({32: clip}), states[layer])
+    assert len(teacher.model.layers) == layer % 3
+
+
+def test_a_classifier_teaches_before_the_norm_that_it_does_not_have(tmp_path):
+    sizes = {"image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 32, "num_attention_heads": 2}
+    classifier = MVDForVideoClassification(MVDConfig.from_name("mvd-b", **sizes, num_hidden_layers=1, num_labels=3))
+    classifier.save_pretrained(tmp_path)
+    clip = clips()
+    teacher = load_teachers({"a": str(tmp_path)}, GRID, 4)["a"]
+    torch.testing.assert_close(teacher({32: clip}), classifier.eval().mvd(clip).last_hidden_state)
+    with pytest.raises(ValueError, match=r"lacks 2 weights.*layernorm.*norm: pre"):
+        load_teachers({"a": {"model": str(tmp_path), "norm": "post"}}, GRID, 4)
+
+
+def test_our_models_normalise_with_their_own_statistics():
+    own = model("mae-b", image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    teacher = Teacher(TeacherConfig("m"), own, GRID, num_frames=4)
+    clip = clips(batch=1)
+    expected = own.embeddings.projection(clip[:, 0, None])
+    torch.testing.assert_close(own.embeddings.projection(teacher.normalize(clip[:, 0, None])), expected)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    torch.testing.assert_close(teacher({32: (clip / 255 - mean) / std}), teacher({32: clip}), atol=1e-5, rtol=1e-5)
 
 
 def test_a_teacher_with_patches_of_14_pixels_sees_smaller_frames():
