@@ -9,17 +9,25 @@ import logging
 import sys
 from dataclasses import dataclass, field
 
-from mvd_hf import convert_checkpoint
+from mvd_hf.conversion import convert_checkpoint, save_converted
 from mvd_hf.recipe_arguments import parse_arguments
 
 
 @dataclass
 class ConversionArguments:
-    """The checkpoint file, the folder to write, and configuration fields to add."""
+    """The checkpoint, the folder to write, configuration fields to add, and the licence of the weights.
+
+    Args:
+        checkpoint: a .pth file or a DeepSpeed folder.
+        output: folder for weights, configuration, video processor and card.
+        config: see above.
+        license: as the Hub writes it; by default that of the authors' released weights.
+    """
 
     checkpoint: str
     output: str
     config: dict = field(default_factory=dict)
+    license: str | None = None
 
 
 def main(arguments: list[str]):
@@ -28,7 +36,7 @@ def main(arguments: list[str]):
         arguments = ["--checkpoint", *arguments]
     (conversion,) = parse_arguments(arguments, ConversionArguments)
     model = convert_checkpoint(conversion.checkpoint, **conversion.config)
-    model.save_pretrained(conversion.output)
+    save_converted(model, conversion.checkpoint, conversion.output, conversion.license)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logging.info("%s with %d parameters written to %s", type(model).__name__, parameters, conversion.output)
 

@@ -1,13 +1,18 @@
 """The conversion of official checkpoints: complete and bit by bit, or refused with the reason; nothing executes."""
 
 import argparse
+import copy
+import hashlib
 import pickle
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from transformers import AutoVideoProcessor
 
 from mvd_hf import (
     MVDConfig,
@@ -16,7 +21,7 @@ from mvd_hf import (
     MVDForVideoClassification,
     convert_checkpoint,
 )
-from mvd_hf.conversion import infer_config
+from mvd_hf.conversion import infer_config, save_converted
 from mvd_hf.model.modeling_mvd import position_table
 
 # official names of our weights, family by family; every rule whose pattern is found applies, in this order
@@ -457,8 +462,6 @@ def test_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "page.pth").write_text("<!DOCTYPE html><title>Sign in</title>")
     with pytest.raises(ValueError, match=r"page.pth' is not a checkpoint that can be read safely"):
         convert_checkpoint(tmp_path / "page.pth")
-    with pytest.raises(ValueError, match="is not a checkpoint that can be read safely"):
-        convert_checkpoint(tmp_path)
 
 
 def test_missing_file_is_refused(tmp_path):
@@ -528,3 +531,69 @@ def test_frames_that_do_not_fill_the_tubelets_are_refused():
     state_dict = official(tiny_model("distillation"), "distillation")
     with pytest.raises(ValueError, match="num_frames=1 must be divisible by the checkpoint's tubelets of 2"):
         convert_checkpoint(state_dict, **(options("distillation") | {"num_frames": 1}))
+
+
+# Folders
+
+
+def converted(family: str, folder: Path):
+    """An official file and the model that it gives."""
+    path = folder / "official.pth"
+    torch.save({"model": official(tiny_model(family), family)}, path)
+    return path, convert_checkpoint(path, **options(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folder_holds_weights_configuration_processor_and_card(family, tmp_path):
+    source, model = converted(family, tmp_path)
+    save_converted(model, source, tmp_path / "out")
+    assert_same_model(type(model).from_pretrained(tmp_path / "out"), model)
+    processor = AutoVideoProcessor.from_pretrained(tmp_path / "out")
+    assert processor.num_frames == model.config.num_frames
+    assert (processor.crop_size.height, processor.crop_size.width) == model.config.frame_size
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card
+    assert hashlib.sha256(source.read_bytes()).hexdigest() in card
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
+    arxiv = {"mae": "2111.06377", "videomae": "2203.12602"}.get(family, "2212.04500")
+    assert f"arxiv.org/abs/{arxiv}" in card
+
+
+def test_licence_of_own_weights_is_written_as_given(tmp_path):
+    source, model = converted("videomae", tmp_path)
+    save_converted(model, source, tmp_path / "out", "apache-2.0")
+    assert "license: apache-2.0" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_folder_that_gives_other_outputs_is_refused(tmp_path, monkeypatch):
+    source, model = converted("classification", tmp_path)
+    save = type(model).save_pretrained
+
+    def save_others(self, folder, **options):
+        changed = copy.deepcopy(self)
+        nn.init.ones_(changed.classifier.bias)
+        save(changed, folder, **options)
+
+    monkeypatch.setattr(type(model), "save_pretrained", save_others)
+    with pytest.raises(ValueError, match=r"does not give what was converted: classifier\.bias, logits"):
+        save_converted(model, source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("latest", [True, False])
+def test_deepspeed_folder_is_read(latest, tmp_path):
+    folder = tmp_path / "checkpoint-4" if latest else tmp_path
+    folder.mkdir(exist_ok=True)
+    model = tiny_model("classification")
+    torch.save({"module": official(model, "classification")}, folder / "mp_rank_00_model_states.pt")
+    if latest:
+        (tmp_path / "latest").write_text("checkpoint-4\n")
+    assert_same_model(convert_checkpoint(tmp_path, **options("classification")), model)
+
+
+def test_deepspeed_folder_of_several_parts_or_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"needs mp_rank_00_model_states\.pt alone, found none"):
+        convert_checkpoint(tmp_path)
+    for part in (0, 1):
+        torch.save({"module": {}}, tmp_path / f"mp_rank_{part:02d}_model_states.pt")
+    with pytest.raises(ValueError, match=r"found mp_rank_00_model_states\.pt, mp_rank_01_model_states\.pt"):
+        convert_checkpoint(tmp_path)

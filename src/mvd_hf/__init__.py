@@ -1,6 +1,12 @@
 """mvd_hf: Masked Video Distillation (MVD, arXiv 2212.04500) for the Hugging Face ecosystem."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVideoClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+    AutoVideoProcessor,
+)
 
 from .clips import ClipCutter, ClipDataset
 from .collation import collate_clips
@@ -15,6 +21,7 @@ from .model.modeling_mvd import (
     MVDForVideoClassification,
     MVDModel,
 )
+from .model.video_processing_mvd import MVDVideoProcessor
 from .model.video_reading import VideoReadError, read_frames
 from .streaming import StreamingClips
 from .teachers import Teacher, TeacherConfig, load_teachers
@@ -24,6 +31,7 @@ AutoConfig.register("mvd", MVDConfig, exist_ok=True)
 AutoModel.register(MVDConfig, MVDModel, exist_ok=True)
 AutoModelForPreTraining.register(MVDConfig, MVDForFeatureDistillation, exist_ok=True)
 AutoModelForVideoClassification.register(MVDConfig, MVDForVideoClassification, exist_ok=True)
+AutoVideoProcessor.register(MVDConfig, MVDVideoProcessor, exist_ok=True)
 
 __all__ = [
     "MVDConfig",
@@ -31,6 +39,7 @@ __all__ = [
     "MVDForPixelReconstruction",
     "MVDForFeatureDistillation",
     "MVDForVideoClassification",
+    "MVDVideoProcessor",
     "read_frames",
     "VideoReadError",
     "load_clips",

@@ -1,6 +1,7 @@
 """Official checkpoints (MVD, MAE, VideoMAE .pth files) to MVD models, completely or not at all."""
 
 import argparse
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from .model.modeling_mvd import (
     MVDPreTrainedModel,
 )
 from .model.patches_mvd import position_table
+from .model.video_processing_mvd import MVDVideoProcessor
 
 # the official student calls its two teachers "img" and "vid"
 TEACHER_NAMES = {"img": "image", "vid": "video"}
@@ -73,6 +75,39 @@ POSITION_TABLES = {
 }
 
 
+# file in which DeepSpeed keeps the weights, and the one that names the newest folder
+DEEPSPEED_WEIGHTS, DEEPSPEED_LATEST = "mp_rank_00_model_states.pt", "latest"
+
+# what a card says of where the weights come from: title, arXiv number, licence of the authors' weights
+ORIGINS = {
+    "distillation": ("Masked Video Distillation", "2212.04500", "cc-by-nc-4.0"),
+    "classification": ("Masked Video Distillation", "2212.04500", "cc-by-nc-4.0"),
+    "videomae": ("VideoMAE", "2203.12602", "cc-by-nc-4.0"),
+    "mae": ("Masked Autoencoders Are Scalable Vision Learners", "2111.06377", "cc-by-nc-4.0"),
+}
+
+
+def find_weights(path: str | Path) -> Path:
+    """The file with the weights: the path itself, or that in a DeepSpeed folder.
+
+    Raises:
+        ValueError: if a folder holds none, or the weights of several model-parallel processes.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if (path / DEEPSPEED_LATEST).is_file():
+        path = path / (path / DEEPSPEED_LATEST).read_text().strip()
+    parts = sorted(path.glob("mp_rank_*_model_states.pt"))
+    if [part.name for part in parts] != [DEEPSPEED_WEIGHTS]:
+        found = ", ".join(part.name for part in parts) or "none"
+        raise ValueError(
+            f"The folder {str(path)!r} is not a DeepSpeed checkpoint of one model-parallel process: it needs "
+            f"{DEEPSPEED_WEIGHTS} alone, found {found}."
+        )
+    return parts[0]
+
+
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], argparse.Namespace]:
     """State dict and command-line arguments (empty if the file has none) of an official checkpoint file.
 
@@ -81,6 +116,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], argparse
     Raises:
         ValueError: if the file cannot be read that way, or holds no state dict.
     """
+    path = find_weights(path)
     numpy_scalars = [np._core.multiarray.scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.int64))]
     old_scalar = (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")
     try:
@@ -257,7 +293,7 @@ def convert_checkpoint(source: str | Path | Mapping[str, torch.Tensor], **overri
     """The MVD model that an official checkpoint holds, in float32 and evaluation mode.
 
     Args:
-        source: a .pth file or a state dict with the official names: an MVD student (gives
+        source: a .pth file, a DeepSpeed folder, or a state dict with the official names: an MVD student (gives
             `MVDForFeatureDistillation`, its teachers named `image` and `video`), a fine-tuned MVD classifier
             (`MVDForVideoClassification`), MAE or VideoMAE (`MVDForPixelReconstruction`, or `MVDModel` where the file
             has the encoder only).
@@ -300,3 +336,102 @@ def convert_checkpoint(source: str | Path | Mapping[str, torch.Tensor], **overri
         )
     model.load_state_dict(weights)
     return model.eval()
+
+
+def family_of(model: MVDPreTrainedModel) -> str:
+    """The official program that a converted model comes from, a key of `ORIGINS`."""
+    if isinstance(model, MVDForVideoClassification):
+        return "classification"
+    if isinstance(model, MVDForFeatureDistillation):
+        return "distillation"
+    return {"space": "mae", "flat": "videomae"}.get(model.config.position_embedding_type, "distillation")
+
+
+def conversion_card(model: MVDPreTrainedModel, source: Path, license_name: str) -> str:
+    """Model card of converted weights: where they come from, under which licence, and how to load them."""
+    title, arxiv, _ = ORIGINS[family_of(model)]
+    source = find_weights(source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    config = model.config
+    kind = type(model).__name__
+    is_classifier = isinstance(model, MVDForVideoClassification)
+    auto_class = "AutoModelForVideoClassification" if is_classifier else "AutoModel"
+    task = "pipeline_tag: video-classification\n" if is_classifier else ""
+    height, width = config.frame_size
+    seen = f"images of {height} x {width} pixels"
+    if config.num_frames > 1:
+        seen = f"clips of {config.num_frames} frames of {height} x {width} pixels"
+    return f"""---
+license: {license_name}
+library_name: transformers
+{task}tags:
+- mvd
+- video
+---
+
+# {title}, converted
+
+Weights of [{title}](https://arxiv.org/abs/{arxiv}), converted from the authors' file `{source.name}` by mvd_hf
+to a `{kind}` for {seen}: {config.num_hidden_layers} layers of width {config.hidden_size},
+{parameters:,} parameters. All weights of the file were used, none is new. SHA-256 of the file:
+`{digest}`.
+
+The weights are the authors' and under their licence, here given as {license_name}. mvd_hf itself is Apache-2.0.
+
+```python
+import mvd_hf
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/to/this/folder")
+```
+"""
+
+
+@torch.no_grad()
+def save_converted(
+    model: MVDPreTrainedModel, source: str | Path, output: str | Path, license_name: str | None = None
+) -> None:
+    """Write a converted model to a folder: safetensors, configuration, video processor and card; then check it.
+
+    The folder is loaded again: it must hold the same weights, bit by bit, and give the same outputs for a random clip.
+
+    Args:
+        model: from [`convert_checkpoint`].
+        source: the file it was converted from.
+        output: the folder.
+        license_name: of the weights, as the Hub writes it; by default that of the authors' released weights.
+
+    Raises:
+        ValueError: if what was written does not give what was converted.
+    """
+    license_name = ORIGINS[family_of(model)][2] if license_name is None else license_name
+    model.save_pretrained(output)
+    height, width = model.config.frame_size
+    MVDVideoProcessor(
+        size={"shortest_edge": min(height, width)},
+        crop_size={"height": height, "width": width},
+        num_frames=model.config.num_frames,
+        image_mean=model.config.image_mean,
+        image_std=model.config.image_std,
+    ).save_pretrained(output)
+    (Path(output) / "README.md").write_text(conversion_card(model, Path(source), license_name), encoding="utf-8")
+    options = {"add_final_norm": model.layernorm is not None} if isinstance(model, MVDModel) else {}
+    loaded = type(model).from_pretrained(output, **options)
+    config = model.config
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, config.num_frames, config.num_channels, *config.frame_size)
+    inputs = {"pixel_values": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)}
+    if isinstance(model, MVDForFeatureDistillation | MVDForPixelReconstruction):
+        order = torch.rand(config.num_patches, generator=generator).argsort()
+        inputs["bool_masked_pos"] = (order < config.num_masked_patches)[None]
+    weights = loaded.state_dict()
+    wrong = [name for name, value in model.state_dict().items() if not torch.equal(value, weights[name])]
+    outputs = loaded(**inputs)
+    for name, value in model(**inputs).items():
+        parts = value if isinstance(value, Mapping) else {name: value}
+        others = outputs[name] if isinstance(value, Mapping) else {name: outputs[name]}
+        # memory is aligned otherwise, which moves the last bits
+        wrong += [part for part in parts if not torch.allclose(parts[part], others[part], rtol=1e-4, atol=1e-5)]
+    if wrong:
+        raise ValueError(f"The folder {str(output)!r} does not give what was converted: {', '.join(wrong)}.")

@@ -1,0 +1,405 @@
+"""MVDVideoProcessor: from videos to a model's input, by the test protocol of Masked Video Distillation.
+
+Frames are chosen, resized, cropped and normalised as in the paper's tests (arXiv 2212.04500), to the pixel. Letters in
+shapes: B videos, V views of each, K clips, T frames, C channels, H x W pixels of a frame.
+"""
+# Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
+
+import io
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub import constants, get_session
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.utils import httpx
+from PIL import Image
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, PILImageResampling
+from transformers.processing_utils import VideosKwargs
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from .frame_sampling import dense_test_frames, uniform_test_frames
+from .video_reading import VideoReader, VideoReadError
+
+# arguments of every video processor that have no meaning here
+UNUSED_ARGUMENTS = ("fps", "do_pad", "data_format", "video_metadata")
+
+
+Taps = tuple[torch.Tensor, torch.Tensor]
+
+
+def bilinear_taps(old: int, new: int, is_width: bool) -> Taps:
+    """The two pixels (2, new) of a line of `old` pixels that make each new one, and their weights in 1/2048."""
+    place = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
+    before = place.floor()
+    fraction = place - before
+    if (
+        is_width
+    ):  # beyond the outermost pixels OpenCV mixes the rows with themselves, which rounds, but not the columns
+        fraction = fraction.where((before >= 0) & (before < old - 1), 0.0)
+    pixels = torch.stack([before, before + 1]).long().clamp_(0, old - 1)
+    return pixels, (2048 * torch.stack([1 - fraction, fraction])).round().int()
+
+
+def blend(frames: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
+    """Weighted sums of the pixels of uint8 frames: of columns, then of rows, dropping bits where OpenCV does."""
+    left, right = (
+        frames.index_select(-1, pixels).int().mul_(weights) for pixels, weights in zip(*columns, strict=True)
+    )
+    wide = left.add_(right).bitwise_right_shift_(4)
+    upper, lower = (
+        wide.index_select(-2, pixels).mul_(weights[:, None]).bitwise_right_shift_(16)
+        for pixels, weights in zip(*rows, strict=True)
+    )
+    return upper.add_(lower).add_(2).bitwise_right_shift_(2).clamp_(0, 255).to(torch.uint8)
+
+
+def resize_bilinear(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Bilinear resize without antialiasing of frames (n, C, H, W) to (n, C, height, width), of the same type.
+
+    On uint8 the result is that of OpenCV's `INTER_LINEAR`, which the official programs use, to the bit.
+    """
+    if frames.is_floating_point():
+        return torch.nn.functional.interpolate(frames, (height, width), mode="bilinear")
+    old_height, old_width = frames.shape[-2:]
+    columns, rows = (
+        tuple(part.to(frames.device) for part in bilinear_taps(old, new, is_width))
+        for old, new, is_width in ((old_width, width, True), (old_height, height, False))
+    )
+    # one frame at a time, whose sums stay in the processor's cache, takes less than half the time
+    return torch.cat([blend(frame, columns, rows) for frame in frames.split(1)])
+
+
+def resize_short_side(frames: torch.Tensor, size: int) -> torch.Tensor:
+    """Frames (n, C, H, W) resized so that the short side has `size` pixels; see [`resize_bilinear`].
+
+    The long side is rounded down. Frames that fit already are returned as they are.
+    """
+    height, width = frames.shape[-2:]
+    short = min(height, width)
+    if short == size:
+        return frames
+    return resize_bilinear(frames, size * height // short, size * width // short)
+
+
+def crop_offsets(height: int, width: int, size: int | tuple[int, int], num_crops: int = 1) -> list[tuple[int, int]]:
+    """(top, left) of each crop of a frame: the centre one, or several evenly spread along the longer side.
+
+    Args:
+        height, width: pixels of the frame.
+        size: pixels of the square crop, or its (height, width).
+        num_crops: number of crops; one is the official validation's, more are the official test's.
+
+    Raises:
+        ValueError: if the crop is larger than the frame, or there is no crop.
+    """
+    crop_height, crop_width = (size, size) if isinstance(size, int) else size
+    if num_crops < 1:
+        raise ValueError(f"num_crops={num_crops} must be at least 1.")
+    if crop_height > height or crop_width > width:
+        raise ValueError(
+            f"A crop of {crop_height}x{crop_width} (height x width) does not fit into frames of {height}x{width}; "
+            f"resize them to a larger size, or choose a smaller crop_size."
+        )
+    free = (height - crop_height, width - crop_width)
+    centre = (round(free[0] / 2), round(free[1] / 2))
+    if num_crops == 1:
+        return [centre]
+    along_height = height >= width
+    step = free[0 if along_height else 1] / (num_crops - 1)
+    starts = [int(crop * step) for crop in range(num_crops)]
+    return [(start, centre[1]) if along_height else (centre[0], start) for start in starts]
+
+
+def download(url: str) -> io.BytesIO:
+    """The file at an http(s) address, named by the address in messages.
+
+    Raises:
+        VideoReadError: if it cannot be downloaded.
+    """
+    try:
+        response = get_session().get(url, follow_redirects=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        response.raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise VideoReadError(url, f"cannot be downloaded ({error})") from error
+    file = io.BytesIO(response.content)
+    file.name = url
+    return file
+
+
+def is_frame(value: Any) -> bool:
+    """Whether a value is one decoded frame."""
+    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 3)
+
+
+def is_encoded(video: Any) -> bool:
+    """Whether a video must be decoded: a path, a URL, bytes or a binary file object."""
+    return isinstance(video, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(video, "read")
+
+
+def list_videos(videos: Any) -> list:
+    """The videos of a processor's input, which is one video or a batch of them.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(videos, np.ndarray | torch.Tensor):
+        is_batch = videos.ndim == 5
+    else:
+        is_batch = isinstance(videos, list | tuple) and not (videos and all(is_frame(item) for item in videos))
+    batch = list(videos) if is_batch else [videos]
+    if not batch:
+        raise ValueError("There is no video in the batch; pass at least one.")
+    return batch
+
+
+def stack_frames(video: Any, input_data_format: str | ChannelDimension | None = None) -> torch.Tensor:
+    """Decoded frames in any form as (T, C, H, W), C of 1 or 3.
+
+    Args:
+        video: (T, H, W, C) array, (T, C, H, W) tensor, or a list of PIL images, (H, W, C) arrays or (C, H, W) tensors.
+        input_data_format: "channels_first" or "channels_last"; `None` takes the axis that has 1 or 3 entries, and of
+            two such axes the last of an array, the first of a tensor.
+
+    Raises:
+        ValueError: if it is nothing of these.
+    """
+    if isinstance(video, list | tuple) and video and all(is_frame(frame) for frame in video):
+        frames = [np.array(frame.convert("RGB")) if isinstance(frame, Image.Image) else frame for frame in video]
+        if len(shapes := {tuple(frame.shape) for frame in frames}) > 1:
+            raise ValueError(f"The frames of a video have the shapes {sorted(shapes)}; give them one shape.")
+        video = torch.stack(frames) if all(isinstance(f, torch.Tensor) for f in frames) else np.stack(frames)
+    if not isinstance(video, np.ndarray | torch.Tensor) or video.ndim != 4:
+        found = f"shape {tuple(video.shape)}" if hasattr(video, "shape") else f"type {type(video).__name__}"
+        raise ValueError(
+            f"A video of {found} cannot be read; pass a path, URL, bytes, binary file, (T, H, W, C) array, "
+            f"(T, C, H, W) tensor, a list of PIL images, or a list of these."
+        )
+    axes = (-1, 1) if isinstance(video, np.ndarray) else (1, -1)
+    if input_data_format is not None:
+        axes = (1,) if ChannelDimension(input_data_format) is ChannelDimension.FIRST else (-1,)
+    axis = next((axis for axis in axes if video.shape[axis] in (1, 3)), None)
+    if axis is None:
+        raise ValueError(
+            f"Frames of shape {tuple(video.shape)} have no axis of 1 or 3 channels"
+            f"{f' at {input_data_format}' if input_data_format else ''}; convert them to RGB."
+        )
+    if isinstance(video, np.ndarray):
+        video = torch.from_numpy(np.require(video, requirements=["C", "W"]))
+    return video.movedim(axis, 1)
+
+
+class MVDVideoProcessorKwargs(VideosKwargs, total=False):
+    """Arguments of [`MVDVideoProcessor`] beyond those of every video processor."""
+
+    sampling: Literal["dense", "uniform"] | None
+    frame_sampling_rate: int | None
+    num_clips: int | None
+    num_crops: int | None
+
+
+class MVDVideoProcessor(BaseVideoProcessor):
+    r"""
+    Makes the input of an MVD model from videos, as in the paper's tests.
+
+    A video is a path, an http(s) URL, bytes, a binary file object, a (T, H, W, C) array, a (T, C, H, W) tensor or a
+    list of PIL images; a list of videos, or a five-dimensional array or tensor, is a batch. Every argument can be set
+    here, where it is saved with the model, and for a single call. Unknown arguments and wrong types are refused.
+
+    Args:
+        do_sample_frames (`bool`, *optional*): whether frames are chosen from the video; `False` takes all of them as
+            one clip. By default they are chosen from what must be decoded, and decoded frames are taken as one clip.
+        sampling (`"dense"` or `"uniform"`, defaults to `"dense"`): which frames make a clip, as the model was trained:
+            every `frame_sampling_rate`-th (Kinetics, UCF101, HMDB51), or the middle of `num_frames` equal parts of the
+            video (Something-Something). Where a video is too short its last frame repeats.
+        num_frames (`int`, defaults to 16): frames of a clip.
+        frame_sampling_rate (`int`, defaults to 4): distance of a dense clip's frames.
+        num_clips (`int`, defaults to 1): clips of a video, evenly spread over it; a single dense one is the middle.
+        num_crops (`int`, defaults to 1): crops of a clip, evenly spread along the longer side; a single one is the
+            centre.
+        size (defaults to `{"shortest_edge": 224}`): pixels of the short side, or `{"height": ..., "width": ...}`.
+        crop_size (defaults to `{"height": 224, "width": 224}`): pixels of the crop.
+        do_resize, do_center_crop, do_rescale, do_normalize, do_convert_rgb (`bool`, defaults to `True`): whether
+            frames are resized, cropped, multiplied by `rescale_factor`, normalised, and made RGB from grey.
+        rescale_factor (`float`, defaults to 1/255), image_mean, image_std (default to ImageNet's): pixel values.
+        input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"` for arrays and tensors.
+        device (*optional*): where frames are resized and normalised, and where the result is.
+        return_metadata (`bool`, defaults to `False`): whether the chosen frame numbers are returned, as
+            `video_metadata`.
+
+    Frames are uint8, or floats that are in [0, 1] already and need `do_rescale=False`. Calling the processor with
+    `return_tensors="pt"` gives `pixel_values` of shape (B, T, C, H, W), or, if `num_clips * num_crops` is more than
+    one, (B, V, T, C, H, W), all crops of the first clip first. They are float32; uint8 with neither rescaling nor
+    normalisation.
+
+    Raises:
+        VideoReadError: (a `ValueError`) if a video cannot be downloaded or decoded; it names the video and the reason.
+        ValueError: if frames have another form, type, size or number than needed.
+    """
+
+    valid_kwargs = MVDVideoProcessorKwargs
+    model_input_names = ["pixel_values"]
+    sampling = "dense"
+    num_frames = 16
+    frame_sampling_rate = 4
+    num_clips = 1
+    num_crops = 1
+    size = {"shortest_edge": 224}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def __init__(self, **kwargs):
+        self._check(kwargs, is_file="video_processor_type" in kwargs)
+        super().__init__(**kwargs)
+
+    def _check(self, kwargs: dict, is_file: bool = False):
+        """Refuse unknown arguments, wrong types and what has no meaning here.
+
+        A saved file may hold more: fields of another version of transformers, and where remote code is.
+        """
+        names = self.valid_kwargs.__annotations__
+        validate_typed_dict(self.valid_kwargs, {k: v for k, v in kwargs.items() if k in names or not is_file})
+        for name in UNUSED_ARGUMENTS:
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{type(self).__name__} has no use for {name}={kwargs[name]!r}; leave it out.")
+        if kwargs.get("resample") not in (None, PILImageResampling.BILINEAR):
+            raise ValueError(f"resample={kwargs['resample']!r} is not possible; frames are resized bilinearly (2).")
+
+    def _complete(self, kwargs: dict) -> dict:
+        """All arguments: those given, else those stored."""
+        stored = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
+        return stored | {name: value for name, value in kwargs.items() if value is not None}
+
+    def preprocess(self, videos, **kwargs) -> BatchFeature:
+        """The model's input from one video or a batch of them; see [`MVDVideoProcessor`]."""
+        self._check(kwargs)
+        options = self._standardize_kwargs(**self._complete(kwargs))
+        self._validate_preprocess_kwargs(**options)
+        clips, metadata = [], []
+        for video in list_videos(videos):
+            frames, description = self._choose_frames(video, options)
+            clips.append(self._make_views(frames.to(device=options["device"]), options))
+            metadata.append(description)
+        output = BatchFeature({"pixel_values": clips}, tensor_type=options["return_tensors"])
+        if options["return_metadata"]:
+            output["video_metadata"] = metadata
+        return output
+
+    def sample_frames(self, metadata: VideoMetadata, **kwargs) -> np.ndarray:
+        """Numbers (K * T,) of the frames of a video with `metadata.total_num_frames` frames, clip after clip.
+
+        Arguments that are not given are the stored ones.
+        """
+        options = self._complete(kwargs)
+        total, num_frames, num_clips = metadata.total_num_frames, options["num_frames"], options["num_clips"]
+        if options["sampling"] == "uniform":
+            return uniform_test_frames(total, num_frames, num_clips).ravel()
+        return dense_test_frames(total, num_frames, options["frame_sampling_rate"], num_clips).ravel()
+
+    def fetch_videos(self, video_url_or_urls, sample_indices_fn: Callable | None = None):
+        """Decoded frames (n, H, W, 3) uint8 and metadata of a video, or, for a list, of every video.
+
+        Args:
+            video_url_or_urls: path, http(s) URL, bytes or binary file object, or a list of these.
+            sample_indices_fn: function of the metadata that gives the frame numbers; `None` for all frames.
+
+        Raises:
+            VideoReadError: if a video cannot be downloaded or decoded.
+        """
+        if isinstance(video_url_or_urls, list | tuple):
+            return list(
+                zip(*(self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls), strict=True)
+            )
+        source = video_url_or_urls
+        if isinstance(source, str) and source.startswith(("http://", "https://")):
+            source = download(source)
+        with VideoReader(source) as reader:
+            metadata = VideoMetadata(total_num_frames=len(reader), video_backend="pyav")
+            indices = np.arange(len(reader)) if sample_indices_fn is None else sample_indices_fn(metadata=metadata)
+            frames = reader.read(indices)
+        metadata.frames_indices = [int(index) for index in indices]
+        metadata.height, metadata.width = frames.shape[1:3]
+        return frames, metadata
+
+    def _choose_frames(self, video: Any, options: dict) -> tuple[torch.Tensor, VideoMetadata]:
+        """The frames (K * T, C, H, W) of a video's clips, and their numbers."""
+        do_sample = options["do_sample_frames"]
+        is_sampled = is_encoded(video) if do_sample is None else do_sample
+        if not is_sampled and options["num_clips"] != 1:
+            raise ValueError(
+                f"num_clips={options['num_clips']} clips cannot be made of frames that are taken as they are; "
+                f"pass do_sample_frames=True."
+            )
+        choose = partial(self.sample_frames, **options) if is_sampled else None
+        if is_encoded(video):
+            frames, metadata = self.fetch_videos(video, choose)
+            return torch.from_numpy(frames).movedim(-1, 1), metadata
+        frames = stack_frames(video, options["input_data_format"])
+        metadata = VideoMetadata(total_num_frames=len(frames), height=frames.shape[-2], width=frames.shape[-1])
+        indices = choose(metadata) if is_sampled else range(len(frames))
+        if do_sample is None and len(frames) != options["num_frames"]:
+            raise ValueError(
+                f"The video has {len(frames)} frames, a clip has num_frames={options['num_frames']}; pass "
+                f"do_sample_frames=True to choose from them, or False to take them as they are."
+            )
+        metadata.frames_indices = [int(index) for index in indices]
+        return frames[metadata.frames_indices] if is_sampled else frames, metadata
+
+    def _make_views(self, frames: torch.Tensor, options: dict) -> torch.Tensor:
+        """The views (T, C, H, W) or (V, T, C, H, W) of clips whose frames are (K * T, C, H, W)."""
+        if frames.dtype != torch.uint8 and not (frames.is_floating_point() and not options["do_rescale"]):
+            raise ValueError(
+                f"Frames of {frames.dtype} cannot be processed; pass uint8 from 0 to 255, or floats in [0, 1] with "
+                f"do_rescale=False."
+            )
+        if frames.shape[1] == 1 and options["do_convert_rgb"]:
+            frames = frames.expand(-1, 3, -1, -1)
+        if options["do_resize"]:
+            frames = self.resize(frames, options["size"])
+        clips = frames.unflatten(0, (options["num_clips"], -1))
+        if options["do_center_crop"]:
+            size = options["crop_size"].height, options["crop_size"].width
+            offsets = crop_offsets(*frames.shape[-2:], size, options["num_crops"])
+            crops = [clips[..., top : top + size[0], left : left + size[1]] for top, left in offsets]
+        elif options["num_crops"] == 1:
+            crops = [clips]
+        else:
+            raise ValueError(f"num_crops={options['num_crops']} crops need do_center_crop=True.")
+        arguments = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        views = torch.stack(crops, dim=1).flatten(0, 1)
+        views = self.rescale_and_normalize(views, *(options[name] for name in arguments))
+        return views[0] if len(views) == 1 else views
+
+    def resize(self, image: torch.Tensor, size, **kwargs) -> torch.Tensor:
+        """Frames (n, C, H, W) resized to a short side or to a height and width; see [`resize_bilinear`].
+
+        Raises:
+            ValueError: if the size says neither.
+        """
+        if size.shortest_edge and not size.longest_edge:
+            return resize_short_side(image, size.shortest_edge)
+        if size.height and size.width:
+            return resize_bilinear(image, size.height, size.width)
+        raise ValueError(f"size={dict(size)} must be {{'shortest_edge': ...}} or {{'height': ..., 'width': ...}}.")
+
+
+__all__ = [
+    "MVDVideoProcessor",
+    "MVDVideoProcessorKwargs",
+    "crop_offsets",
+    "resize_bilinear",
+    "resize_short_side",
+]
