@@ -1,23 +1,34 @@
-"""MVDTrainer: rates, schedule, groups, sampling, and what it says and refuses."""
+"""MVDTrainer: rates, sampling, evaluation, resuming, unreadable videos, and what it says and refuses."""
 
+import csv
 import json
 import logging
+from functools import partial
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from transformers import TrainingArguments
 
 from mvd_hf import (
+    ClipCutter,
+    ClipDataset,
+    DistillationTrainer,
     MVDConfig,
     MVDForFeatureDistillation,
     MVDForPixelReconstruction,
     MVDForVideoClassification,
     MVDTrainer,
     MVDTrainingArguments,
+    distillation_losses,
+    load_teachers,
     tube_mask,
 )
-from mvd_hf.optimization import cosine_schedule, parameter_groups
+from mvd_hf.augmentation import PretrainingAugmentation
+from mvd_hf.model.frame_sampling import pretraining_frames
+from mvd_hf.optimization import cosine_schedule
+from mvd_hf.toy import make_toy_dataset
 from mvd_hf.training import EpochSampler, last_complete_checkpoint
 
 
@@ -78,49 +89,6 @@ def test_defaults_are_the_papers():
 def test_arguments_survive_json():
     args = arguments(layer_decay=0.75)
     assert json.loads(args.to_json_string())["layer_decay"] == 0.75
-
-
-def test_the_schedule_reaches_the_peak_twice_and_never_the_floor():
-    values = cosine_schedule(1.0, 0.1, total_steps=20, warmup_steps=5)
-    assert values[0] == 0
-    assert np.flatnonzero(values == 1.0).tolist() == [4, 5]
-    assert 0.1 < values[-1] < 0.15
-    assert (np.diff(values[5:]) < 0).all()
-
-
-def test_a_warm_up_longer_than_the_schedule_is_refused():
-    with pytest.raises(ValueError, match="warm-up of 30 steps does not fit a schedule of 20"):
-        cosine_schedule(1.0, 0.1, total_steps=20, warmup_steps=30)
-
-
-def test_every_parameter_is_in_one_group_and_the_head_comes_first():
-    config = MVDConfig.from_name("mvd-s", num_labels=10, use_class_token=True)
-    with torch.device("meta"):
-        model = MVDForVideoClassification(config)
-    groups = parameter_groups(model, 0.05, layer_decay=0.75)
-    members = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(members) == sorted(id(parameter) for parameter in model.parameters())
-    assert groups[0]["lr_scale"] == 1.0
-    assert any(parameter is model.classifier.weight for parameter in groups[0]["params"])
-    assert groups[-1]["lr_scale"] == pytest.approx(0.75**13)
-
-
-def decayed(model: nn.Module) -> set[str]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, 0.05)
-    return {names[id(p)] for group in groups if group["weight_decay"] > 0 for p in group["params"]}
-
-
-def test_which_tokens_decay_depends_on_the_program(tiny_student_config):
-    tiny_student_config.use_class_token = True
-    student = decayed(MVDForFeatureDistillation(tiny_student_config))
-    assert "decoders.image.mask_token" in student
-    assert "mvd.embeddings.class_token" not in student
-    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    assert "decoder.mask_token" not in decayed(MVDForPixelReconstruction(MVDConfig.from_name("videomae-b", **sizes)))
-    mae = decayed(MVDForPixelReconstruction(MVDConfig.from_name("mae-b", **sizes)))
-    assert {"decoder.mask_token", "mvd.embeddings.class_token"} <= mae
-    assert not any("bias" in name or "norm" in name for name in student | mae)
 
 
 def test_the_sampler_shuffles_anew_each_epoch_and_gives_whole_steps():
@@ -275,3 +243,385 @@ def test_masks_that_hide_another_number_of_patches_stop_the_run(tmp_path):
     data.config = videomae(mask_ratio=0.75)
     with pytest.raises(RuntimeError, match="must hide 16 patches"):
         run(MVDForPixelReconstruction(config), data, tmp_path, num_train_epochs=1, warmup_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"clips_per_video": 0}, "clips_per_video=0 must be at least 1"),
+        ({"base_learning_rate": 0}, "a learning rate of 0 must be above 0"),
+        ({"base_learning_rate": None, "learning_rate": 0}, "a learning rate of 0 must be above 0"),
+        ({"weight_decay_end": 0.1, "weight_decay": 0}, "weight_decay_end needs a weight_decay above 0"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size changes the batch"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches divides the batch"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is unknown to the model's loss"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' is not 'random'"),
+    ],
+)
+def test_arguments_that_would_not_do_what_they_say_are_refused(options, reason):
+    with pytest.raises(ValueError, match=f"cannot be used: {reason}"):
+        arguments(**options)
+
+
+def test_arguments_of_another_class_and_other_losses_are_refused(tmp_path):
+    config = videomae()
+    model = MVDForPixelReconstruction(config)
+    with pytest.raises(ValueError, match="MVDTrainer needs MVDTrainingArguments, got TrainingArguments"):
+        MVDTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True), train_dataset=Clips(config))
+    with pytest.raises(ValueError, match="takes the model's own loss: override compute_loss"):
+        MVDTrainer(model, arguments(tmp_path), train_dataset=Clips(config), compute_loss_func=lambda *args: None)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield {}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ([1, 2, 3], "A list does not take .epoch, index. keys"),
+        (torch.utils.data.Subset(Clips(MVDConfig()), [0, 1]), "A Subset does not take .epoch, index. keys"),
+        (Endless(), "training set of type Endless has no length or no index"),
+    ],
+    ids=["list", "subset", "iterable"],
+)
+def test_training_sets_that_do_not_take_epochs_are_refused(tmp_path, dataset, message):
+    with pytest.raises(ValueError, match=rf"{message}.*Make it with mvd_hf\.load_clips"):
+        MVDTrainer(MVDForPixelReconstruction(videomae()), arguments(tmp_path), train_dataset=dataset)
+
+
+def test_batches_without_labels_are_refused(tmp_path):
+    config = videomae(num_labels=3)
+    data = Clips(config)
+    data.__class__ = type("NoLabels", (Clips,), {"__getitem__": lambda self, key: drop(Clips.__getitem__(self, key))})
+    with pytest.raises(ValueError, match="no loss for a batch of pixel_values: labels are missing"):
+        run(MVDForVideoClassification(config), data, tmp_path, num_train_epochs=1, warmup_epochs=0)
+
+
+def drop(item: dict) -> dict:
+    return {"pixel_values": item["pixel_values"]}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
+    config = videomae()
+    model = MVDForPixelReconstruction(config)
+    with torch.no_grad():
+        model.decoder.mask_token.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="'loss' is NaN or infinite at step 1"):
+        run(model, Clips(config), tmp_path, num_train_epochs=1, warmup_epochs=0, save_strategy="epoch")
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def logged(trainer, *keys: str) -> list:
+    return [tuple(entry[key] for key in keys) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_training_wraps_the_model_again_after_an_evaluation(tmp_path, monkeypatch):
+    """A model that stays marked as prepared would be trained without DistributedDataParallel."""
+    config = videomae()
+    args = arguments(tmp_path, num_train_epochs=1, warmup_epochs=0, per_device_eval_batch_size=4)
+    trainer = MVDTrainer(
+        MVDForPixelReconstruction(config), args, train_dataset=Clips(config), eval_dataset=Clips(config)
+    )
+    prepared = []
+    prepare = trainer.accelerator.prepare_model
+
+    def watched(model, *args, evaluation_mode=False, **kwargs):
+        if not evaluation_mode:
+            prepared.append(getattr(model, "_is_accelerate_prepared", False))
+        return prepare(model, *args, evaluation_mode=evaluation_mode, **kwargs)
+
+    monkeypatch.setattr(trainer.accelerator, "prepare_model", watched)
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    trainer.train()
+    assert prepared == [False, False]
+
+
+def test_an_evaluation_before_training_changes_nothing(tmp_path):
+    config = videomae(drop_path_rate=0.3)
+    state = MVDForPixelReconstruction(config).state_dict()
+    logs = []
+    for evaluates in (False, True):
+        model = MVDForPixelReconstruction(config)
+        model.load_state_dict(state)
+        args = arguments(tmp_path, num_train_epochs=2, warmup_epochs=0, base_learning_rate=0.5)
+        trainer = MVDTrainer(model, args, train_dataset=Clips(config), eval_dataset=Clips(config, 6))
+        if evaluates:
+            trainer.evaluate()
+            trainer.predict(Clips(config, 5))
+        trainer.train()
+        logs.append(logged(trainer, "loss", "grad_norm", "learning_rate"))
+    assert logs[0] == logs[1]
+
+
+def test_another_training_lays_out_its_own_schedule(tmp_path):
+    config = videomae()
+    args = arguments(
+        tmp_path,
+        num_train_epochs=2,
+        warmup_epochs=1,
+        base_learning_rate=6.4,
+        base_min_learning_rate=0.64,
+        weight_decay_end=0.2,
+    )
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config))
+    trainer.train()
+    assert [rate for (rate,) in logged(trainer, "learning_rate")] == pytest.approx(cosine_schedule(0.1, 0.01, 4, 2))
+    assert len(trainer.weight_decays) == 4
+    args.num_train_epochs = 3
+    trainer.train()
+    assert [rate for (rate,) in logged(trainer, "learning_rate")] == pytest.approx(cosine_schedule(0.1, 0.01, 6, 2))
+    assert len(trainer.weight_decays) == 6
+
+
+def test_weight_decay_moves_along_a_cosine(tmp_path, monkeypatch):
+    config = videomae()
+    args = arguments(tmp_path, num_train_epochs=2, warmup_epochs=0, weight_decay=0.1, weight_decay_end=0.5)
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config))
+    seen = []
+    compute_loss = trainer.compute_loss
+
+    def watched(*args, **kwargs):
+        seen.append({group["weight_decay"] for group in trainer.optimizer.param_groups})
+        return compute_loss(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", watched)
+    trainer.train()
+    assert [max(decays) for decays in seen] == pytest.approx(cosine_schedule(0.1, 0.5, 4, 0))
+    assert all(len(decays) == 2 and min(decays) == 0 for decays in seen)
+
+
+def test_resuming_with_another_batch_takes_its_own_peak_rate_and_says_so(tmp_path, caplog):
+    config = videomae()
+    options = {"num_train_epochs": 4, "warmup_epochs": 1, "base_learning_rate": 6.4, "base_min_learning_rate": 0.64}
+    model, data = MVDForPixelReconstruction(config), Clips(config)
+    args = arguments(tmp_path, save_strategy="steps", save_steps=4, **options)
+    MVDTrainer(model, args, train_dataset=data).train()
+    args = arguments(
+        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, layer_decay=None, **options
+    )
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=data)
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert "Resuming with a peak learning rate of 0.2, before it was 0.1." in caplog.text
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] > 4]
+    assert args.learning_rate == pytest.approx(0.2)
+    assert trainer.lr_scheduler.base_lrs == pytest.approx([0.2] * len(trainer.optimizer.param_groups))
+    assert rates == pytest.approx([0.2 * rate for rate in cosine_schedule(1, 0.1, 4, 1)[4 : 4 + len(rates)]])
+
+
+def test_resuming_with_the_same_rate_says_nothing(tmp_path, caplog):
+    config = videomae()
+    options = {"num_train_epochs": 2, "warmup_epochs": 1, "save_strategy": "steps", "save_steps": 2}
+    run(MVDForPixelReconstruction(config), Clips(config), tmp_path, **options)
+    trainer = MVDTrainer(
+        MVDForPixelReconstruction(config), arguments(tmp_path, **options), train_dataset=Clips(config)
+    )
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "peak learning rate" not in caplog.text
+    assert trainer.state.global_step == 4
+
+
+def mean_loss(model, data, num_masked: int) -> float:
+    """Mean over the clips of a data set, one at a time."""
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        for i in range(len(data)):
+            item = data[i]
+            batch = {key: value[None] for key, value in item.items()}
+            losses.append(model(**batch, num_masked=num_masked).loss.item())
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 7, 8])
+def test_the_loss_on_an_evaluation_set_is_the_mean_over_its_clips(tmp_path, batch):
+    config = videomae()
+    model, data = MVDForPixelReconstruction(config), Clips(config, 7)
+    trainer = MVDTrainer(model, arguments(tmp_path, per_device_eval_batch_size=batch), eval_dataset=data)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(mean_loss(model, data, trainer.num_masked), rel=1e-5)
+
+
+def test_evaluations_do_not_mix(tmp_path):
+    """Twice, after a prediction, with another prefix, or of several sets: each gives its own numbers."""
+    config = videomae()
+    model = MVDForPixelReconstruction(config)
+    sets = {"five": Clips(config, 5), "six": Clips(config, 6)}
+    trainer = MVDTrainer(model, arguments(tmp_path, per_device_eval_batch_size=4), eval_dataset=sets)
+    expected = {name: mean_loss(model, data, trainer.num_masked) for name, data in sets.items()}
+    assert expected["five"] != pytest.approx(expected["six"], rel=1e-4)
+    for _ in range(2):
+        metrics = trainer.evaluate()
+        for name in sets:
+            assert metrics[f"eval_{name}_loss"] == pytest.approx(expected[name], rel=1e-5)
+    predicted = trainer.predict(sets["five"])
+    assert predicted.metrics["test_loss"] == pytest.approx(expected["five"], rel=1e-5)
+    metrics = trainer.evaluate(sets["six"], metric_key_prefix="held_out")
+    assert metrics["held_out_loss"] == pytest.approx(expected["six"], rel=1e-5)
+    assert not any(key.startswith("eval_") for key in metrics)
+    assert not any(key.endswith("_missing") for key in metrics)
+
+
+def test_evaluations_within_training_leave_its_logs_alone(tmp_path):
+    config = videomae()
+    state = MVDForPixelReconstruction(config).state_dict()
+    logs = []
+    for options in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
+        model = MVDForPixelReconstruction(config)
+        model.load_state_dict(state)
+        args = arguments(tmp_path, num_train_epochs=2, warmup_epochs=0, base_learning_rate=0.5, **options)
+        trainer = MVDTrainer(model, args, train_dataset=Clips(config), eval_dataset=Clips(config, 5))
+        trainer.train()
+        logs.append(logged(trainer, "loss", "grad_norm"))
+    assert logs[0] == logs[1]
+    evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluated) == 4
+    assert evaluated[-1] == pytest.approx(mean_loss(model, Clips(config, 5), trainer.num_masked), rel=1e-5)
+
+
+def test_the_parts_of_the_loss_are_evaluated_by_name(tmp_path, tiny_student_config, tiny_teachers):
+    model = MVDForFeatureDistillation(tiny_student_config).eval()
+    teachers = load_teachers(
+        {"image": {"model": tiny_teachers["image"], "weight": 2.0}, "video": tiny_teachers["video"]},
+        tiny_student_config.grid,
+        tiny_student_config.num_frames,
+    )
+    sets = {"five": Clips(tiny_student_config, 5), "six": Clips(tiny_student_config, 6)}
+    args = arguments(tmp_path, per_device_eval_batch_size=4)
+    trainer = DistillationTrainer(model, teachers, args=args, eval_dataset=sets)
+    expected = {}
+    for name, data in sets.items():
+        losses = []
+        for i in range(len(data)):
+            clip, mask = (data[i][key][None] for key in ("pixel_values", "bool_masked_pos"))
+            with torch.no_grad():
+                predictions = model(pixel_values=clip, bool_masked_pos=mask).predictions
+                targets = {name: teacher({32: clip}) for name, teacher in teachers.items()}
+            losses.append({k: v.item() for k, v in distillation_losses(predictions, targets, mask).items()})
+        parts = {part: float(np.mean([loss[part] for loss in losses])) for part in teachers}
+        expected[name] = {
+            "loss": 2 * parts["image"] + parts["video"],
+            **{f"loss_{part}": value for part, value in parts.items()},
+        }
+    metrics = trainer.evaluate()
+    again = trainer.evaluate(sets["six"], metric_key_prefix="held_out")
+    for part in ("loss", "loss_image", "loss_video"):
+        for name in sets:
+            assert metrics[f"eval_{name}_{part}"] == pytest.approx(expected[name][part], rel=1e-5)
+        assert again[f"held_out_{part}"] == pytest.approx(expected["six"][part], rel=1e-5)
+
+
+def test_a_classifier_gives_its_predictions_and_the_exact_loss(tmp_path):
+    config = videomae(num_labels=3)
+    model, data = MVDForVideoClassification(config), Clips(config, 7, labels=True)
+    args = arguments(tmp_path, per_device_eval_batch_size=4)
+    trainer = MVDTrainer(model, args, eval_dataset=data, compute_metrics=lambda p: {"count": len(p.predictions)})
+    with torch.no_grad():
+        model.eval()
+        batch = torch.utils.data.default_collate([data[i] for i in range(7)])
+        outputs = model(**batch)
+    metrics = trainer.evaluate()
+    assert metrics["eval_count"] == 7
+    assert metrics["eval_loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
+    assert trainer.predict(data).predictions == pytest.approx(outputs.logits.numpy(), abs=1e-5)
+
+
+def test_a_run_with_several_evaluation_sets_tells_of_each(tmp_path, caplog):
+    config = videomae()
+    args = arguments(tmp_path, num_train_epochs=1, warmup_epochs=0, base_learning_rate=0.5)
+    sets = {"five": Clips(config, 5), "six": Clips(config, 6)}
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config), eval_dataset=sets)
+    with caplog.at_level(logging.INFO):
+        trainer.run()
+    history = trainer.state.log_history
+    for name in sets:
+        untrained, trained = (entry[f"eval_{name}_loss"] for entry in history if f"eval_{name}_loss" in entry)
+        assert f"Held-out {name}_loss: {untrained:.4f} untrained, {trained:.4f} trained" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> list[str]:
+    """Paths of 8 videos, of which numbers 2 and 5 cannot be read."""
+    folder = tmp_path_factory.mktemp("videos")
+    make_toy_dataset(folder, num_train=8, num_validation=0, num_frames=8, height=32, width=40)
+    paths = sorted(folder.glob("train/*.mp4"))
+    for i in (2, 5):
+        paths[i].write_bytes(b"no video")
+    return [str(path) for path in paths]
+
+
+def clips_of(paths: list[str], config: MVDConfig, **options) -> ClipDataset:
+    cutter = ClipCutter(
+        partial(pretraining_frames, num_frames=config.num_frames, stride=2),
+        PretrainingAugmentation([32]),
+        partial(tube_mask, config.grid, config.mask_ratio),
+    )
+    return ClipDataset(datasets.Dataset.from_dict({"video": paths}), cutter, on_bad_video="skip", **options)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 8])
+def test_unreadable_videos_are_missing_from_the_evaluation_and_counted(tmp_path, videos, batch, caplog):
+    config = videomae()
+    model, data = MVDForPixelReconstruction(config), clips_of(videos, config)
+    trainer = MVDTrainer(model, arguments(tmp_path, per_device_eval_batch_size=batch), eval_dataset=data)
+    readable = [data[i] for i in range(8) if i not in (2, 5)]
+    for _ in range(2):
+        metrics = trainer.evaluate()
+        assert metrics["eval_missing"] == 2
+        assert metrics["eval_loss"] == pytest.approx(mean_loss(model, readable, trainer.num_masked), rel=1e-5)
+    assert "The evaluation rests on 6 of 8 videos; the others cannot be read." in caplog.text
+
+
+def test_an_evaluation_of_nothing_but_unreadable_videos_is_refused(tmp_path, videos):
+    config = videomae()
+    data = clips_of([videos[2], videos[5]], config)
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), arguments(tmp_path), eval_dataset=data)
+    with pytest.raises(ValueError, match="nothing for the evaluation: no video could be read"):
+        trainer.evaluate()
+
+
+def test_unreadable_videos_are_counted_over_a_resume(tmp_path, videos):
+    config = videomae()
+    options = {"num_train_epochs": 3, "warmup_epochs": 0, "save_strategy": "epoch", "per_device_train_batch_size": 2}
+    files = {videos[2], videos[5]}
+
+    def counts(folder) -> dict[str, int]:
+        with open(folder / "bad_videos.csv", newline="", encoding="utf-8") as file:
+            return {row["file"]: int(row["times"]) for row in csv.DictReader(file)}
+
+    whole = run(MVDForPixelReconstruction(config), clips_of(videos, config), tmp_path, **options)
+    assert counts(tmp_path) == dict.fromkeys(files, 3)
+    assert counts(tmp_path / "checkpoint-4") == dict.fromkeys(files, 1)
+    (tmp_path / "bad_videos.csv").unlink()
+    args = arguments(tmp_path, **options)
+    resumed = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=clips_of(videos, config))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert counts(tmp_path) == dict.fromkeys(files, 3)
+    assert resumed.bad_videos.counts == whole.bad_videos.counts
+    totals = [entry["bad_videos"] for entry in whole.state.log_history if "bad_videos" in entry]
+    assert totals[-1] == 6
+    assert next(entry["bad_videos"] for entry in resumed.state.log_history if entry["step"] == 12) == 6
+
+
+def test_a_blank_batch_trains_nothing(tmp_path, videos):
+    """With batches of one, an unreadable video leaves weights without decay as they are."""
+    config = videomae()
+    model = MVDForPixelReconstruction(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    args = arguments(
+        tmp_path,
+        num_train_epochs=1,
+        warmup_epochs=0,
+        per_device_train_batch_size=1,
+        weight_decay=0.0,
+        base_learning_rate=0.5,
+    )
+    trainer = MVDTrainer(model, args, train_dataset=clips_of([videos[2], videos[5]], config))
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] == [0, 0]

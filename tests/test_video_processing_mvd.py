@@ -21,6 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import AutoVideoProcessor, pipeline
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.video_utils import VideoMetadata
 
 import mvd_hf.model.video_processing_mvd as video_processing
 from mvd_hf import MVDConfig, MVDForVideoClassification, MVDVideoProcessor, VideoReadError, read_frames
@@ -164,6 +165,14 @@ def test_frames_are_those_of_the_samplers(sampling, num_clips, length):
     assert (metadata.total_num_frames, metadata.frames_indices) == (length, expected.ravel().tolist())
 
 
+def test_frame_numbers_without_a_video():
+    described = VideoMetadata(total_num_frames=30)
+    assert processor().sample_frames(described).tolist() == [10, 12, 14, 16]
+    assert processor().sample_frames(described, num_frames=2, sampling="uniform").tolist() == [7, 21]
+    with pytest.raises(ValueError, match="fps=3"):
+        processor().sample_frames(described, fps=3)
+
+
 def test_a_single_dense_clip_is_the_middle_one():
     assert pixels_of(numbered_frames(30), do_sample_frames=True, **RAW)[0, :, 0, 0, 0].tolist() == [10, 12, 14, 16]
 
@@ -202,6 +211,9 @@ def test_frames_of_files(videos, name, sampling):
     }[sampling]
     clip = pixels_of(str(videos[name]), sampling=sampling, **WHOLE)[0]
     assert torch.equal(clip.movedim(1, -1), torch.from_numpy(read_frames(videos[name], indices)))
+    metadata = processor(sampling=sampling, return_metadata=True)(videos[name]).video_metadata[0]
+    assert (metadata.total_num_frames, metadata.frames_indices) == (LENGTHS[name], indices.tolist())
+    assert (metadata.height, metadata.width) == (24, 32)
 
 
 # forms of input
@@ -228,7 +240,16 @@ def test_every_form_of_a_clip_gives_the_same():
     read_only = clip.copy()
     read_only.setflags(write=False)
     images = [Image.fromarray(frame) for frame in clip]
-    forms = [tensor, tensor.contiguous(), images, tuple(images), list(clip), list(tensor), clip[::-1][::-1], read_only]
+    forms = [
+        tensor,
+        tensor.contiguous(),
+        images,
+        tuple(images),
+        list(clip),
+        list(tensor),
+        clip[::-1].copy()[::-1],
+        read_only,
+    ]
     forms += [torch.from_numpy(clip), clip.transpose(0, 3, 1, 2), clip[None], tensor[None], [clip], [images]]
     for form in forms:
         assert torch.equal(pixels_of(form), expected)
@@ -344,6 +365,8 @@ def test_arguments_of_a_call_win_over_stored_ones():
     clip = stored(numbered_frames(30), num_frames=4, sampling="dense", do_sample_frames=True, return_tensors="pt")
     assert clip.pixel_values[0, :, 0, 0, 0].tolist() == [10, 12, 14, 16]
     assert (stored.num_frames, stored.sampling) == (2, "uniform")
+    unsaid = stored(numbered_frames(2), num_frames=None, size=None, image_mean=None, return_tensors="pt")
+    assert torch.equal(unsaid.pixel_values, stored(numbered_frames(2), return_tensors="pt").pixel_values)
 
 
 @pytest.mark.parametrize(
@@ -372,11 +395,12 @@ def test_impossible_values_are_named(fields, message):
         ([["a.mp4", "b.mp4"]], "type list"),
         (random_frames()[0], r"shape \(20, 26, 3\)"),
         (random_frames()[..., [0, 1, 2, 0]], r"shape \(4, 20, 26, 4\).*RGB"),
+        (random_frames()[:0], r"shape \(0, 20, 26, 3\)"),
         (random_frames().astype(np.int64), "torch.int64.*do_rescale=False"),
         (random_frames() / 255, "torch.float64.*do_rescale=False"),
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], r"\(8, 8, 3\), \(8, 9, 3\)"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_frames_that_cannot_be_used_are_named(video, message):
     with pytest.raises(ValueError, match=message):

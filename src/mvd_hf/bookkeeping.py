@@ -114,10 +114,11 @@ class BadVideos:
 
     def describe(self) -> str:
         """How many files could not be read, how often, and the first of them."""
-        files = Counter()
+        files, reasons = Counter(), {}
         for (_, file, reason), times in self.counts.items():
-            files[file, reason] += times
-        lines = [f"  {times} x {file}: {reason}" for (file, reason), times in files.most_common(20)]
+            files[file] += times
+            reasons.setdefault(file, reason)  # others of the same file, such as another damaged frame, are in the CSV
+        lines = [f"  {times} x {file}: {reasons[file]}" for file, times in files.most_common(20)]
         more = [f"  ... and {len(files) - 20} more"] if len(files) > 20 else []
         heading = f"{len(files)} videos could not be read, {sum(files.values())} times in all:"
         return "\n".join([heading, *lines, *more])

@@ -129,10 +129,18 @@ class RowReader:
         self.labels = None if label_column is None else LabelReader(rows, label_column, label_names)
 
     def clips(self, row: dict, generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
-        """Clips of a row, each with its label; raises VideoReadError if the file cannot be read."""
+        """Clips of a row, each with its label.
+
+        Raises:
+            VideoReadError: if the file cannot be read.
+            ValueError: naming the file, if its label is none of the classes.
+        """
         clips = self.cutter(row[self.column], generator, self.is_image)
         if self.labels is not None:
-            label = torch.tensor(self.labels(row))
+            try:
+                label = torch.tensor(self.labels(row))
+            except ValueError as error:
+                raise ValueError(f"{media_name(row[self.column])}: {error}") from error
             clips = [{**clip, "labels": label} for clip in clips]
         return clips
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import datasets
 
@@ -11,7 +12,18 @@ from .clips import ClipCutter, ClipDataset
 from .masking import MASKS
 from .model.configuration_mvd import MVDConfig
 from .model.frame_sampling import pretraining_frames
-from .sources import Rows, keep_listed, keep_stream, load_rows, media_column, num_videos, read_manifest
+from .sources import (
+    FILE_BUILDERS,
+    LIST_FILE_SUFFIXES,
+    Rows,
+    first_rows,
+    keep_listed,
+    keep_stream,
+    load_rows,
+    media_column,
+    num_videos,
+    read_manifest,
+)
 from .streaming import StreamingClips
 
 
@@ -56,6 +68,12 @@ class DataArguments:
     def __post_init__(self):
         if not self.dataset:
             raise ValueError("No data: give --dataset with a list file, a folder of videos or a Hub data set id.")
+        is_file = Path(self.dataset).suffix.lower() in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS)
+        if is_file and self.eval_dataset is None and self.eval_split not in (None, self.split):
+            raise ValueError(
+                f"The file {self.dataset!r} has no splits, eval_split={self.eval_split!r} would be the same videos: "
+                "give eval_dataset."
+            )
 
     def rows(self, evaluation: bool = False) -> Rows:
         """Rows of the training or of the evaluation split, without what the manifest leaves out.
@@ -71,11 +89,7 @@ class DataArguments:
             rows = keep_stream(source, split, self.dataset_config, max_samples)
         if self.manifest is not None:
             rows = keep_listed(rows, media_column(rows), read_manifest(self.manifest))
-        if self.max_samples is None:
-            return rows
-        if isinstance(rows, datasets.IterableDataset):
-            return rows.take(self.max_samples)
-        return rows.select(range(min(self.max_samples, len(rows))))
+        return rows if self.max_samples is None else first_rows(rows, self.max_samples)
 
     def clips(
         self,
@@ -95,11 +109,15 @@ class DataArguments:
             return ClipDataset(rows, cutter, **options, on_bad_video="skip")
         if isinstance(rows, datasets.Dataset):
             return ClipDataset(rows, cutter, **options, on_bad_video=self.on_bad_video)
-        size = self.stream_size or num_videos(rows, self.split)
+        # what a stream declares counts the files that the manifest leaves out
+        size = self.stream_size or (None if self.manifest is not None else num_videos(rows, self.split))
         if self.max_samples is not None:
             size = self.max_samples if size is None else min(size, self.max_samples)
         if size is None:
-            raise ValueError(f"The stream {self.dataset!r} does not say how many videos it has: give stream_size.")
+            of_manifest = " of the manifest" if self.manifest is not None else ""
+            raise ValueError(
+                f"The stream {self.dataset!r} does not say how many videos{of_manifest} it has: give stream_size."
+            )
         return StreamingClips(
             rows, cutter, size, **options, on_bad_video=self.on_bad_video, shuffle_buffer=self.shuffle_buffer
         )

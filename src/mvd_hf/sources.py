@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import datasets
 import fsspec
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .model.video_reading import VideoReader, VideoReadError, open_video
 
@@ -34,11 +35,14 @@ def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets
         root: folder or URL in front of relative paths; the list file's own folder by default.
 
     Raises:
-        ValueError: naming the line that is neither.
+        ValueError: if the file cannot be read, or naming the line that is neither.
     """
-    with fsspec.open(str(path), "rt", encoding="utf-8-sig") as file:
-        lines = file.read().splitlines()
-    root = str(path).rpartition("/")[0] or "." if root is None else str(root)
+    try:
+        with fsspec.open(str(path), "rt", encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The list file {str(path)!r} cannot be read: {error}") from error
+    root = str(Path(path).parent if root is None and "://" not in str(path) else root or str(path).rpartition("/")[0])
     filled = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not filled:
         raise ValueError(f"The list file {str(path)!r} names no video.")
@@ -46,13 +50,14 @@ def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets
     videos, labels = [], []
     for number, line in filled:
         row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-        if len(row) > 2 or (len(row) == 2 and not re.fullmatch(r"\s*-?[0-9]+\s*", row[1])):
+        if not row[0] or len(row) > 2 or (len(row) == 2 and not re.fullmatch(r"\s*-?[0-9]+\s*", row[1])):
             raise ValueError(
                 f"Line {number} of {str(path)!r} is not 'path label' with an integer label: {line!r}. "
                 "Put a path that contains spaces or commas in double quotes."
             )
         name = row[0]
-        video = name if "://" in name else f"{root}/{name}" if "://" in root else str(Path(root) / name)
+        is_whole = "://" in name or os.path.isabs(name)
+        video = name if is_whole else f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root) / name)
         if "." not in name.rpartition("/")[2] and not os.path.exists(video):
             video += ".mp4"  # as the official lists have it
         videos.append(video)
@@ -130,6 +135,22 @@ def keep_stream(source: str, split: str, name: str | None = None, max_samples: i
     return datasets.Dataset.from_generator(_stream, features=rows.features, gen_kwargs=arguments)
 
 
+def _first(rows: datasets.IterableDataset, count: int) -> Iterator[dict]:
+    """The first rows of a stream, whole whichever worker of a loader reads them."""
+    for batch in itertools.islice(rows.iter(batch_size=1), count):
+        yield {column: values[0] for column, values in batch.items()}
+
+
+def first_rows(rows: Rows, count: int) -> Rows:
+    """The first `count` rows; of a stream as a single shard, as `take` would take a part of each shard instead."""
+    if isinstance(rows, datasets.Dataset):
+        return rows.select(range(min(count, len(rows))))
+    arguments = {"rows": rows, "count": count}
+    first = datasets.IterableDataset.from_generator(_first, features=rows.features, gen_kwargs=arguments)
+    first.info.splits = rows.info.splits
+    return first
+
+
 def num_videos(rows: Rows, split: str) -> int | None:
     """Number of rows; of a stream what its data set declares, or `None`."""
     if isinstance(rows, datasets.Dataset):
@@ -163,7 +184,8 @@ def holds_images(rows: Rows, column: str) -> bool:
 def media_name(item: dict | str | bytes) -> str:
     """What to call a row's file: its path, else the digest of its bytes."""
     if isinstance(item, dict):
-        item = item["path"] or item["bytes"] or "<a row without a file>"
+        item = item["path"] or item["bytes"]
+    item = item or "<a row without a file>"
     return item if isinstance(item, str) else f"blake2b:{hashlib.blake2b(item, digest_size=16).hexdigest()}"
 
 
@@ -217,29 +239,39 @@ class LabelReader:
 
     def __init__(self, rows: Rows, column: str, names: Sequence[str] | str | None = None):
         self.column, self.names = column, read_label_names(names)
-        feature = (rows.features or {}).get(column)
-        if self.names is None and isinstance(feature, datasets.ClassLabel):
-            self.names = list(feature.names)
-        first = field_of(next(iter(rows.select_columns(column) if column in (rows.features or {}) else rows)), column)
+        features = rows.features or {}
+        # the data set's own numbers stand for its own names, which `names` may have in another order
+        self.known = features[column].names if isinstance(features.get(column), datasets.ClassLabel) else None
+        if self.names is None and self.known is not None:
+            self.names = list(self.known)
+        top = column.partition(".")[0]
+        labels = rows.select_columns(top) if top in features else rows
+        first = field_of(next(iter(labels)), column)
         if self.names is None and isinstance(first, str | bytes) and not self._is_index(first):
             if isinstance(rows, datasets.IterableDataset):
                 raise ValueError(f"The labels of the stream are names such as {first!r}: give label_names.")
-            self.names = sorted(rows.unique(column))
+            self.names = sorted({self._text(field_of(row, column)) for row in labels})
         self.index = {name: i for i, name in enumerate(self.names or ())}
 
     @staticmethod
     def _is_index(label: str | bytes) -> bool:
         """Whether a label is an integer written out, as in the `.cls` files of a WebDataset."""
-        return re.fullmatch(r"-?[0-9]+", label.decode() if isinstance(label, bytes) else label) is not None
+        return re.fullmatch(r"-?[0-9]+", LabelReader._text(label)) is not None
+
+    @staticmethod
+    def _text(label):
+        """A label whose bytes are decoded."""
+        return label.decode().strip() if isinstance(label, bytes) else label
 
     def __call__(self, row: dict) -> int:
         """Class index of a row.
 
         Raises:
-            ValueError: naming the label and the row's file, if it is none of the classes.
+            ValueError: naming the label, if it is none of the classes.
         """
-        label = field_of(row, self.column)
-        label = label.decode() if isinstance(label, bytes) else label
+        label = self._text(field_of(row, self.column))
+        if self.known is not None and isinstance(label, int) and 0 <= label < len(self.known):
+            label = self.known[label]
         if isinstance(label, str) and label in self.index:
             return self.index[label]
         if isinstance(label, str) and self._is_index(label):
@@ -297,7 +329,9 @@ class ImageReader:
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 self.pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError as error:  # whose message may hold an address in memory
+            raise VideoReadError(source, "cannot be read as an image (of no known format)") from error
+        except Exception as error:  # damaged files meet errors of all kinds in Pillow's decoders
             raise VideoReadError(source, f"cannot be read as an image ({error})") from error
 
     def __len__(self) -> int:
@@ -323,7 +357,9 @@ def fetch(url: str) -> bytes:
     try:
         with fsspec.open(url, "rb") as file:
             return file.read()
-    except (OSError, ValueError) as error:
+    except ImportError:  # the protocol's package is missing, which no file is to blame for
+        raise
+    except Exception as error:  # file systems raise their HTTP clients' own errors too
         raise VideoReadError(url, f"cannot be fetched ({error})") from error
 
 

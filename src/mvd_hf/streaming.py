@@ -12,13 +12,14 @@ from .model.video_reading import VideoReadError
 from .sources import media_name
 
 
-def part_of(rows: datasets.IterableDataset, part: int, num_parts: int) -> Iterator[dict]:
+def part_of(rows: datasets.IterableDataset, part: int, num_parts: int, block_size: int = 1) -> Iterator[dict]:
     """Rows of one of several readers of a stream, which together read each row once.
 
     Where the stream has enough shards each reader opens its own; else several open the same shard and each takes
-    every n-th row.
+    every n-th row or, where there is one shard, every n-th block of `block_size` rows.
     """
     num_shards = rows.num_shards
+    block_size = block_size if num_shards == 1 else 1  # the rows of several might not suffice for a block each
     if num_shards >= num_parts:
         sharing, place = 1, 0
         rows = rows.shard(num_parts, part)
@@ -27,15 +28,17 @@ def part_of(rows: datasets.IterableDataset, part: int, num_parts: int) -> Iterat
         place = part // num_shards
         rows = rows.shard(num_shards, part % num_shards)
     # `iter` of a data set would once more divide its shards over the loader's workers
-    for batch in itertools.islice(rows.iter(batch_size=1), place, None, sharing):
-        yield {column: values[0] for column, values in batch.items()}
+    for i, batch in enumerate(rows.iter(batch_size=1)):
+        if i // block_size % sharing == place:
+            yield {column: values[0] for column, values in batch.items()}
 
 
 class StreamingClips(torch.utils.data.IterableDataset):
     """Training clips of a stream, an epoch at a time: items as those of [`ClipDataset`], for `MVDTrainer`'s loader.
 
     An epoch is `size` videos long. Its rows are shuffled anew (the order of the shards, then within a buffer) and
-    divided among the workers of all processes; a worker whose part is too small begins it again. The random numbers
+    divided among the workers of all processes; a worker whose part is too small begins it again, which happens if
+    there are several shards and their rows do not divide evenly. The random numbers
     of a clip follow from the seed, the epoch and the name of the file. Which clips share a batch depends on the number
     of processes and workers.
 
@@ -108,13 +111,14 @@ class StreamingClips(torch.utils.data.IterableDataset):
         epoch, skipped, num_batches, batch_size, process, num_processes = self.epoch_place.tolist()
         worker = torch.utils.data.get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        samples = self._samples(epoch, process * num_workers + number, num_processes * num_workers)
-        # the loader takes whole batches from its workers in turn
+        # the loader takes whole batches from its workers in turn: readers in this order share one shard without rest
+        part, num_parts = number * num_processes + process, num_processes * num_workers
+        samples = self._samples(epoch, part, num_parts, batch_size)
         for batch in range(number, num_batches, num_workers):
             for reading, row in itertools.islice(samples, batch_size):
                 yield None if batch < skipped else self._read(row, epoch, reading)
 
-    def _samples(self, epoch: int, part: int, num_parts: int) -> Iterator[tuple[int, dict]]:
+    def _samples(self, epoch: int, part: int, num_parts: int, batch_size: int) -> Iterator[tuple[int, dict]]:
         """Rows of a part in the order of an epoch, over and over, each with how often the part was begun before."""
         rows = self.rows
         if self.shuffle_buffer > 1:
@@ -122,7 +126,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
             rows = rows.shuffle(seed=order, buffer_size=self.shuffle_buffer)
         for reading in itertools.count():
             row = None
-            for row in part_of(rows, part, num_parts):
+            for row in part_of(rows, part, num_parts, batch_size):
                 yield reading, row
             if row is None:
                 raise ValueError(

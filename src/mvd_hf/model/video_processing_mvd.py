@@ -28,6 +28,7 @@ from .video_reading import VideoReader, VideoReadError
 
 # arguments of every video processor that have no meaning here
 UNUSED_ARGUMENTS = ("fps", "do_pad", "data_format", "video_metadata")
+SAMPLING_ARGUMENTS = ("sampling", "num_frames", "frame_sampling_rate", "num_clips")
 
 
 Taps = tuple[torch.Tensor, torch.Tensor]
@@ -174,7 +175,7 @@ def stack_frames(video: Any, input_data_format: str | ChannelDimension | None = 
         if len(shapes := {tuple(frame.shape) for frame in frames}) > 1:
             raise ValueError(f"The frames of a video have the shapes {sorted(shapes)}; give them one shape.")
         video = torch.stack(frames) if all(isinstance(f, torch.Tensor) for f in frames) else np.stack(frames)
-    if not isinstance(video, np.ndarray | torch.Tensor) or video.ndim != 4:
+    if not isinstance(video, np.ndarray | torch.Tensor) or video.ndim != 4 or len(video) == 0:
         found = f"shape {tuple(video.shape)}" if hasattr(video, "shape") else f"type {type(video).__name__}"
         raise ValueError(
             f"A video of {found} cannot be read; pass a path, URL, bytes, binary file, (T, H, W, C) array, "
@@ -301,8 +302,9 @@ class MVDVideoProcessor(BaseVideoProcessor):
     def sample_frames(self, metadata: VideoMetadata, **kwargs) -> np.ndarray:
         """Numbers (K * T,) of the frames of a video with `metadata.total_num_frames` frames, clip after clip.
 
-        Arguments that are not given are the stored ones.
+        What is not given of `sampling`, `num_frames`, `frame_sampling_rate` and `num_clips` is as stored.
         """
+        self._check(kwargs)
         options = self._complete(kwargs)
         total, num_frames, num_clips = metadata.total_num_frames, options["num_frames"], options["num_clips"]
         if options["sampling"] == "uniform":
@@ -343,7 +345,8 @@ class MVDVideoProcessor(BaseVideoProcessor):
                 f"num_clips={options['num_clips']} clips cannot be made of frames that are taken as they are; "
                 f"pass do_sample_frames=True."
             )
-        choose = partial(self.sample_frames, **options) if is_sampled else None
+        arguments = {name: options[name] for name in SAMPLING_ARGUMENTS}
+        choose = partial(self.sample_frames, **arguments) if is_sampled else None
         if is_encoded(video):
             frames, metadata = self.fetch_videos(video, choose)
             return torch.from_numpy(frames).movedim(-1, 1), metadata
