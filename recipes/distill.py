@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 
 from mvd_hf import DistillationTrainer, MVDConfig, MVDForFeatureDistillation, MVDTrainingArguments, load_teachers
+from mvd_hf.costs import describe_parts, distillation_parts
 from mvd_hf.data import DataArguments, pretraining_clips
 from mvd_hf.health import OnlineProbe
 from mvd_hf.recipe_arguments import parse_arguments
@@ -50,6 +51,8 @@ def main(arguments: list[str]):
     config = MVDConfig.from_name(recipe.student, **recipe.config)
     teachers = load_teachers(recipe.teachers, config.grid, config.num_frames)
     config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
+    if training.process_index == 0:
+        logging.info("%s", describe_parts(distillation_parts(config, recipe.teachers)))
     sizes = [teacher.image_size for teacher in teachers.values()]
     clips = pretraining_clips(
         data, config, sizes, clips_per_video=training.clips_per_video, label_column=recipe.probe, seed=training.seed

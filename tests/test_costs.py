@@ -201,4 +201,4 @@ def test_the_text_and_the_row_of_a_table_add_up():
     assert row["together"] == pytest.approx(sum(part.training for part in parts) / 1e12)
     assert row["decoders"] == pytest.approx(2 * 3 * parts[1].forward / 1e12)
     assert row["teacher video"] == pytest.approx(parts[-1].forward / 1e12)
-    assert f"{row['together']:.4f}" in describe_parts(parts).splitlines()[-1]
+    assert f"{row['together']:.4g}" in describe_parts(parts).splitlines()[-1]

@@ -394,23 +394,30 @@ def test_weight_decay_moves_along_a_cosine(tmp_path, monkeypatch):
     assert all(len(decays) == 2 and min(decays) == 0 for decays in seen)
 
 
-def test_resuming_with_another_batch_takes_its_own_peak_rate_and_says_so(tmp_path, caplog):
+def test_resuming_with_another_batch_takes_its_own_peak_rate_and_says_so(tmp_path, caplog, monkeypatch):
     config = videomae()
     options = {"num_train_epochs": 4, "warmup_epochs": 1, "base_learning_rate": 6.4, "base_min_learning_rate": 0.64}
     model, data = MVDForPixelReconstruction(config), Clips(config)
-    args = arguments(tmp_path, save_strategy="steps", save_steps=4, **options)
+    args = arguments(tmp_path, save_strategy="steps", save_steps=2, **options)
     MVDTrainer(model, args, train_dataset=data).train()
-    args = arguments(
-        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, layer_decay=None, **options
-    )
+    args = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
     trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=data)
+    used, compute_loss = [], trainer.compute_loss
+
+    def watched(*args, **kwargs):
+        used.append(trainer.optimizer.param_groups[0]["lr"])
+        return compute_loss(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "compute_loss", watched)
     with caplog.at_level(logging.WARNING):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "Resuming with a peak learning rate of 0.2, before it was 0.1." in caplog.text
-    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] > 4]
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] > 2]
     assert args.learning_rate == pytest.approx(0.2)
     assert trainer.lr_scheduler.base_lrs == pytest.approx([0.2] * len(trainer.optimizer.param_groups))
-    assert rates == pytest.approx([0.2 * rate for rate in cosine_schedule(1, 0.1, 4, 1)[4 : 4 + len(rates)]])
+    schedule = cosine_schedule(0.2, 0.02, 4, 1)[2:]
+    assert rates == pytest.approx(schedule)
+    assert used == pytest.approx(np.repeat(schedule, 4))  # by 4 micro-batches each
 
 
 def test_resuming_with_the_same_rate_says_nothing(tmp_path, caplog):

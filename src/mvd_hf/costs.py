@@ -244,7 +244,7 @@ def describe_parts(parts: Sequence[Part]) -> str:
     rows = [(f"{part.kind} {part.teacher}".strip(), part.forward, part.training) for part in parts]
     rows.append(("together", sum(row[1] for row in rows), sum(row[2] for row in rows)))
     lines = [f"{'TFLOPs per clip':24}{'forward':>10}{'training':>10}"]
-    return "\n".join(lines + [f"{name:24}{forward / 1e12:10.4f}{work / 1e12:10.4f}" for name, forward, work in rows])
+    return "\n".join(lines + [f"{name:24}{forward / 1e12:10.4g}{work / 1e12:10.4g}" for name, forward, work in rows])
 
 
 def training_tflops(parts: Sequence[Part]) -> dict[str, float]:

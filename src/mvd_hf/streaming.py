@@ -37,10 +37,10 @@ class StreamingClips(torch.utils.data.IterableDataset):
     """Training clips of a stream, an epoch at a time: items as those of [`ClipDataset`], for `MVDTrainer`'s loader.
 
     An epoch is `size` videos long. Its rows are shuffled anew (the order of the shards, then within a buffer) and
-    divided among the workers of all processes; a worker whose part is too small begins it again, which happens if
-    there are several shards and their rows do not divide evenly. The random numbers
-    of a clip follow from the seed, the epoch and the name of the file. Which clips share a batch depends on the number
-    of processes and workers.
+    divided among the workers of all processes: exactly where there is one shard or parts of equal size. Else a worker
+    whose part is too small begins it again, with other crops, and one whose part is too large leaves out its end.
+    The random numbers of a clip follow from the seed, the epoch and the name of the file. Which clips share a batch
+    depends on the number of processes and workers.
 
     Args:
         rows: stream of videos with optional labels, see `mvd_hf.sources.load_rows`.
