@@ -309,7 +309,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     with torch.no_grad():
         model.decoder.mask_token.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="'loss' is NaN or infinite at step 1"):
-        run(model, Clips(config), tmp_path, num_train_epochs=1, warmup_epochs=0, save_strategy="epoch")
+        run(
+            model, Clips(config), tmp_path, num_train_epochs=1, warmup_epochs=0, save_strategy="epoch", logging_steps=9
+        )
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
@@ -632,3 +634,14 @@ def test_a_blank_batch_trains_nothing(tmp_path, videos):
     assert trainer.state.global_step == 2
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["datasets.Dataset", "Subset"])
+def test_data_sets_that_would_misread_their_keys_are_refused(kind, tmp_path):
+    config = videomae()
+    if kind == "Subset":
+        data = torch.utils.data.Subset(Clips(config), np.arange(4))
+    else:
+        data = datasets.Dataset.from_dict({"pixel_values": [[0.0]] * 4})
+    with pytest.raises(ValueError, match=r"does not take \(epoch, index\) keys"):
+        MVDTrainer(MVDForPixelReconstruction(config), arguments(tmp_path), train_dataset=data)

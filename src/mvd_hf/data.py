@@ -38,7 +38,7 @@ class DataArguments:
         eval_dataset: another data set to evaluate on.
         root: folder of the videos of a list file.
         max_samples: use only the first so many videos.
-        manifest: use only the files that this manifest of `recipes/audit.py` says to use.
+        manifest: train only on the files that this manifest of `recipes/audit.py` says to use.
         streaming: read the training split as it comes instead of downloading it first.
         stream_size: number of videos of a stream, where the data set does not say.
         shuffle_buffer: videos of a stream, per worker, among which the next is drawn.
@@ -76,7 +76,7 @@ class DataArguments:
             )
 
     def rows(self, evaluation: bool = False) -> Rows:
-        """Rows of the training or of the evaluation split, without what the manifest leaves out.
+        """Rows of the training split, without what the manifest leaves out, or of the evaluation split.
 
         The evaluation split of a stream is read once and kept in the data sets' cache, so that every evaluation sees
         each video once.
@@ -85,9 +85,8 @@ class DataArguments:
         split = self.eval_split or self.split if evaluation else self.split
         rows = load_rows(source, split, self.root, self.dataset_config, self.streaming)
         if evaluation and isinstance(rows, datasets.IterableDataset):
-            max_samples = None if self.manifest is not None else self.max_samples
-            rows = keep_stream(source, split, self.dataset_config, max_samples)
-        if self.manifest is not None:
+            rows = keep_stream(source, split, self.dataset_config, self.max_samples)
+        if self.manifest is not None and not evaluation:
             rows = keep_listed(rows, media_column(rows), read_manifest(self.manifest))
         return rows if self.max_samples is None else first_rows(rows, self.max_samples)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -126,8 +127,10 @@ def check_samples(dataset):
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise ValueError(f"A training set of type {type(dataset).__name__} has no length or no index. {remedy}")
     try:
+        if isinstance(dataset, datasets.Dataset):
+            raise TypeError("it takes a pair for two rows")
         dataset[(0, 0)]
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, IndexError, NotImplementedError) as error:
         raise ValueError(
             f"A {type(dataset).__name__} does not take (epoch, index) keys ({error}). {remedy}"
         ) from error
@@ -407,7 +410,7 @@ class MVDTrainer(Trainer):
         missing = -self.bad_videos.total("evaluation")
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         means = self.parts["eval_loss"].means(self.accelerator)
-        if self.num_masked is not None and not means:
+        if not means and self.parts["eval_loss"].blank_batches:
             raise ValueError(f"There is nothing for the {description.lower()}: no video could be read.")
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         missing = self.sum_over_processes(missing + self.bad_videos.total("evaluation"))
@@ -455,6 +458,7 @@ class MVDTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.bad_videos = BadVideos()
         path = Path(resume_from_checkpoint) / BAD_VIDEOS_NAME
         if self.is_world_process_zero() and path.exists():
             self.bad_videos.load(path)
