@@ -14,7 +14,7 @@ from pathlib import Path
 from distill import StudentArguments
 
 from mvd_hf import MVDConfig, MVDTrainingArguments
-from mvd_hf.costs import Part, describe_parts, distillation_parts, gpu_hours, training_tflops
+from mvd_hf.costs import Part, describe_parts, distillation_parts, gpu_hours, teacher_widths, training_tflops
 from mvd_hf.data import DataArguments
 from mvd_hf.recipe_arguments import parse_arguments
 
@@ -47,7 +47,9 @@ def cost(arguments: list[str]) -> tuple[CostArguments, list[Part], float]:
     """The assumptions, the arithmetic per clip and the number of clips of the whole run."""
     kinds = StudentArguments, DataArguments, MVDTrainingArguments, CostArguments
     recipe, _, training, assumed = parse_arguments([*arguments, "--use_cpu"], *kinds)
-    parts = distillation_parts(MVDConfig.from_name(recipe.student, **recipe.config), recipe.teachers)
+    config = MVDConfig.from_name(recipe.student, **recipe.config)
+    config.teacher_dims = teacher_widths(recipe.teachers)
+    parts = distillation_parts(config, recipe.teachers)
     return assumed, parts, assumed.num_videos * training.num_train_epochs * training.clips_per_video
 
 

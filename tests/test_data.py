@@ -290,7 +290,7 @@ def test_only_videos_of_the_manifest_are_used(parquet, tmp_path, streaming):
 
 def test_a_manifest_of_other_videos_is_refused(parquet, tmp_path):
     data = DataArguments(dataset=parquet, manifest=manifest(tmp_path, **{"train/0000.mp4": True}))
-    with pytest.raises(ValueError, match=r"does not list 'train/0001\.mp4': audit the data set again"):
+    with pytest.raises(ValueError, match=r"does not list 'train/0001\.mp4': it is of other files, or `root` differs"):
         data.rows()
 
 

@@ -207,3 +207,8 @@ def test_quoted_text_that_looks_like_a_number_stays_text(tmp_path):
 def test_values_that_cannot_be_read_are_refused_by_key(arguments, message):
     with pytest.raises(ValueError, match=message):
         parse_overrides(arguments)
+
+
+def test_text_where_an_argument_reaches_inside_is_the_model():
+    merged = merge({"teachers": {"video": "teachers/b"}}, {"teachers": {"video": {"layer": 9}}})
+    assert merged == {"teachers": {"video": {"model": "teachers/b", "layer": 9}}}

@@ -498,7 +498,7 @@ def test_only_files_of_the_manifest_are_kept(toy, streaming, by):
     use = {name: i in (1, 2) for i, name in enumerate(names)}
     assert [row[column] for row in keep_listed(rows, "video", use)] == [1, 2]
     del use[names[3]]
-    with pytest.raises(ValueError, match=rf"manifest does not list '{re.escape(names[3])}': audit the data set again"):
+    with pytest.raises(ValueError, match=rf"manifest does not list '{re.escape(names[3])}': it is of other"):
         list(keep_listed(rows, "video", use))
 
 

@@ -511,3 +511,11 @@ def test_as_code_that_comes_with_a_model(tmp_path, videos):
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert torch.equal(torch.load(tmp_path / "clip.pt"), pixels_of(videos["long"]))
+
+
+def test_processor_of_a_model_has_its_frames_pixels_and_normalisation():
+    config = MVDConfig(image_size=(32, 48), patch_size=8, num_frames=8, image_mean=(0.5, 0.4, 0.3))
+    processor = MVDVideoProcessor.for_model(config, sampling="uniform")
+    clip = processor(np.zeros((8, 64, 96, 3), np.uint8), return_tensors="pt")["pixel_values"]
+    assert clip.shape == (1, 8, 3, 32, 48)
+    assert (processor.sampling, processor.image_mean) == ("uniform", config.image_mean)

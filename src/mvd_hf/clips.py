@@ -149,6 +149,11 @@ class RowReader:
         clip = {**self.cutter.blank(), IS_BLANK: True, BAD_VIDEOS: list(bad_videos)}
         return clip if self.labels is None else {**clip, "labels": torch.tensor(0)}
 
+    def refusal(self, error: VideoReadError) -> VideoReadError:
+        """The error that ends a run, with the remedies."""
+        remedy = "on_bad_video=skip or substitute goes on without it, recipes/audit.py finds all such files"
+        return VideoReadError(error.source, f"{error.reason or 'cannot be read'} ({remedy})")
+
     def event(self, row: dict, error: VideoReadError) -> tuple[str, str]:
         """Name of a row's file and why it could not be read."""
         return media_name(row[self.column]), error.reason or str(error)
@@ -213,7 +218,7 @@ class ClipDataset(torch.utils.data.Dataset):
                 if self.on_bad_video == "skip":
                     return self.reader.blank(*bad_videos)
                 if self.on_bad_video == "raise":
-                    raise
+                    raise self.reader.refusal(error) from error
                 if len(bad_videos) > MAX_SUBSTITUTES:
                     names = ", ".join(name for name, _ in bad_videos)
                     raise VideoReadError(

@@ -407,14 +407,7 @@ def save_converted(
     """
     license_name = ORIGINS[family_of(model)][2] if license_name is None else license_name
     model.save_pretrained(output)
-    height, width = model.config.frame_size
-    MVDVideoProcessor(
-        size={"shortest_edge": min(height, width)},
-        crop_size={"height": height, "width": width},
-        num_frames=model.config.num_frames,
-        image_mean=model.config.image_mean,
-        image_std=model.config.image_std,
-    ).save_pretrained(output)
+    MVDVideoProcessor.for_model(model.config).save_pretrained(output)
     (Path(output) / "README.md").write_text(conversion_card(model, Path(source), license_name), encoding="utf-8")
     options = {"add_final_norm": model.layernorm is not None} if isinstance(model, MVDModel) else {}
     loaded = type(model).from_pretrained(output, **options)

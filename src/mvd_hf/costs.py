@@ -162,6 +162,21 @@ def teacher_size(model: str) -> NetworkSize:
     return student_size(config) if isinstance(config, MVDConfig) else transformers_size(config, model)
 
 
+def teacher_widths(teachers: Mapping[str, Mapping | str]) -> dict[str, int]:
+    """A student's `teacher_dims`: the width of each teacher's features, without its weights.
+
+    Args:
+        teachers: per name a model or the fields of a `mvd_hf.TeacherConfig`.
+
+    Raises:
+        ValueError: if the size of one is not known.
+    """
+    return {
+        name: teacher_size(entry if isinstance(entry, str) else entry["model"]).hidden_size
+        for name, entry in teachers.items()
+    }
+
+
 def teacher_flops(teacher: Mapping | str, student: MVDConfig) -> int:
     """FLOPs of a teacher's forward pass over one clip of the student.
 

@@ -61,11 +61,13 @@ def parse_overrides(arguments: Sequence[str]) -> dict:
 
 
 def merge(base: dict, overrides: dict) -> dict:
-    """The mapping with another laid over it, mapping by mapping."""
+    """The mapping with another laid over it, mapping by mapping; text where a mapping is laid over is its `model`."""
     merged = dict(base)
     for key, value in overrides.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, str):
+            below = {"model": below}
+        merged[key] = merge(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
     return merged
 
 

@@ -314,7 +314,9 @@ def keep_listed(rows: Rows, column: str, use: dict[str, bool]) -> Rows:
     def is_used(item) -> bool:
         name = media_name(item)
         if name not in use:
-            raise ValueError(f"The manifest does not list {name!r}: audit the data set again.")
+            raise ValueError(
+                f"The manifest does not list {name!r}: it is of other files, or `root` differs; audit this data set."
+            )
         return use[name]
 
     if isinstance(rows, datasets.IterableDataset):

@@ -141,6 +141,6 @@ class StreamingClips(torch.utils.data.IterableDataset):
             first, *others = self.reader.clips(row, generator)
         except VideoReadError as error:
             if self.on_bad_video == "raise":
-                raise
+                raise self.reader.refusal(error) from error
             return self.reader.blank(self.reader.event(row, error))
         return [first, *others] if others else first

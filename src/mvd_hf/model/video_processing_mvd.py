@@ -17,6 +17,7 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.utils import httpx
 from PIL import Image
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, PILImageResampling
 from transformers.processing_utils import VideosKwargs
@@ -265,6 +266,24 @@ class MVDVideoProcessor(BaseVideoProcessor):
     def __init__(self, **kwargs):
         self._check(kwargs, is_file="video_processor_type" in kwargs)
         super().__init__(**kwargs)
+
+    @classmethod
+    def for_model(cls, config: PreTrainedConfig, **kwargs) -> "MVDVideoProcessor":
+        """The processor of a model: its frames, pixels and normalisation.
+
+        Args:
+            config: an `MVDConfig`.
+            kwargs: further arguments, such as `sampling="uniform"`.
+        """
+        height, width = config.frame_size
+        fields = {
+            "size": {"shortest_edge": min(height, width)},
+            "crop_size": {"height": height, "width": width},
+            "num_frames": config.num_frames,
+            "image_mean": config.image_mean,
+            "image_std": config.image_std,
+        }
+        return cls(**(fields | kwargs))
 
     def _check(self, kwargs: dict, is_file: bool = False):
         """Refuse unknown arguments, wrong types and what has no meaning here.
