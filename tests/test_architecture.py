@@ -26,7 +26,7 @@ ALLOWED = {
     "bookkeeping": set(),
     "optimization": {MODEL},
     "training": {MODEL, "bookkeeping", "clips", "collation", "optimization", "streaming"},
-    "health": {MODEL},
+    "health": set(),
     "distillation": {MODEL, "collation", "health", "training"},
     "conversion": {MODEL},
     "audit": {MODEL, "sources"},

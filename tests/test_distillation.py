@@ -15,6 +15,7 @@ from mvd_hf import (
     load_teachers,
     tube_mask,
 )
+from mvd_hf.distillation import hidden_targets
 from mvd_hf.model.modeling_mvd import MVDModel
 
 
@@ -235,3 +236,12 @@ def test_a_nan_loss_stops_training_naming_step_and_part_and_keeps_the_last_check
         "checkpoint-2",
         "checkpoint-3",
     ]
+
+
+def test_targets_are_the_features_of_the_hidden_patches_in_float32():
+    mask = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    targets = {"image": torch.randn(2, 4, 8).bfloat16(), "video": torch.randn(2, 4, 6)}
+    hidden = hidden_targets({name: target[:, :2] for name, target in targets.items()}, targets, mask)
+    for name, target in targets.items():
+        assert hidden[name].dtype == torch.float32
+        assert torch.equal(hidden[name], target[mask].view(2, 2, -1).float())

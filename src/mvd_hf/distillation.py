@@ -20,6 +20,33 @@ LOSSES = {
 }
 
 
+def hidden_targets(
+    predictions: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor], bool_masked_pos: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The teachers' features at the hidden patches, (B, M, D) in float32, which the predictions are compared with.
+
+    Raises:
+        ValueError: if the names of predictions and targets differ.
+    """
+    if predictions.keys() != targets.keys():
+        raise ValueError(f"The student predicts {sorted(predictions)}, the teachers are {sorted(targets)}.")
+    _, masked_ids = split_mask(bool_masked_pos, next(iter(predictions.values())).shape[1])
+    return {name: select_tokens(targets[name], masked_ids).float() for name in predictions}
+
+
+def losses_at_hidden_patches(
+    predictions: Mapping[str, torch.Tensor], hidden: Mapping[str, torch.Tensor], losses: Mapping[str, str] | str
+) -> dict[str, torch.Tensor]:
+    """As [`distillation_losses`], of targets at the hidden patches only."""
+    parts = {}
+    for name, prediction in predictions.items():
+        kind = losses if isinstance(losses, str) else losses[name]
+        if kind not in LOSSES:
+            raise ValueError(f"There is no loss {kind!r}; choose {', '.join(LOSSES)}.")
+        parts[name] = LOSSES[kind](prediction.float(), hidden[name])
+    return parts
+
+
 def distillation_losses(
     predictions: Mapping[str, torch.Tensor],
     targets: Mapping[str, torch.Tensor],
@@ -40,17 +67,7 @@ def distillation_losses(
     Raises:
         ValueError: if the names of predictions and targets differ, or there is no such loss.
     """
-    if predictions.keys() != targets.keys():
-        raise ValueError(f"The student predicts {sorted(predictions)}, the teachers are {sorted(targets)}.")
-    parts = {}
-    for name, prediction in predictions.items():
-        kind = losses if isinstance(losses, str) else losses[name]
-        if kind not in LOSSES:
-            raise ValueError(f"There is no loss {kind!r}; choose {', '.join(LOSSES)}.")
-        _, masked_ids = split_mask(bool_masked_pos, prediction.shape[1])
-        target = select_tokens(targets[name], masked_ids)
-        parts[name] = LOSSES[kind](prediction.float(), target.float())
-    return parts
+    return losses_at_hidden_patches(predictions, hidden_targets(predictions, targets, bool_masked_pos), losses)
 
 
 class DistillationTrainer(MVDTrainer):
@@ -93,14 +110,14 @@ class DistillationTrainer(MVDTrainer):
             bool_masked_pos=inputs["bool_masked_pos"],
             num_masked=self.num_masked,
         )
-        mask, is_blank = inputs["bool_masked_pos"], inputs.get(IS_BLANK, False)
-        losses = distillation_losses(
-            outputs.predictions, targets, mask, {name: teacher.config.loss for name, teacher in self.teachers.items()}
-        )
+        is_blank = inputs.get(IS_BLANK, False)
+        hidden = hidden_targets(outputs.predictions, targets, inputs["bool_masked_pos"])
+        kinds = {name: teacher.config.loss for name, teacher in self.teachers.items()}
+        losses = losses_at_hidden_patches(outputs.predictions, hidden, kinds)
         parts = {
             **{f"loss_{name}": loss for name, loss in losses.items()},
             "loss": sum(teacher.config.weight * losses[name] for name, teacher in self.teachers.items()),
-            **agreement(outputs.predictions, targets, mask),
+            **agreement(outputs.predictions, hidden),
         }
         if self.model.training:
             self.last_features = outputs.last_hidden_state.detach()

@@ -5,28 +5,22 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from .model.patches_mvd import select_tokens, split_mask
-
 
 @torch.no_grad()
-def agreement(
-    predictions: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor], bool_masked_pos: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def agreement(predictions: Mapping[str, torch.Tensor], hidden: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Per teacher, as scalars: `cosine_<name>` of prediction and target, and `target_variance_<name>`.
 
-    Both at the hidden patches: the mean cosine similarity of the feature vectors, and the mean over channels of the
-    targets' variance over patches and clips. A variance near 0 says that a teacher sees the same everywhere.
+    The mean cosine similarity of the feature vectors, and the mean over channels of the targets' variance over patches
+    and clips. A variance near 0 says that a teacher sees the same everywhere.
 
     Args:
-        predictions: per teacher (B, M, D), hidden patches in ascending order.
-        targets: per teacher (B, L, D), all patches.
-        bool_masked_pos: (B, L) bool, True hides; M per row.
+        predictions: per teacher (B, M, D) at the hidden patches.
+        hidden: per teacher its features (B, M, D) at the same patches, in float32.
     """
     metrics = {}
-    for name, prediction in predictions.items():
-        _, masked_ids = split_mask(bool_masked_pos, prediction.shape[1])
-        target = select_tokens(targets[name], masked_ids).float()
-        metrics[f"cosine_{name}"] = nn.functional.cosine_similarity(prediction.float(), target, dim=-1).mean()
+    for name, target in hidden.items():
+        prediction = predictions[name].float()
+        metrics[f"cosine_{name}"] = nn.functional.cosine_similarity(prediction, target, dim=-1).mean()
         metrics[f"target_variance_{name}"] = target.flatten(0, 1).var(dim=0, correction=0).mean()
     return metrics
 
