@@ -12,7 +12,7 @@ MODEL = "model"
 # what each module may import of ours
 ALLOWED = {
     "masking": set(),
-    "augmentation": set(),
+    "augmentation": {MODEL},
     "teacher_families": {MODEL},
     "teachers": {"teacher_families"},
     "toy": set(),
@@ -22,7 +22,13 @@ ALLOWED = {
     "sources": {MODEL},
     "clips": {MODEL, "collation", "sources"},
     "streaming": {MODEL, "clips", "sources"},
-    "data": {MODEL, "augmentation", "clips", "masking", "sources", "streaming"},
+    "data": {MODEL, "augmentation", "clips", "masking", "mixing", "sources", "streaming"},
+    "metrics": set(),
+    "views": {MODEL, "sources"},
+    "evaluation": {MODEL, "metrics", "sources", "views"},
+    "reports": {MODEL, "evaluation", "sources"},
+    "classifiers": {MODEL, "conversion", "teacher_families"},
+    "finetuning": {MODEL, "mixing", "training"},
     "bookkeeping": set(),
     "optimization": {MODEL},
     "training": {MODEL, "bookkeeping", "clips", "collation", "optimization", "streaming"},

@@ -196,9 +196,12 @@ def test_impossible_parameters_are_refused(arguments, message):
         Mixup(**{"num_classes": 10, **arguments})
 
 
-def test_odd_batch_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="5 clips cannot be mixed in pairs: make the batch size even"):
-        Mixup(10)(batch(5), generator())
+def test_the_middle_clip_of_an_odd_batch_meets_itself():
+    clips = batch(5)
+    mixed = Mixup(10, cutmix_alpha=0.0, label_smoothing=0.0)(clips, generator())
+    assert torch.equal(mixed["pixel_values"][2], clips["pixel_values"][2])
+    assert mixed["labels"][2].tolist() == soft_labels(clips["labels"], 10)[2].tolist()
+    assert not torch.equal(mixed["pixel_values"][0], clips["pixel_values"][0])
 
 
 @pytest.mark.parametrize(

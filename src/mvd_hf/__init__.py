@@ -8,11 +8,14 @@ from transformers import (
     AutoVideoProcessor,
 )
 
+from .classifiers import load_classifier
 from .clips import ClipCutter, ClipDataset
 from .collation import collate_clips
 from .conversion import convert_checkpoint
 from .data import load_clips
 from .distillation import DistillationTrainer, distillation_losses
+from .evaluation import Evaluation, evaluate_views
+from .finetuning import FinetuningArguments, FinetuningTrainer
 from .masking import random_mask, tube_mask
 from .model.configuration_mvd import MVDConfig
 from .model.modeling_mvd import (
@@ -56,5 +59,10 @@ __all__ = [
     "MVDTrainingArguments",
     "DistillationTrainer",
     "distillation_losses",
+    "load_classifier",
+    "FinetuningTrainer",
+    "FinetuningArguments",
+    "evaluate_views",
+    "Evaluation",
     "convert_checkpoint",
 ]

@@ -15,6 +15,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .model.video_processing_mvd import crop_offsets, resize_short_side
+
 Box = tuple[int, int, int, int]
 
 # (top, left) of a multi-scale crop in quarters of the free height and width
@@ -336,7 +338,7 @@ class FinetuningAugmentation:
 
 
 class ValidationAugmentation:
-    """The centre of every frame: its short side resized without antialiasing, then a square crop; nothing is random.
+    """The centre of every frame, as `MVDVideoProcessor` makes the single view of a test; nothing is random.
 
     Args:
         size: pixels of the square clip and of the resized short side.
@@ -352,6 +354,6 @@ class ValidationAugmentation:
             read: gives the frames (T, height, width, 3); called with `None` for whole frames.
             generator: not used; other augmentations have one.
         """
-        batch = torch.from_numpy(read(None)).permute(0, 3, 1, 2)
-        resized = v2.functional.resize(batch, [self.size], antialias=False)
-        return {self.size: v2.functional.center_crop(resized, [self.size, self.size]).contiguous()}
+        resized = resize_short_side(torch.from_numpy(read(None)).permute(0, 3, 1, 2), self.size)
+        ((top, left),) = crop_offsets(*resized.shape[-2:], self.size)
+        return {self.size: resized[..., top : top + self.size, left : left + self.size].contiguous()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .model.configuration_mvd import MVDConfig
 from .model.modeling_mvd import (
@@ -304,6 +305,7 @@ def convert_checkpoint(source: str | Path | Mapping[str, torch.Tensor], **overri
     Raises:
         ValueError: if the source is not such a checkpoint, or if any weight is left over or missing; it says which.
     """
+    MVDConfig.check_fields(overrides)
     if isinstance(source, Mapping):
         state_dict, arguments = dict(source), argparse.Namespace()
     else:
@@ -336,6 +338,64 @@ def convert_checkpoint(source: str | Path | Mapping[str, torch.Tensor], **overri
         )
     model.load_state_dict(weights)
     return model.eval()
+
+
+# transformers' VideoMAE names to ours, after the attention's three products are joined
+VIDEOMAE_RULES = (
+    (r"^videomae\.embeddings\.patch_embeddings\.projection\.", "mvd.embeddings.projection."),
+    (r"^videomae\.encoder\.layer\.", "mvd.layers."),
+    (r"^videomae\.layernorm\.", "mvd.layernorm."),
+    (r"^encoder_to_decoder\.", "decoder.embed."),
+    (r"^mask_token$", "decoder.mask_token"),
+    (r"^decoder\.decoder_layers\.", "decoder.layers."),
+    (r"\.attention\.output\.dense\.", ".attention.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(\.layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+)
+
+
+def videomae_config(config: PreTrainedConfig, mean: float | tuple, std: float | tuple) -> MVDConfig:
+    """The configuration of one of transformers' VideoMAE models as ours; the pixels' mean and std are its processor's.
+
+    Layer norms get VideoMAE's epsilon of 1e-6, whatever the configuration has by default.
+    """
+    same = (
+        "image_size patch_size num_channels num_frames tubelet_size hidden_size num_hidden_layers num_attention_heads "
+        "intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob initializer_range id2label "
+        "label2id decoder_hidden_size decoder_num_hidden_layers decoder_num_attention_heads decoder_intermediate_size"
+    )
+    fields = {name: getattr(config, name) for name in same.split()}
+    return MVDConfig(
+        **fields,
+        position_embedding_type="flat",
+        decoder_embed_bias=False,
+        norm_pix_loss=config.norm_pix_loss,
+        use_mean_pooling=config.use_mean_pooling,
+        image_mean=mean if isinstance(mean, float) else list(mean),
+        image_std=std if isinstance(std, float) else list(std),
+    )
+
+
+def videomae_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights of one of transformers' VideoMAE models under our names.
+
+    The keys' biases that old versions of transformers have are left out: they change no softmax.
+    """
+    state, weights = model.state_dict(), {}
+    for name, value in state.items():
+        layer, attention, part = name.partition(".attention.attention.")
+        if part == "query.weight":
+            products = [state[f"{layer}{attention}{product}.weight"] for product in ("query", "key", "value")]
+            weights[f"{layer}.attention.qkv.weight"] = torch.cat(products)
+        elif part in ("query.bias", "value.bias"):
+            weights[f"{layer}.attention.qkv.{part[0]}_bias"] = value
+        elif not part:
+            weights[name] = value
+    for pattern, replacement in VIDEOMAE_RULES:
+        weights = {re.sub(pattern, replacement, name): value for name, value in weights.items()}
+    return weights
 
 
 def family_of(model: MVDPreTrainedModel) -> str:

@@ -6,12 +6,20 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import numpy as np
 
-from .augmentation import PretrainingAugmentation
+from .augmentation import FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
 from .clips import ClipCutter, ClipDataset
 from .masking import MASKS
+from .mixing import Mixup
 from .model.configuration_mvd import MVDConfig
-from .model.frame_sampling import pretraining_frames
+from .model.frame_sampling import (
+    dense_frames,
+    dense_test_frames,
+    pretraining_frames,
+    uniform_frames,
+    uniform_test_frames,
+)
 from .sources import (
     FILE_BUILDERS,
     LIST_FILE_SUFFIXES,
@@ -25,6 +33,26 @@ from .sources import (
     read_manifest,
 )
 from .streaming import StreamingClips
+
+
+def evaluation_rows(
+    source: str,
+    split: str,
+    root: str | None = None,
+    name: str | None = None,
+    streaming: bool = False,
+    max_samples: int | None = None,
+) -> datasets.Dataset:
+    """Rows to evaluate on: those of a stream are read once and kept in the data sets' cache.
+
+    Args:
+        source, split, root, name, streaming: as in `mvd_hf.sources.load_rows`.
+        max_samples: only the first so many.
+    """
+    rows = load_rows(source, split, root, name, streaming)
+    if isinstance(rows, datasets.IterableDataset):
+        rows = keep_stream(source, split, name, max_samples)
+    return rows if max_samples is None else first_rows(rows, max_samples)
 
 
 @dataclass
@@ -81,12 +109,11 @@ class DataArguments:
         The evaluation split of a stream is read once and kept in the data sets' cache, so that every evaluation sees
         each video once.
         """
-        source = self.eval_dataset or self.dataset if evaluation else self.dataset
-        split = self.eval_split or self.split if evaluation else self.split
-        rows = load_rows(source, split, self.root, self.dataset_config, self.streaming)
-        if evaluation and isinstance(rows, datasets.IterableDataset):
-            rows = keep_stream(source, split, self.dataset_config, self.max_samples)
-        if self.manifest is not None and not evaluation:
+        if evaluation:
+            source, split = self.eval_dataset or self.dataset, self.eval_split or self.split
+            return evaluation_rows(source, split, self.root, self.dataset_config, self.streaming, self.max_samples)
+        rows = load_rows(self.dataset, self.split, self.root, self.dataset_config, self.streaming)
+        if self.manifest is not None:
             rows = keep_listed(rows, media_column(rows), read_manifest(self.manifest))
         return rows if self.max_samples is None else first_rows(rows, self.max_samples)
 
@@ -102,8 +129,13 @@ class DataArguments:
         """Clips of the training split, or of the evaluation split: `None` if there is none."""
         if evaluation and self.eval_split is None and self.eval_dataset is None:
             return None
-        rows = self.rows(evaluation)
         options = {"label_column": label_column, "label_names": label_names, "seed": seed}
+        return self.clips_of(self.rows(evaluation), cutter, evaluation=evaluation, **options)
+
+    def clips_of(
+        self, rows: Rows, cutter: ClipCutter, *, evaluation: bool = False, **options
+    ) -> ClipDataset | StreamingClips:
+        """Clips of rows for training, or for evaluation: options as in [`clips`]."""
         if evaluation:
             return ClipDataset(rows, cutter, **options, on_bad_video="skip")
         if isinstance(rows, datasets.Dataset):
@@ -152,6 +184,111 @@ def load_clips(
         raise ValueError(f"load_clips cannot take these options: {error}.") from error
     cutter = ClipCutter(frames, augmentation, mask, repeats, data.backend)
     return data.clips(cutter, label_column=label_column, label_names=label_names, seed=seed)
+
+
+@dataclass
+class FinetuningClipArguments:
+    """How fine-tuning chooses, augments and mixes labelled clips, as a recipe's keys; the defaults are the paper's.
+
+    Args:
+        label_column: column of the labels.
+        label_names: names of the classes, a list or a file with a name per line, where the data set has numbers only.
+        sampling: which frames make a clip: `dense`, 16 from a random span (Kinetics, UCF101, HMDB51), or `uniform`,
+            one from each of 16 parts of the video (Something-Something).
+        repeats: clips of each video of a batch, made of the same frames; neither batch size nor rate count them.
+        rand_augment: specification of RandAugment, or nothing.
+        crop_scale: smallest and largest area of the random crop, as parts of the frame.
+        flip: probability of a horizontal flip; 0 where left and right matter.
+        erasing: probability of random erasing.
+        mixup_alpha, cutmix_alpha, mixup_prob, switch_prob, cutmix_axes: see `mvd_hf.mixing.Mixup`.
+        label_smoothing: part of each label that is spread over all classes.
+    """
+
+    label_column: str = "label"
+    label_names: list[str] | str | None = None
+    sampling: str = "dense"
+    repeats: int = 2
+    rand_augment: str | None = "rand-m7-n4-mstd0.5-inc1"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    erasing: float = 0.25
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    mixup_prob: float = 1.0
+    switch_prob: float = 0.5
+    label_smoothing: float = 0.1
+    cutmix_axes: str = "spatial"
+
+    def __post_init__(self):
+        if self.sampling not in ("dense", "uniform"):
+            raise ValueError(f"There is no sampling={self.sampling!r}; choose dense or uniform.")
+
+    def mixup(self, num_labels: int) -> Mixup | None:
+        """What mixes a batch's clips and smoothes its labels; `None` if it would do neither."""
+        if not (self.mixup_alpha or self.cutmix_alpha or self.label_smoothing):
+            return None
+        return Mixup(
+            num_labels,
+            self.mixup_alpha,
+            self.cutmix_alpha,
+            self.mixup_prob,
+            self.switch_prob,
+            self.label_smoothing,
+            self.cutmix_axes,
+        )
+
+
+def centre_frames(total_frames: int, num_frames: int, stride: int | None = None, generator=None) -> np.ndarray:
+    """The single test clip (1, T) of a video: dense with a stride, else uniform. Nothing is random."""
+    if stride is None:
+        return uniform_test_frames(total_frames, num_frames, num_clips=1)
+    return dense_test_frames(total_frames, num_frames, stride, num_clips=1)
+
+
+def finetuning_clips(
+    data: DataArguments,
+    keys: FinetuningClipArguments,
+    config: MVDConfig,
+    rows: Rows | None = None,
+    *,
+    evaluation: bool = False,
+    seed: int = 0,
+) -> ClipDataset | StreamingClips | None:
+    """Labelled clips for fine-tuning; for its evaluation the centre of each video, as its test's single view.
+
+    Args:
+        data: the source.
+        keys: how clips are chosen and augmented.
+        config: the model's configuration: frames, square image size, normalisation.
+        rows: the videos, if they are not to be read from the source.
+        evaluation: the evaluation split (`None` if there is none) instead of the training split.
+        seed: seed of all random choices.
+    """
+    height, width = config.frame_size
+    if height != width:
+        raise ValueError(f"Fine-tuning crops are square, the model wants {height}x{width} pixels.")
+    frames = {"num_frames": config.num_frames} | ({"stride": data.stride} if keys.sampling == "dense" else {})
+    if evaluation:
+        cutter = ClipCutter(partial(centre_frames, **frames), ValidationAugmentation(height), backend=data.backend)
+    else:
+        cutter = ClipCutter(
+            partial(dense_frames if keys.sampling == "dense" else uniform_frames, **frames),
+            FinetuningAugmentation(
+                height,
+                keys.rand_augment,
+                tuple(keys.crop_scale),
+                flip=keys.flip,
+                erasing=keys.erasing,
+                mean=config.image_mean,
+                std=config.image_std,
+            ),
+            repeats=keys.repeats,
+            backend=data.backend,
+        )
+    options = {"label_column": keys.label_column, "label_names": keys.label_names, "seed": seed}
+    if rows is None:
+        return data.clips(cutter, evaluation=evaluation, **options)
+    return data.clips_of(rows, cutter, evaluation=evaluation, **options)
 
 
 def pretraining_clips(

@@ -46,7 +46,7 @@ def soft_labels(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) 
 class Mixup:
     """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of a batch with itself in reverse order.
 
-    One method, one share and one box are drawn per batch.
+    One method, one share and one box are drawn per batch. The middle one of an odd number of clips meets itself.
 
     Args:
         num_classes: K.
@@ -129,18 +129,13 @@ class Mixup:
             generator: source of randomness.
 
         Raises:
-            ValueError: if the batch has an odd number of clips, or not these shapes.
+            ValueError: if the batch does not have these shapes, or a label is none of the classes.
         """
         pixels, labels = batch["pixel_values"], batch["labels"]
         if pixels.ndim != 5 or len(pixels) != len(labels):
             raise ValueError(
                 f"Mixing needs pixel_values of shape (B, T, C, H, W) and as many labels, not {tuple(pixels.shape)} "
                 f"and {tuple(labels.shape)}."
-            )
-        if self.prob and len(pixels) % 2:
-            raise ValueError(
-                f"{len(pixels)} clips cannot be mixed in pairs: make the batch size even and drop the last, "
-                "incomplete batch."
             )
         targets = soft_labels(labels, self.num_classes, self.label_smoothing)
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)

@@ -39,13 +39,14 @@ def without_adapters(model: nn.Module) -> nn.Module:
 def has_weight_decay(name: str, parameter: nn.Parameter, model: MVDPreTrainedModel) -> bool:
     """The official rule: no decay for vectors, biases, the class token and VideoMAE's mask token.
 
-    The student's mask tokens do decay (their official names escape the rule's list), and so do MAE's tokens.
+    The student's mask tokens do decay (their official names escape the rule's list), and so do MAE's tokens. An
+    attentive pooler's query, which the official programs do not have, is a token and does not.
     """
     if parameter.dim() == 1 or name.endswith("bias"):
         return False
     if model.config.pixel_target == "mae" and isinstance(model, MVDForPixelReconstruction):
         return True
-    return name not in ("mvd.embeddings.class_token", "decoder.mask_token")
+    return name not in ("mvd.embeddings.class_token", "decoder.mask_token", "pooler.query")
 
 
 def layer_of(name: str, num_layers: int) -> int:

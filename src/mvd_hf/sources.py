@@ -365,22 +365,30 @@ def fetch(url: str) -> bytes:
         raise VideoReadError(url, f"cannot be fetched ({error})") from error
 
 
+def media_content(item: dict | str | bytes) -> str | bytes:
+    """What a reader opens of a row's file (`{"path", "bytes"}`: bytes win): bytes or a local path. URLs are fetched.
+
+    Raises:
+        VideoReadError: if the row has no file, or its URL cannot be fetched.
+    """
+    content = item["bytes"] if isinstance(item, dict) and item["bytes"] is not None else item
+    content = content["path"] if isinstance(content, dict) else content
+    if content is None:
+        raise VideoReadError(media_name(item), "has neither a path nor bytes")
+    return fetch(content) if isinstance(content, str) and "://" in content else content
+
+
 @contextmanager
 def open_media(
     item: dict | str | bytes, is_image: bool = False, backend: str = "pyav"
 ) -> Iterator[VideoReader | ImageReader]:
-    """Reader of a row's file (`{"path", "bytes"}`: bytes win), closed on leaving. URLs are fetched whole.
+    """Reader of a row's file, see [`media_content`], closed on leaving.
 
     Raises:
         VideoReadError: naming the row's file, if it cannot be fetched or read, also while the reader is in use.
     """
-    source = item["bytes"] if isinstance(item, dict) and item["bytes"] is not None else item
-    source = source["path"] if isinstance(source, dict) else source
     try:
-        if source is None:
-            raise VideoReadError(media_name(item), "has neither a path nor bytes")
-        if isinstance(source, str) and "://" in source:
-            source = fetch(source)
+        source = media_content(item)
         with ImageReader(source) if is_image else open_video(source, backend) as reader:
             yield reader
     except VideoReadError as error:

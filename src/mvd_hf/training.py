@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -242,6 +242,9 @@ class MVDTrainer(Trainer):
     log, and a stop with step and part when a loss is not finite.
     """
 
+    # whether a run evaluates before the first step, so that it can say what it learned
+    evaluates_first = True
+
     def __init__(self, model: MVDPreTrainedModel, args: MVDTrainingArguments, **kwargs):
         if not isinstance(args, MVDTrainingArguments):
             raise ValueError(f"MVDTrainer needs MVDTrainingArguments, got {type(args).__name__}.")
@@ -294,9 +297,15 @@ class MVDTrainer(Trainer):
         return self.epoch_sampler
 
     def _get_eval_sampler(self, eval_dataset) -> Sampler | None:
-        if self.num_masked is None or not isinstance(eval_dataset, ClipDataset):
+        if self.compute_metrics is not None or not isinstance(eval_dataset, ClipDataset):
             return super()._get_eval_sampler(eval_dataset)
         return EvaluationSampler(len(eval_dataset), self.args.eval_batch_size * self.args.world_size)
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        """Loader for predictions: every clip once and in order, without the blank ones of an evaluation."""
+        return self._get_dataloader(
+            test_dataset, "test", self.args.eval_batch_size, sampler_fn=super()._get_eval_sampler
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Loader of training batches; a stream divides itself among the processes."""
@@ -372,8 +381,12 @@ class MVDTrainer(Trainer):
         outputs = model(**inputs)
         if outputs.loss is None:
             raise ValueError(f"The model gives no loss for a batch of {', '.join(inputs)}: labels are missing.")
-        loss = self.record({"loss": outputs.loss}, inputs["pixel_values"], is_blank)
+        loss = self.record(self.loss_parts(outputs, inputs), inputs["pixel_values"], is_blank)
         return (loss, outputs) if return_outputs else loss
+
+    def loss_parts(self, outputs, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is logged of a batch, as means over its clips: the `loss`, and what else a kind of training adds."""
+        return {"loss": outputs.loss}
 
     def record(self, parts: Mapping[str, torch.Tensor], clips: torch.Tensor, is_blank: bool = False) -> torch.Tensor:
         """Remember the loss of a micro-batch, its parts and other metrics for the log.
@@ -392,8 +405,18 @@ class MVDTrainer(Trainer):
         return parts["loss"] * 0 if is_blank else parts["loss"]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Outputs of an evaluation batch; where the loss alone is wanted it is only recorded, weighted by clips."""
+        """Outputs of an evaluation batch; where the loss alone is wanted it is only recorded, weighted by clips.
+
+        Raises:
+            ValueError: if outputs are wanted for a video that cannot be read.
+        """
         if not prediction_loss_only and self.num_masked is None:
+            if inputs.get(BAD_VIDEOS):
+                (file, reason), *_ = inputs[BAD_VIDEOS]
+                raise ValueError(
+                    f"There is no prediction for {file}, which cannot be read ({reason}): leave it out, or use "
+                    "mvd_hf.evaluate_views, which reports such videos."
+                )
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         with torch.no_grad(), self.compute_loss_context_manager():
             self.compute_loss(model, self._prepare_inputs(inputs))
@@ -498,11 +521,14 @@ class MVDTrainer(Trainer):
             self.bad_videos.save(path)
             logger.warning("%s\nAll of them are in %s.", self.bad_videos.describe(), path)
 
-    def run(self):
+    def run(self, then: Callable[[], None] | None = None):
         """Train from the last checkpoint of the output folder, if there is one, and save the model there.
 
         Logs what the run arrived at and, with an evaluation set, the loss on it before and after. It is the last
         thing a recipe does: the processes wait for each other and leave their group.
+
+        Args:
+            then: what remains to be done with the trained model, on all processes.
         """
         is_main = self.is_world_process_zero()
         if is_main:
@@ -510,19 +536,26 @@ class MVDTrainer(Trainer):
         checkpoint = last_complete_checkpoint(self.args.output_dir)
         if checkpoint is not None and is_main:
             logger.info("Resuming from %s", checkpoint)
-        self.args.eval_on_start = self.eval_dataset is not None and checkpoint is None
+        self.args.eval_on_start = self.evaluates_first and self.eval_dataset is not None and checkpoint is None
         self.train(resume_from_checkpoint=checkpoint)
         self.save_model()
         if self.eval_dataset is not None:
-            trained = self.evaluate()
+            trained = self.last_evaluation() or self.evaluate()
             self.report_bad_videos()
             if self.args.eval_on_start and is_main:
                 self.describe_progress(trained)
+        if then is not None:
+            then()
         self.accelerator.wait_for_everyone()
         # without DistributedDataParallel's hold on the process group its threads end here, not within Python's own end
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         self.accelerator.end_training()
+
+    def last_evaluation(self) -> dict[str, float] | None:
+        """The figures of the evaluation after the last step, if there was one."""
+        entries = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        return entries[-1] if entries and entries[-1]["step"] == self.state.global_step else None
 
     def describe_progress(self, trained: Mapping[str, float]):
         """Log how far each held-out loss fell since the evaluation before training."""

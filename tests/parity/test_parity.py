@@ -31,6 +31,7 @@ from mvd_hf import (
 )
 from mvd_hf.augmentation import MultiScaleCrop, resize_frames
 from mvd_hf.masking import random_mask, tube_mask
+from mvd_hf.metrics import merge_views, top_k_hits
 from mvd_hf.model.patches_mvd import pixel_targets, position_table
 from mvd_hf.optimization import cosine_schedule, parameter_groups
 from mvd_hf.training import EpochSampler
@@ -745,6 +746,39 @@ def test_frame_sampling(monkeypatch):
         for which in ("lowest", "highest"):
             force(which)
             assert frame_sampling.pretraining_frames(*arguments).tolist() == entry[f"indices_at_{which}"]
+
+
+@pytest.mark.parametrize("part", ["plain", "duplicated_views"])
+def test_multi_view_merge(part, record_property):
+    _, case = load("multiview_merge")
+    rows = [row for rank in case[part]["rows_per_rank"] for row in rank]
+    logits = np.array([row["logits"] for row in rows])
+    videos, probabilities, counts = merge_views(
+        logits, [row["id"] for row in rows], [(row["chunk"], row["split"]) for row in rows]
+    )
+    labels = {row["id"]: row["label"] for row in rows}
+    top1, top5 = (top_k_hits(probabilities, np.array([labels[video] for video in videos]), k) for k in (1, 5))
+    official = {entry["id"]: entry for entry in case[part]["per_video"]}
+    assert set(videos) == set(official)
+    worst = 0.0
+    for i, video in enumerate(videos):
+        entry = official[video]
+        worst = max(worst, abs(probabilities[i] - entry["mean_softmax"]).max())
+        assert (probabilities[i].argmax(), counts[i]) == (entry["prediction"], entry["views_kept"])
+        assert (top1[i], top5[i]) == (entry["top1"], entry["top5"])
+    record_property("probabilities", worst)
+    assert worst < 1e-12
+    assert 100 * top1.mean() == pytest.approx(case[part]["final_top1"])
+    assert 100 * top5.mean() == pytest.approx(case[part]["final_top5"])
+
+
+def test_views_whose_numbers_look_alike_when_joined_are_all_counted():
+    _, case = load("multiview_merge")
+    rows = [row for rank in case["chunk_split_string_collision"]["rows_per_rank"] for row in rank]
+    views = [(row["chunk"], row["split"]) for row in rows]
+    _, _, counts = merge_views(np.array([row["logits"] for row in rows]), [row["id"] for row in rows], views)
+    # the official program takes clip 1, crop 11 and clip 11, crop 1 for the same view
+    assert counts.sum() == len(set(views)) > case["chunk_split_string_collision"]["per_video"][0]["views_kept"]
 
 
 def test_masks():

@@ -1,6 +1,9 @@
 """MVDConfig: every size and stage of Masked Video Distillation (arXiv 2212.04500) in one configuration."""
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -62,6 +65,8 @@ class MVDConfig(PreTrainedConfig):
         image_mean, image_std (`float` or one per channel, defaults to ImageNet's): normalisation of the input pixels.
         use_mean_pooling (`bool`, defaults to `True`): classifier on the normalised mean of the patch tokens; `False`
             uses the first token after the encoder's final norm.
+        use_attentive_pooling (`bool`, defaults to `False`): classifier on what a learned query reads from the patch
+            tokens after the encoder's final norm (an attentive probe), instead of either.
         classifier_dropout (`float`, defaults to 0): dropout in front of the classifier.
         head_init_scale (`float`, defaults to 0.001): factor on a fresh classifier's weights.
 
@@ -101,6 +106,7 @@ class MVDConfig(PreTrainedConfig):
     image_mean: float | list[float] | tuple[float, ...] | None = None
     image_std: float | list[float] | tuple[float, ...] | None = None
     use_mean_pooling: bool = True
+    use_attentive_pooling: bool = False
     classifier_dropout: float | int = 0.0
     head_init_scale: float | int = 0.001
 
@@ -183,6 +189,16 @@ class MVDConfig(PreTrainedConfig):
         return masked * repeats
 
     @classmethod
+    def check_fields(cls, names: Iterable[str]):
+        """Raise ValueError for a name that is no field: a configuration takes any name for an attribute of yours."""
+        known = {field.name for field in fields(cls)} | {"num_labels"}
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, sorted(known), n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"An MVDConfig has no field {name!r}.{hint}")
+
+    @classmethod
     def from_name(cls, name: str, **overrides) -> "MVDConfig":
         """The configuration of a published model, for example `MVDConfig.from_name("mvd-b", num_frames=8)`.
 
@@ -192,8 +208,9 @@ class MVDConfig(PreTrainedConfig):
             overrides: fields that differ.
 
         Raises:
-            ValueError: if there is no such name.
+            ValueError: if there is no such name or field.
         """
+        cls.check_fields(overrides)
         family, _, size = name.partition("-")
         if family not in DECODER_SIZES or size not in ENCODER_SIZES:
             known = ", ".join(f"{family}-{size}" for family in DECODER_SIZES for size in ENCODER_SIZES)

@@ -28,7 +28,7 @@ from .loading_mvd import refuse_partial_load
 from .patches_mvd import pixel_targets, position_table, select_tokens, split_mask, split_patches
 
 # what heads add to the encoder, and the arguments of `from_pretrained` that say where a checkpoint is
-HEAD_PARTS = ("decoder", "decoders", "fc_norm", "classifier")
+HEAD_PARTS = ("decoder", "decoders", "fc_norm", "pooler", "classifier")
 LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -647,17 +647,54 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
         )
 
 
-class MVDForVideoClassification(MVDPreTrainedModel):
-    """Stage 3, the classifier: mean of the patch tokens, layer norm, linear; or the normed first token, linear."""
+class MVDAttentivePooler(nn.Module):
+    """Tokens to one vector: a learned query attends to all of them, then an MLP (V-JEPA, arXiv 2404.08471, 3.3)."""
 
-    _head_parts = ("fc_norm", "classifier")
+    def __init__(self, config: MVDConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.config = config
+        self.head_dim = width // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = MVDMLP(config, width, config.intermediate_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, N, D) to (B, D)."""
+        batch, count, _ = tokens.shape
+        key, value = (
+            self.key_value(self.norm1(tokens)).view(batch, count, 2, -1, self.head_dim).transpose(1, 3).unbind(2)
+        )
+        query = self.query.to(key.dtype).view(1, 1, -1, self.head_dim).transpose(1, 2).expand(batch, -1, -1, -1)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        read, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
+        pooled = self.query[:, 0].to(key.dtype) + self.proj(read.reshape(batch, -1))
+        return pooled + self.mlp(self.norm2(pooled))
+
+
+class MVDForVideoClassification(MVDPreTrainedModel):
+    """Stage 3, the classifier: mean of the patch tokens, layer norm, linear; or the normed first token, linear.
+
+    With `config.use_attentive_pooling` it is an attentive probe: what a learned query reads from the normed tokens.
+    """
+
+    _head_parts = ("fc_norm", "pooler", "classifier")
     weight_init = "finetune"
 
     def __init__(self, config: MVDConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.mvd = MVDModel(config, add_final_norm=not config.use_mean_pooling, weight_init=self.weight_init)
-        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_mean_pooling else None
+        is_mean = config.use_mean_pooling and not config.use_attentive_pooling
+        self.mvd = MVDModel(config, add_final_norm=not is_mean, weight_init=self.weight_init)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if is_mean else None
+        self.pooler = MVDAttentivePooler(config) if config.use_attentive_pooling else None
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
@@ -667,9 +704,13 @@ class MVDForVideoClassification(MVDPreTrainedModel):
         super()._init_weights(module)
         if module is self.classifier:
             init.trunc_normal_(module.weight, std=self.config.initializer_range * self.config.head_init_scale)
+        elif isinstance(module, MVDAttentivePooler):
+            init.trunc_normal_(module.query, std=self.config.initializer_range)
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encoder output (B, N, D) to one vector per clip (B, D)."""
+        if self.pooler is not None:
+            return self.pooler(tokens)
         if self.fc_norm is None:
             return tokens[:, 0]
         return self.fc_norm(tokens[:, int(self.config.use_class_token) :].mean(dim=1))

@@ -1,0 +1,92 @@
+"""Stage 3, testing: top-1 and top-5 of a classifier on several views of each video, with tables and pictures.
+
+    accelerate launch recipes/evaluate.py outputs/mvd-vit-b-k400 --dataset k400_val.csv --num_clips 5 --num_crops 3
+
+Any number of processes gives the same figures; started again, it goes on where it was interrupted. Key: see below.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers import AutoModelForVideoClassification
+
+from mvd_hf.classifiers import load_processor
+from mvd_hf.data import evaluation_rows
+from mvd_hf.evaluation import PAPER_VIEWS, evaluate_views
+from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.reports import write_report
+
+
+@dataclass
+class EvaluationArguments:
+    """The classifier, the videos to test it on, the views of each, and where the results go.
+
+    Args:
+        model: folder or Hub id of a classifier, ours or a VideoMAE of transformers.
+        dataset, dataset_config, split, root, streaming, max_samples: as in `mvd_hf.data.DataArguments`.
+        label_column, label_names: as in `mvd_hf.data.FinetuningClipArguments`.
+        sampling: `dense` or `uniform`; by default as the model was trained.
+        num_clips, num_crops: views of a video; by default the paper's: 5 x 3 dense, 2 x 3 uniform.
+        output: folder of the results; by default `evaluation` in the model's folder.
+        views_per_pass: views that the model sees at once.
+        num_workers: worker processes that decode.
+        mixed_precision: `no`, `bf16` or `fp16`; by default what `accelerate launch` says.
+        pictures: whether the confusion matrix and the worst mistakes are drawn.
+    """
+
+    model: str
+    dataset: str
+    dataset_config: str | None = None
+    split: str = "validation"
+    root: str | None = None
+    streaming: bool = False
+    max_samples: int | None = None
+    label_column: str = "label"
+    label_names: list[str] | str | None = None
+    sampling: str | None = None
+    num_clips: int | None = None
+    num_crops: int | None = None
+    output: str | None = None
+    views_per_pass: int = 16
+    num_workers: int = 2
+    mixed_precision: str | None = None
+    pictures: bool = True
+
+
+def main(arguments: list[str]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments and not arguments[0].startswith("--") and Path(arguments[0]).suffix not in (".yaml", ".yml"):
+        arguments = ["--model", json.dumps(arguments[0]), *arguments[1:]]  # quoted, as YAML reads the values
+    (test,) = parse_arguments(arguments, EvaluationArguments)
+    accelerator = Accelerator(mixed_precision=test.mixed_precision)
+    model = AutoModelForVideoClassification.from_pretrained(test.model, dtype="float32").to(accelerator.device)
+    processor = load_processor(test.model, model.config, test.sampling)
+    num_clips, num_crops = PAPER_VIEWS[processor.sampling]
+    processor.num_clips = num_clips if test.num_clips is None else test.num_clips
+    processor.num_crops = num_crops if test.num_crops is None else test.num_crops
+    rows = evaluation_rows(test.dataset, test.split, test.root, test.dataset_config, test.streaming, test.max_samples)
+    folder = Path(test.output or Path(test.model if Path(test.model).is_dir() else "outputs") / "evaluation")
+    evaluation = evaluate_views(
+        model,
+        rows,
+        processor,
+        label_column=test.label_column,
+        label_names=test.label_names,
+        folder=folder,
+        autocast=accelerator.autocast,
+        views_per_pass=test.views_per_pass,
+        num_workers=test.num_workers,
+    )
+    if accelerator.is_main_process:
+        write_report(evaluation, rows, folder, test.pictures)
+        logging.info("%s\nWritten to %s", evaluation.describe(), folder)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
