@@ -9,11 +9,9 @@ that cannot be used: `unreadable`, or without a video stream.
 Keys: the data sets and the manifest (below), what is checked (`mvd_hf.audit.AuditSettings`).
 """
 
-import json
 import logging
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mvd_hf.audit import DROP, AuditSettings, audit_videos, check_drop, describe, find_overlap, write_manifest
 from mvd_hf.recipe_arguments import parse_arguments
@@ -53,9 +51,7 @@ class AuditArguments:
 
 def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments and not arguments[0].startswith("--") and Path(arguments[0]).suffix not in (".yaml", ".yml"):
-        arguments = ["--dataset", json.dumps(arguments[0]), *arguments[1:]]  # quoted, as YAML reads the values
-    audit, settings = parse_arguments(arguments, AuditArguments, AuditSettings)
+    audit, settings = parse_arguments(arguments, AuditArguments, AuditSettings, first="dataset")
     rows = load_rows(audit.dataset, audit.split, audit.root, audit.dataset_config, audit.streaming)
     against = None
     if audit.against is not None:

@@ -32,9 +32,7 @@ class ConversionArguments:
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments and not arguments[0].startswith("--"):
-        arguments = ["--checkpoint", *arguments]
-    (conversion,) = parse_arguments(arguments, ConversionArguments)
+    (conversion,) = parse_arguments(arguments, ConversionArguments, first="checkpoint")
     model = convert_checkpoint(conversion.checkpoint, **conversion.config)
     save_converted(model, conversion.checkpoint, conversion.output, conversion.license)
     parameters = sum(parameter.numel() for parameter in model.parameters())

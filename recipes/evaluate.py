@@ -2,10 +2,9 @@
 
     accelerate launch recipes/evaluate.py outputs/mvd-vit-b-k400 --dataset k400_val.csv --num_clips 5 --num_crops 3
 
-Any number of processes gives the same figures; started again, it goes on where it was interrupted. Key: see below.
+Any number of processes gives the same figures; started again, it goes on where it was interrupted. Keys: below.
 """
 
-import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -59,9 +58,7 @@ class EvaluationArguments:
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments and not arguments[0].startswith("--") and Path(arguments[0]).suffix not in (".yaml", ".yml"):
-        arguments = ["--model", json.dumps(arguments[0]), *arguments[1:]]  # quoted, as YAML reads the values
-    (test,) = parse_arguments(arguments, EvaluationArguments)
+    (test,) = parse_arguments(arguments, EvaluationArguments, first="model")
     accelerator = Accelerator(mixed_precision=test.mixed_precision)
     model = AutoModelForVideoClassification.from_pretrained(test.model, dtype="float32").to(accelerator.device)
     processor = load_processor(test.model, model.config, test.sampling)

@@ -28,7 +28,7 @@ ALLOWED = {
     "evaluation": {MODEL, "metrics", "sources", "views"},
     "reports": {MODEL, "evaluation", "sources"},
     "classifiers": {MODEL, "conversion", "teacher_families"},
-    "finetuning": {MODEL, "mixing", "training"},
+    "finetuning": {MODEL, "mixing", "optimization", "training"},
     "bookkeeping": set(),
     "optimization": {MODEL},
     "training": {MODEL, "bookkeeping", "clips", "collation", "optimization", "streaming"},

@@ -291,7 +291,7 @@ def test_the_commands_of_a_readme_have_known_keys_and_files(load_recipe, readme)
             launcher = ROOT / command[command.index("--config_file") + 1]
             assert yaml.safe_load(launcher.read_text())["num_processes"] == NUM_PROCESSES
         elif script == "convert":
-            parse_arguments(["--checkpoint", *arguments], load_recipe("convert").ConversionArguments)
+            parse_arguments(arguments, load_recipe("convert").ConversionArguments, first="checkpoint")
         else:
             assert script == "cost"
             assert all(list(ROOT.glob(pattern)) for pattern in arguments)

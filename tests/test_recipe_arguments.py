@@ -212,3 +212,13 @@ def test_values_that_cannot_be_read_are_refused_by_key(arguments, message):
 def test_text_where_an_argument_reaches_inside_is_the_model():
     merged = merge({"teachers": {"video": "teachers/b"}}, {"teachers": {"video": {"layer": 9}}})
     assert merged == {"teachers": {"video": {"model": "teachers/b", "layer": 9}}}
+
+
+def test_what_comes_first_may_be_a_key_of_its_own(tmp_path):
+    for first in ("null", "12", "a: b #c"):
+        (read,) = parse_arguments([first, "--seed=2"], ModelArguments, first="model")
+        assert (read.model, read.seed) == (first, 2)
+    (read,) = parse_arguments([recipe(tmp_path, "seed: 3")], ModelArguments, first="model")
+    assert (read.model, read.seed) == ("mvd-b", 3)
+    (read,) = parse_arguments([], ModelArguments, first="model")
+    assert read.model == "mvd-b"

@@ -136,7 +136,7 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
         resolve(script, arguments)
     elif script == "recipes/convert.py":
         module = load_script(script)
-        parse_arguments(["--checkpoint", *arguments], module.ConversionArguments)
+        parse_arguments(arguments, module.ConversionArguments, first="checkpoint")
     else:
         assert (script, arguments) == ("recipes/tiny/run.py", [])
     if "--config_file" in command:

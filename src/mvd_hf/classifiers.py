@@ -68,8 +68,8 @@ def load_source(source: str, overrides: Mapping) -> tuple[MVDConfig, Weights | N
     """
     path = Path(source)
     if path.is_file() or (path.is_dir() and not (path / CONFIG_NAME).exists()):
-        known = {key: value for key, value in overrides.items() if key in ("num_attention_heads", "num_frames")}
-        model = convert_checkpoint(path, **known)
+        unknown = ("num_attention_heads", "decoder_num_attention_heads", "position_embedding_type")
+        model = convert_checkpoint(path, **{key: overrides[key] for key in unknown if key in overrides})
         return model.config, model.state_dict()
     stored = read_stored_config(source)
     if stored.get("model_type") == "videomae":

@@ -3,8 +3,8 @@
 B clips in a batch, K classes.
 """
 
+import copy
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,17 +15,22 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, is_peft_available
 
 from .mixing import Mixup
 from .model.modeling_mvd import MVDForVideoClassification
+from .optimization import without_adapters
 from .training import MVDTrainer, MVDTrainingArguments
+
+if is_peft_available():
+    from peft import set_peft_model_state_dict
 
 logger = logging.getLogger(__name__)
 
 EMA = "ema.safetensors"
-# folders, inside the output folder, of the best and of the averaged model
-BEST_FOLDER, EMA_FOLDER = "best", "ema"
+# folders, inside the output folder, of the best model, the averaged one, and the adapters alone
+BEST_FOLDER, EMA_FOLDER, ADAPTER_FOLDER = "best", "ema", "adapter"
 
 
 @dataclass
@@ -181,25 +186,43 @@ class FinetuningTrainer(MVDTrainer):
             self.average.load(path)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Save the last weights, and at the end of a run the averaged and the best ones in folders beside them."""
-        super().save_model(output_dir, _internal_call)
+        """Save the last weights, and at the end of a run the averaged and the best ones in folders beside them.
+
+        Adapters of `peft` are merged into the model at the end of a run; they alone are in the folder `adapter`.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        has_adapters = without_adapters(self.model) is not self.model
+        if _internal_call or not has_adapters:
+            super().save_model(output_dir, _internal_call)
         if _internal_call or not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        if has_adapters:
+            self.model.save_pretrained(folder / ADAPTER_FOLDER)
+            self.save_whole(self.model.state_dict(), folder)
         if self.average is not None:
-            with self.average.swapped(self.accelerator.unwrap_model(self.model)):
-                self.accelerator.unwrap_model(self.model).save_pretrained(folder / EMA_FOLDER)
-            self.save_processor(folder / EMA_FOLDER)
+            self.save_whole(self.average.averaged.module.state_dict(), folder / EMA_FOLDER)
         best = Path(self.state.best_model_checkpoint or "")
-        if (best / CONFIG_NAME).exists():
-            (folder / BEST_FOLDER).mkdir(parents=True, exist_ok=True)
-            is_average = self.args.metric_for_best_model.removeprefix("eval_").startswith("ema_")
-            shutil.copy2(best / CONFIG_NAME, folder / BEST_FOLDER)
-            shutil.copy2(best / (EMA if is_average else SAFE_WEIGHTS_NAME), folder / BEST_FOLDER / SAFE_WEIGHTS_NAME)
-            self.save_processor(folder / BEST_FOLDER)
+        if (best / TRAINER_STATE_NAME).exists():
+            self.save_whole(self.weights_of(best), folder / BEST_FOLDER)
 
-    def save_processor(self, folder: Path):
-        """Save the video processor beside a model."""
+    def weights_of(self, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """The weights by which a checkpoint was the best: its own, or its average."""
+        if self.args.metric_for_best_model.removeprefix("eval_").startswith("ema_"):
+            return load_file(checkpoint / EMA)
+        adapter = checkpoint / ADAPTER_SAFE_WEIGHTS_NAME
+        if adapter.exists():
+            model = copy.deepcopy(self.model)
+            set_peft_model_state_dict(model, load_file(adapter))
+            return model.state_dict()
+        return load_file(checkpoint / SAFE_WEIGHTS_NAME)
+
+    def save_whole(self, weights: Mapping[str, torch.Tensor], folder: Path):
+        """Save a model with these weights, its adapters merged, and the video processor."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(weights)
+        if without_adapters(model) is not model:
+            model = model.merge_and_unload()
+        model.save_pretrained(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 

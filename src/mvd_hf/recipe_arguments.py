@@ -1,6 +1,7 @@
 """Arguments of a recipe: dataclass defaults, then a YAML file, then the command line; an unknown key is an error."""
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -71,17 +72,21 @@ def merge(base: dict, overrides: dict) -> dict:
     return merged
 
 
-def parse_arguments(arguments: Sequence[str], *dataclasses: type) -> list:
+def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | None = None) -> list:
     """One instance of each dataclass from the arguments of a recipe.
 
     Args:
         arguments: `[recipe.yaml] [--key value ...]`, as in `sys.argv[1:]`.
         dataclasses: types whose fields are the known keys.
+        first: key of what comes first, if that is neither a key nor a YAML file.
 
     Raises:
         ValueError: naming an unknown key and the nearest known one, or an argument that cannot be read.
     """
     arguments = list(arguments)
+    is_named = not arguments or arguments[0].startswith("--") or Path(arguments[0]).suffix in (".yaml", ".yml")
+    if first is not None and not is_named:
+        arguments = [f"--{first}", json.dumps(arguments[0]), *arguments[1:]]  # quoted, as YAML reads the values
     values = read_yaml(arguments.pop(0)) if arguments and not arguments[0].startswith("--") else {}
     values = merge(values, parse_overrides(arguments))
     known = [{field.name for field in fields(kind) if field.init} for kind in dataclasses]
