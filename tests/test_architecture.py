@@ -26,6 +26,7 @@ ALLOWED = {
     "metrics": set(),
     "views": {MODEL, "sources"},
     "evaluation": {MODEL, "metrics", "sources", "views"},
+    "probing": {MODEL, "evaluation", "metrics", "optimization", "views"},
     "reports": {MODEL, "evaluation", "sources"},
     "classifiers": {MODEL, "conversion", "teacher_families"},
     "finetuning": {MODEL, "mixing", "optimization", "training"},

@@ -706,6 +706,9 @@ class MVDForVideoClassification(MVDPreTrainedModel):
             init.trunc_normal_(module.weight, std=self.config.initializer_range * self.config.head_init_scale)
         elif isinstance(module, MVDAttentivePooler):
             init.trunc_normal_(module.query, std=self.config.initializer_range)
+            # not small, as the encoder's own are in fine-tuning: nothing of it is pre-trained
+            for linear in (module.key_value, module.proj, module.mlp.fc1, module.mlp.fc2):
+                init.xavier_uniform_(linear.weight)
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """Encoder output (B, N, D) to one vector per clip (B, D)."""
