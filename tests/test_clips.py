@@ -387,6 +387,16 @@ def test_index_alone_means_epoch_0(toy):
     assert equal(data[2], data[(0, 2)])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_can_be_set_for_those_who_give_an_index_alone(toy, workers):
+    dataset = clips(toy)
+    loader = torch.utils.data.DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, batch_size=None)
+    for epoch in (0, 3):
+        dataset.set_epoch(epoch)
+        for index, item in enumerate(loader):
+            assert equal(item, dataset[(epoch, index)])
+
+
 def test_another_epoch_index_or_seed_gives_another_clip_and_mask(toy):
     paths = [toy[0], toy[0]]
     data, other = clips(paths, mask=MASK), clips(paths, mask=MASK, seed=1)

@@ -6,7 +6,6 @@ import re
 import shlex
 import socket
 import sys
-from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ import yaml
 from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDTrainingArguments, TeacherConfig
 from mvd_hf.augmentation import FinetuningAugmentation
 from mvd_hf.costs import teacher_size
-from mvd_hf.data import DataArguments
+from mvd_hf.data import DataArguments, FinetuningClipArguments
+from mvd_hf.evaluation import PAPER_VIEWS
 from mvd_hf.mixing import Mixup
 from mvd_hf.recipe_arguments import parse_arguments, read_yaml
 
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 DISTILL = sorted([*RECIPES.glob("mvd-*/distill.yaml"), *RECIPES.glob("ablations/*.yaml")])
 FINETUNE = sorted(RECIPES.glob("mvd-*/finetune_*.yaml"))
+OWN = sorted(RECIPES.glob("own_videos/*.yaml"))
 READMES = [RECIPES / "README.md", *sorted({path.parent / "README.md" for path in DISTILL})]
 NUM_PROCESSES = 8
 
@@ -90,13 +91,6 @@ RESULTS = {
     "vit-b-image-only": ("82.3", "71.4"),
     "vit-b-video-only": ("82.1", "71.8"),
 }
-
-FinetuningKeys = make_dataclass(
-    "FinetuningKeys",
-    [("model", str), ("config", dict), ("label_column", str), ("sampling", str), ("flip", float)]
-    + [(name, int) for name in ("repeats", "test_clips", "test_crops")]
-    + [(name, type(value), field(default=value)) for name, value in AUGMENTATION.items()],
-)
 
 
 def name_of(path: Path) -> str:
@@ -223,12 +217,10 @@ def test_a_published_fine_tuning_has_the_papers_numbers(load_recipe, path):
     data_set = path.stem.removeprefix("finetune_")
     epochs, batch, peak, floor, layer_decay, drop_path, dropout, checkpointing = FINETUNING[path.parent.name][data_set]
     num_labels, sampling, flip, clips, crops = PROTOCOLS[data_set]
-    keys, data, training = parse_arguments(
-        [str(path), "--use_cpu"], FinetuningKeys, DataArguments, MVDTrainingArguments
-    )
+    recipe, data, keys, _, _, training = parse_arguments([str(path), "--use_cpu"], *load_recipe("finetune").KINDS)
     distillation = read_yaml(path.parent / "distill.yaml")
-    assert keys.model == distillation["output_dir"]
-    config = MVDConfig.from_name(distillation["student"], **keys.config)
+    assert (recipe.model, recipe.method, recipe.test_weights) == (distillation["output_dir"], "full", "last")
+    config = MVDConfig.from_name(distillation["student"], **recipe.config)
     assert (config.num_labels, config.drop_path_rate, config.classifier_dropout) == (num_labels, drop_path, dropout)
     assert (training.num_train_epochs, training.warmup_epochs, training.schedule_epochs) == (epochs, 5, None)
     assert training.total_batch_size == batch
@@ -239,7 +231,9 @@ def test_a_published_fine_tuning_has_the_papers_numbers(load_recipe, path):
     # clips of one video count neither in the batch nor in the rate
     assert (keys.repeats, training.clips_per_video) == (2, 1)
     assert (keys.sampling, keys.flip, data.stride, config.num_frames) == (sampling, flip, 4, 16)
-    assert (keys.test_clips, keys.test_crops) == (clips, crops)
+    assert (recipe.test_clips, recipe.test_crops) == (clips, crops) == PAPER_VIEWS[sampling]
+    assert (keys.crop_scale, keys.mixup_prob, keys.cutmix_axes) == ((0.08, 1.0), 1.0, "spatial")
+    assert (training.ema_decay, training.metric_for_best_model) == (None, "top1")
     assert {name: getattr(keys, name) for name in AUGMENTATION} == AUGMENTATION
     assert AUGMENTATION.keys() <= read_yaml(path).keys()
     assert {data.dataset, data.eval_dataset} == {f"{data_set}_train.csv", f"{data_set}_val.csv"}
@@ -252,7 +246,35 @@ def test_the_fine_tuning_keys_are_parameters_of_the_augmentation():
     }
     for name, value in {**AUGMENTATION, "flip": 0.5}.items():
         assert parameters[name].default == value
-    assert AUGMENTATION.keys() <= {item.name for item in fields(FinetuningKeys)}
+    defaults = FinetuningClipArguments()
+    assert {name: getattr(defaults, name) for name in AUGMENTATION} == AUGMENTATION
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_a_recipe_for_ones_own_videos_needs_nothing_but_the_videos(load_recipe, path, monkeypatch):
+    monkeypatch.setattr(MVDTrainingArguments, "world_size", property(lambda self: 1))
+    arguments = [str(path), "--dataset", "clips", "--use_cpu", "--bf16", "false"]
+    recipe, _, keys, preparation, _, training = parse_arguments(arguments, *load_recipe("finetune").KINDS)
+    assert recipe.model.startswith("MCG-NJU/videomae-")
+    assert keys.sampling is None
+    assert keys.flip is None
+    assert preparation.validation_fraction == 0.2
+    text = path.read_text(encoding="utf-8")
+    assert "Not trained by us" in text
+    assert "CC-BY-NC-4.0" in text
+    assert f"python recipes/finetune.py recipes/own_videos/{path.name} --dataset folder" in text
+    if path.stem == "one_gpu":
+        assert (training.total_batch_size, training.learning_rate) == (32, pytest.approx(1.25e-4))
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_without_a_recipe_that_for_the_machine_is_taken(load_recipe, monkeypatch, has_gpu):
+    finetune = load_recipe("finetune")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    recipe, *rest = finetune.with_recipe(["--dataset", "clips"])
+    assert Path(recipe) in OWN
+    assert (Path(recipe).stem, rest) == ("one_gpu" if has_gpu else "cpu", ["--dataset", "clips"])
+    assert finetune.with_recipe(["a.yaml", "--dataset", "clips"]) == ["a.yaml", "--dataset", "clips"]
 
 
 @pytest.mark.parametrize("path", [*DISTILL, *FINETUNE], ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -290,6 +312,10 @@ def test_the_commands_of_a_readme_have_known_keys_and_files(load_recipe, readme)
             distilled.add(ROOT / arguments[0])
             launcher = ROOT / command[command.index("--config_file") + 1]
             assert yaml.safe_load(launcher.read_text())["num_processes"] == NUM_PROCESSES
+        elif script == "finetune":
+            finetune = load_recipe("finetune")
+            arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
+            parse_arguments([*finetune.with_recipe(arguments), "--use_cpu", "--bf16=false"], *finetune.KINDS)
         elif script == "convert":
             parse_arguments(arguments, load_recipe("convert").ConversionArguments, first="checkpoint")
         else:

@@ -18,7 +18,7 @@ from mvd_hf.recipe_arguments import parse_arguments
 ROOT = Path(__file__).parents[1]
 READMES = sorted([ROOT / "README.md", *ROOT.glob("recipes/*/README.md")])
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
-RECIPES = [path for path in RECIPES if path.parent.name != "accelerate" and not path.stem.startswith("finetune_")]
+RECIPES = [path for path in RECIPES if path.parent.name != "accelerate"]
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -92,9 +92,11 @@ def test_the_tiny_job_trains_every_stage(tiny_job):
 @pytest.mark.slow
 def test_the_readmes_python_runs(tiny_job):
     folder, _ = tiny_job
-    for snippet in blocks(ROOT / "README.md", "python"):
+    snippets = blocks(ROOT / "README.md", "python")
+    checks = ["assert features.shape == (1, 256, 48)", "assert 0 < loss.item() < 1.6"]
+    for snippet, check in zip(snippets, checks, strict=True):
         result = subprocess.run(
-            [sys.executable, "-c", snippet + "\nassert features.shape == (1, 256, 48)"],
+            [sys.executable, "-c", f"{snippet}\n{check}"],
             cwd=folder,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             capture_output=True,
@@ -134,6 +136,13 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
     assert (ROOT / script).exists()
     if script in ("recipes/distill.py", "recipes/pretrain.py"):
         resolve(script, arguments)
+    elif script == "recipes/finetune.py":
+        module = load_script(script)
+        arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
+        parse_arguments([*module.with_recipe(arguments), "--use_cpu", "--bf16=false"], *module.KINDS)
+    elif script == "recipes/evaluate.py":
+        module = load_script(script)
+        parse_arguments(arguments, module.EvaluationArguments, first="model")
     elif script == "recipes/convert.py":
         module = load_script(script)
         parse_arguments(arguments, module.ConversionArguments, first="checkpoint")
@@ -146,11 +155,18 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_resolves_and_opens_with_its_command(path):
-    script = "recipes/distill.py" if "teachers:" in path.read_text() else "recipes/pretrain.py"
-    recipe, _, _, config = resolve(script, [str(path.relative_to(ROOT))])
+    text = path.read_text()
+    is_finetuning = "recipes/finetune.py" in text
+    script = "distill.py" if "teachers:" in text else "finetune.py" if is_finetuning else "pretrain.py"
+    header = " ".join(line.strip("# \\") for line in text.splitlines() if line.startswith("#"))
+    assert f"recipes/{script} {path.relative_to(ROOT)}" in header
+    if is_finetuning:
+        parse_arguments(
+            [str(path), "--use_cpu", "--bf16=false", "--dataset=x"], *load_script(f"recipes/{script}").KINDS
+        )
+        return
+    recipe, _, _, config = resolve(f"recipes/{script}", [str(path.relative_to(ROOT))])
     assert config.num_masked_patches > 0
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert f"{script} {path.relative_to(ROOT)}" in " ".join(line.strip("# \\") for line in header)
     for entry in getattr(recipe, "teachers", {}).values():
         assert TeacherConfig(**entry) if isinstance(entry, dict) else entry
 

@@ -166,11 +166,11 @@ def check_rule(on_bad_video: str):
 
 
 class ClipDataset(torch.utils.data.Dataset):
-    """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` for epoch 0; an index of -1 gives a blank clip.
+    """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in the epoch of [`set_epoch`].
 
     An item has `pixel_values` (T, 3, S, S) uint8 for the first of the augmentation's sizes, `pixel_values_<size>` for
     each other one, `bool_masked_pos` (L,) if there is a mask, and `labels` if they are wanted. Where several clips are
-    cut out of a video, it is a list of such items. Batch them with [`collate_clips`].
+    cut out of a video, it is a list of such items. An index of -1 gives a blank clip. Batch with [`collate_clips`].
 
     Args:
         rows: videos or images with optional labels, see `mvd_hf.sources.load_rows`.
@@ -199,12 +199,17 @@ class ClipDataset(torch.utils.data.Dataset):
         check_rule(on_bad_video)
         self.rows, self.seed, self.on_bad_video = rows, seed, on_bad_video
         self.reader = RowReader(rows, cutter, label_column, label_names)
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers may outlive an epoch
+
+    def set_epoch(self, epoch: int):
+        """Draw anew for `dataset[index]`: for loops and trainers that know nothing of (epoch, index)."""
+        self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index = key if isinstance(key, tuple) else (int(self.epoch), key)
         if index == -1:
             return self.reader.blank()
         generator = sample_generator(self.seed, epoch, index)

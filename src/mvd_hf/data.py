@@ -194,11 +194,12 @@ class FinetuningClipArguments:
         label_column: column of the labels.
         label_names: names of the classes, a list or a file with a name per line, where the data set has numbers only.
         sampling: which frames make a clip: `dense`, 16 from a random span (Kinetics, UCF101, HMDB51), or `uniform`,
-            one from each of 16 parts of the video (Something-Something).
+            one from each of 16 parts of the video (Something-Something); by default by the videos' lengths.
         repeats: clips of each video of a batch, made of the same frames; neither batch size nor rate count them.
         rand_augment: specification of RandAugment, or nothing.
         crop_scale: smallest and largest area of the random crop, as parts of the frame.
-        flip: probability of a horizontal flip; 0 where left and right matter.
+        flip: probability of a horizontal flip; 0 where left and right matter. By default 0.5, unless the names of
+            classes speak of left or right.
         erasing: probability of random erasing.
         mixup_alpha, cutmix_alpha, mixup_prob, switch_prob, cutmix_axes: see `mvd_hf.mixing.Mixup`.
         label_smoothing: part of each label that is spread over all classes.
@@ -206,11 +207,11 @@ class FinetuningClipArguments:
 
     label_column: str = "label"
     label_names: list[str] | str | None = None
-    sampling: str = "dense"
+    sampling: str | None = None
     repeats: int = 2
     rand_augment: str | None = "rand-m7-n4-mstd0.5-inc1"
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    flip: float = 0.5
+    flip: float | None = None
     erasing: float = 0.25
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
@@ -220,7 +221,7 @@ class FinetuningClipArguments:
     cutmix_axes: str = "spatial"
 
     def __post_init__(self):
-        if self.sampling not in ("dense", "uniform"):
+        if self.sampling not in (None, "dense", "uniform"):
             raise ValueError(f"There is no sampling={self.sampling!r}; choose dense or uniform.")
 
     def mixup(self, num_labels: int) -> Mixup | None:
@@ -267,6 +268,8 @@ def finetuning_clips(
     height, width = config.frame_size
     if height != width:
         raise ValueError(f"Fine-tuning crops are square, the model wants {height}x{width} pixels.")
+    if keys.sampling is None or keys.flip is None:
+        raise ValueError(f"sampling={keys.sampling} and flip={keys.flip} must be chosen: see mvd_hf.preparation.")
     frames = {"num_frames": config.num_frames} | ({"stride": data.stride} if keys.sampling == "dense" else {})
     if evaluation:
         cutter = ClipCutter(partial(centre_frames, **frames), ValidationAugmentation(height), backend=data.backend)

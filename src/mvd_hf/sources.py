@@ -116,6 +116,20 @@ def load_rows(
     return rows
 
 
+def split_names(source: str, name: str | None = None) -> list[str]:
+    """The splits of a folder or Hub data set; a file has none.
+
+    Raises:
+        ValueError: if there is no such data set.
+    """
+    if Path(source).suffix.lower() in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS):
+        return []
+    try:
+        return list(datasets.get_dataset_split_names(source, name))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise ValueError(f"The splits of the data set {source!r} cannot be found out: {error}") from error
+
+
 def _stream(source: str, split: str, name: str | None, max_samples: int | None, version: str) -> Iterator[dict]:
     """Rows of a stream; the version is there to tell one state of the source from another."""
     rows = load_rows(source, split, name=name, streaming=True)

@@ -1,0 +1,53 @@
+"""Stage 3: adapt an encoder to labelled videos, by the paper's fine-tuning, adapters or a probe, and test it.
+
+    accelerate launch recipes/finetune.py recipes/mvd-vit-b-from-vit-l/finetune_k400.yaml [--key value ...]
+    python recipes/finetune.py --dataset folder/of/class/folders
+
+Without a recipe, that of `recipes/own_videos` for this machine is taken. Keys: `mvd_hf.adaptation.AdaptationArguments`
+(model, method, test), `mvd_hf.data.DataArguments` and `FinetuningClipArguments` (videos, clips),
+`mvd_hf.preparation.PreparationArguments` (division), `mvd_hf.probing.ProbeArguments`, `mvd_hf.FinetuningArguments`.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from mvd_hf import FinetuningArguments
+from mvd_hf.adaptation import Adaptation, AdaptationArguments
+from mvd_hf.data import DataArguments, FinetuningClipArguments
+from mvd_hf.preparation import PreparationArguments
+from mvd_hf.probing import ProbeArguments
+from mvd_hf.recipe_arguments import parse_arguments
+
+KINDS = (
+    AdaptationArguments,
+    DataArguments,
+    FinetuningClipArguments,
+    PreparationArguments,
+    ProbeArguments,
+    FinetuningArguments,
+)
+OWN_VIDEOS = Path(__file__).parent / "own_videos"
+
+
+def with_recipe(arguments: list[str]) -> list[str]:
+    """The arguments, behind the recipe for one's own videos on this machine if they name none."""
+    if arguments and not arguments[0].startswith("--"):
+        return arguments
+    recipe = OWN_VIDEOS / ("one_gpu.yaml" if torch.cuda.is_available() else "cpu.yaml")
+    logging.info("No recipe is given: %s, and what the command line says.", recipe)
+    return [str(recipe), *arguments]
+
+
+def main(arguments: list[str]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    *keys, training = parse_arguments(with_recipe(arguments), *KINDS)
+    set_seed(training.seed)
+    Adaptation(*keys, training).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,135 @@
+"""From a folder of clips to a tested model: every way of adapting, and what is refused before hours are spent."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from conftest import TINY
+from mvd_hf import FinetuningArguments, MVDConfig, MVDForVideoClassification, MVDModel
+from mvd_hf.adaptation import Adaptation, AdaptationArguments
+from mvd_hf.data import DataArguments, FinetuningClipArguments
+from mvd_hf.preparation import PreparationArguments
+from mvd_hf.probing import ProbeArguments
+from mvd_hf.toy import toy_frames, write_video
+
+NAMES = ["dots", "stripes"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """A folder of two classes of ten videos."""
+    folder = tmp_path_factory.mktemp("own") / "clips"
+    for i, name in enumerate(NAMES):
+        for j in range(10):
+            path = folder / name / f"{j}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, toy_frames(name, "left", 16, 40, 48, np.random.default_rng((i, j))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    MVDModel(MVDConfig.from_name("mvd-b", **TINY, num_frames=4)).save_pretrained(folder)
+    return str(folder)
+
+
+def adapt(clips, encoder, folder, method="full", probe=None, training=None, preparation=None, **recipe) -> Adaptation:
+    options = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "num_train_epochs": 2,
+        "warmup_epochs": 0,
+        "base_learning_rate": 0.1,
+        "per_device_train_batch_size": 4,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return Adaptation(
+        AdaptationArguments(**{"model": encoder, "method": method, "test_clips": 2, "test_crops": 2, **recipe}),
+        DataArguments(dataset=str(clips), stride=2),
+        FinetuningClipArguments(rand_augment=None),
+        PreparationArguments(**(preparation or {})),
+        ProbeArguments(**(probe or {})),
+        FinetuningArguments(**(options | (training or {}))),
+    )
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "linear_probe", "attentive_probe"])
+def test_every_method_leaves_a_tested_model_that_the_pipeline_loads(clips, encoder, tmp_path, method):
+    probe = {"probe_epochs": 3, "probe_clips": 2}
+    adaptation = adapt(clips, encoder, tmp_path, method, probe, lora={"r": 2} if method == "lora" else {})
+    adaptation.run()
+    figures = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert figures["protocol"] == "4x2x2"
+    assert figures["num_videos"] == 4
+    assert 0 <= figures["video_top1"] <= 1
+    model = MVDForVideoClassification.from_pretrained(tmp_path)
+    frozen, loaded = MVDModel.from_pretrained(encoder).state_dict(), model.mvd.state_dict()
+    is_same = all(torch.equal(loaded[name], value) for name, value in frozen.items() if name in loaded)
+    assert is_same == method.endswith("probe")
+    assert list(model.config.id2label.values()) == NAMES
+    labels = pipeline("video-classification", model=str(tmp_path))(str(clips / "dots" / "0.mp4"))
+    assert {entry["label"] for entry in labels} == set(NAMES)
+    assert sum(entry["score"] for entry in labels) == pytest.approx(1)
+    assert (tmp_path / "best" / "model.safetensors").exists() == (method in ("full", "lora"))
+
+
+def test_nearest_neighbours_leave_figures_and_no_model(clips, encoder, tmp_path):
+    adapt(clips, encoder, tmp_path, "knn", {"probe_clips": 1, "neighbours": 3}).run()
+    figures = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert figures["protocol"] == "4x2x2, k=3"
+    assert set(figures) == {"protocol", "num_videos", "missing", "knn_top1", "knn_top5"}
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_test_is_of_the_weights_that_were_asked_for(clips, encoder, tmp_path):
+    adaptation = adapt(clips, encoder, tmp_path, training={"ema_decay": 0.5}, test_weights="ema")
+    adaptation.run()
+    from mvd_hf.evaluation import evaluate_views
+
+    model = MVDForVideoClassification.from_pretrained(tmp_path / "ema")
+    again = evaluate_views(model, adaptation.videos.validation, adaptation.test_processor(), num_workers=0)
+    assert again.metrics() == json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+
+
+def test_without_validation_it_trains_and_does_not_test(clips, encoder, tmp_path):
+    adapt(clips, encoder, tmp_path, preparation={"validation_fraction": 0}).run()
+    assert (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "evaluation").exists()
+    with pytest.raises(ValueError, match="method=knn needs videos to test on"):
+        adapt(clips, encoder, tmp_path / "knn", "knn", preparation={"validation_fraction": 0}).run()
+
+
+def test_started_again_a_finished_run_only_says_what_it_found(clips, encoder, tmp_path):
+    adapt(clips, encoder, tmp_path).run()
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "evaluation")
+    adapt(clips, encoder, tmp_path).run()
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    assert (tmp_path / "evaluation" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": ""}, "No model: give --model with a folder"),
+        ({"model": "x", "method": "prompt"}, "no method='prompt'; choose full, lora, linear_probe"),
+        ({"model": "x", "test_weights": "first"}, "no test_weights='first'; choose last, best, ema"),
+    ],
+)
+def test_impossible_recipes_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptationArguments(**arguments)
+
+
+def test_averaged_weights_cannot_be_tested_where_there_are_none(clips, encoder, tmp_path):
+    with pytest.raises(ValueError, match="test_weights=ema needs ema_decay"):
+        adapt(clips, encoder, tmp_path, test_weights="ema")
