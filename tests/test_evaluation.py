@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,13 +11,13 @@ import torch
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from conftest import TINY
+from launching import launch
 from mvd_hf import MVDConfig, MVDForVideoClassification, MVDVideoProcessor, evaluate_views
 from mvd_hf.evaluation import Evaluation, read_labels
 from mvd_hf.metrics import softmax
 from mvd_hf.reports import write_report
 from mvd_hf.toy import APPEARANCES, toy_frames, write_video
 
-ROOT = Path(__file__).parents[1]
 NAMES = list(APPEARANCES)
 
 
@@ -225,18 +222,11 @@ def test_equal_names_in_two_rows_are_told(model, rows, processor, caplog):
 def test_processes_interruptions_and_workers_do_not_change_the_result(model, processor, folder, tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def test(output: str, processes: int, **options) -> dict:
-        launcher = ["-m", "accelerate.commands.launch", f"--num_processes={processes}", "--num_machines=1"]
-        launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-        launcher += ["--multi_gpu"] if processes > 1 else []
-        given = {"dataset": folder / "test.csv", "num_clips": 2, "num_crops": 3, "output": tmp_path / output}
-        given = [f"--{key}={value}" for key, value in {**given, **options}.items()]
-        command = [sys.executable, *launcher, str(ROOT / "recipes/evaluate.py"), str(tmp_path / "model"), *given]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert "top-1" in result.stderr
+        keys = {"dataset": folder / "test.csv", "num_clips": 2, "num_crops": 3, "output": tmp_path / output}
+        log = launch("evaluate.py", tmp_path / "model", processes=processes, **keys, **options)
+        assert "top-1" in log
         columns = datasets.Dataset.from_parquet(
             str(tmp_path / output / "predictions.parquet"), cache_dir=str(tmp_path)
         )

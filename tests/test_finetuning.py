@@ -17,6 +17,7 @@ from mvd_hf.sources import load_rows
 from mvd_hf.toy import APPEARANCES
 
 NAMES = list(APPEARANCES)
+LABELS = {"label_column": "appearance", "label_names": NAMES, "sampling": "dense", "flip": 0.5}
 
 
 def arguments(folder, **overrides) -> FinetuningArguments:
@@ -49,7 +50,7 @@ def data(toy_folder) -> DataArguments:
 
 def trainer(data, folder, model=None, keys=None, **overrides) -> FinetuningTrainer:
     model = small() if model is None else model
-    keys = FinetuningClipArguments(label_column="appearance", label_names=NAMES, rand_augment=None, **(keys or {}))
+    keys = FinetuningClipArguments(**LABELS, rand_augment=None, **(keys or {}))
     return FinetuningTrainer(
         model,
         arguments(folder, **overrides),
@@ -67,13 +68,13 @@ def test_defaults_are_the_papers():
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay) == (0.9, 0.999, 0.05)
     assert args.ema_decay is None
     keys = FinetuningClipArguments()
-    assert (keys.repeats, keys.erasing, keys.flip, keys.crop_scale) == (2, 0.25, 0.5, (0.08, 1.0))
+    assert (keys.repeats, keys.erasing, keys.flip, keys.crop_scale) == (2, 0.25, None, (0.08, 1.0))
     mixup = keys.mixup(400)
     assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.prob, mixup.label_smoothing) == (0.8, 1.0, 1.0, 0.1)
 
 
 def test_repeats_are_clips_of_the_same_frames_with_other_crops(data):
-    keys = FinetuningClipArguments(label_column="appearance", label_names=NAMES, rand_augment=None, repeats=3)
+    keys = FinetuningClipArguments(**LABELS, rand_augment=None, repeats=3)
     item = finetuning_clips(data, keys, small().config)[(1, 5)]
     assert len(item) == 3
     assert len({clip["labels"].item() for clip in item}) == 1
@@ -102,7 +103,7 @@ def test_accuracies_are_exact_over_the_videos_that_can_be_read(data, tmp_path, b
     broken = [{"path": None, "bytes": b"no video"} if i in (2, 9) else item for i, item in enumerate(rows["video"])]
     rows = datasets.Dataset.from_dict({"video": broken, "appearance": rows["appearance"][:]})
     model = small(head_init_scale=100.0)
-    keys = FinetuningClipArguments(label_column="appearance", label_names=NAMES)
+    keys = FinetuningClipArguments(**LABELS)
     clips = finetuning_clips(data, keys, model.config, rows, evaluation=True)
     run = FinetuningTrainer(model, arguments(tmp_path, per_device_eval_batch_size=batch), eval_dataset=clips)
     metrics = run.evaluate()
@@ -122,7 +123,7 @@ def test_predictions_are_one_per_video_or_refused(data, tmp_path):
     assert output.predictions.shape == (16, 4)
     assert output.label_ids.tolist() == [run.eval_dataset[i]["labels"].item() for i in range(16)]
     rows = datasets.Dataset.from_dict({"video": [{"path": None, "bytes": b"no video"}], "appearance": [0]})
-    keys = FinetuningClipArguments(label_column="appearance", label_names=NAMES)
+    keys = FinetuningClipArguments(**LABELS)
     with pytest.raises(ValueError, match="There is no prediction for blake2b"):
         run.predict(finetuning_clips(data, keys, run.model.config, rows, evaluation=True))
 
@@ -174,11 +175,23 @@ def test_best_and_last_models_are_kept(data, tmp_path, monkeypatch, metric):
 
     monkeypatch.setattr(FinetuningTrainer, "_save_checkpoint", remember)
     run.run()
+    # the checkpoint of the best step, which Trainer keeps, and the last
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-8", "checkpoint-16"}
     best = load_file(tmp_path / "best" / "model.safetensors")["classifier.weight"]
     assert torch.equal(best, weights[8])
     assert not torch.equal(best, weights[16])
+    assert not (tmp_path / "best.new").exists()
+    assert MVDVideoProcessor.from_pretrained(tmp_path / "best").num_frames == 4
     MVDForVideoClassification.from_pretrained(tmp_path / "best")
+
+
+def test_the_best_model_needs_no_checkpoint_of_its_step(data, tmp_path):
+    run = trainer(data, tmp_path, num_train_epochs=3, save_strategy="no", metric_for_best_model="loss")
+    run.run()
+    losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    best = MVDForVideoClassification.from_pretrained(tmp_path / "best")
+    run.model.load_state_dict(best.state_dict())
+    assert run.evaluate()["eval_loss"] == pytest.approx(min(losses))
 
 
 def losses(run) -> list:

@@ -2,12 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from launching import environment, history, kill_when, launch, launch_command
+
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -58,37 +55,11 @@ def recipe(tmp_path_factory, tiny_teachers, toy_folder) -> Path:
 
 
 def command(recipe: Path, output: Path, processes: int = 1, **options) -> list[str]:
-    overrides = [f"--{key}={value}" for key, value in {"output_dir": output, **options}.items()]
-    launcher = [
-        "-m",
-        "accelerate.commands.launch",
-        *(["--multi_gpu"] if processes > 1 else []),
-        f"--num_processes={processes}",
-        "--num_machines=1",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-        "--main_process_port=0",
-    ]
-    return [sys.executable, *launcher, str(ROOT / "recipes" / "distill.py"), str(recipe), *overrides]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return launch_command("distill.py", recipe, processes=processes, output_dir=output, **options)
 
 
 def run(recipe: Path, output: Path, processes: int = 1, **options) -> str:
-    result = subprocess.run(
-        command(recipe, output, processes, **options), env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result.stdout + result.stderr
-
-
-def history(output: Path) -> dict[int, dict]:
-    """What the run logged per step, read from its last checkpoint."""
-    last = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    state = json.loads((last / "trainer_state.json").read_text())
-    return {entry["step"]: entry for entry in state["log_history"] if "loss" in entry}
+    return launch("distill.py", recipe, processes=processes, output_dir=output, **options)
 
 
 def figures(output: Path) -> list[float]:
@@ -242,20 +213,8 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(recipe, tmp_path, proce
     }
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(recipe, whole, processes, **options)
-    process = subprocess.Popen(
-        command(recipe, killed, processes, **options),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (killed / "checkpoint-9" / "trainer_state.json").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    complete = killed / "checkpoint-9" / "trainer_state.json"
+    kill_when(complete, "distill.py", recipe, processes=processes, output_dir=killed, **options)
     assert not (killed / "model.safetensors").exists(), "it was killed too late"
     log = run(recipe, killed, processes, **options)
     assert "Resuming from" in log

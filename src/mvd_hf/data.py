@@ -268,7 +268,7 @@ def finetuning_clips(
     height, width = config.frame_size
     if height != width:
         raise ValueError(f"Fine-tuning crops are square, the model wants {height}x{width} pixels.")
-    if keys.sampling is None or keys.flip is None:
+    if keys.sampling is None or (keys.flip is None and not evaluation):
         raise ValueError(f"sampling={keys.sampling} and flip={keys.flip} must be chosen: see mvd_hf.preparation.")
     frames = {"num_frames": config.num_frames} | ({"stride": data.stride} if keys.sampling == "dense" else {})
     if evaluation:

@@ -5,6 +5,7 @@ B clips in a batch, K classes.
 
 import copy
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,16 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, is_peft_available
 
 from .mixing import Mixup
 from .model.modeling_mvd import MVDForVideoClassification
 from .optimization import without_adapters
 from .training import MVDTrainer, MVDTrainingArguments
-
-if is_peft_available():
-    from peft import set_peft_model_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +36,9 @@ class FinetuningArguments(MVDTrainingArguments):
     Args:
         ema_decay: if given, an exponential moving average of the weights is kept with this decay per step, evaluated
             as `eval_ema_*` and saved in the folder `ema`.
+
+    The best model by `metric_for_best_model` (`top1` by default, `ema_top1` for the averaged weights) is kept in the
+    folder `best` of the output folder, beside the last one.
     """
 
     ema_decay: float | None = field(default=None)
@@ -52,7 +51,7 @@ class FinetuningArguments(MVDTrainingArguments):
     layer_decay: float | None = field(default=0.75)
     eval_strategy: str = field(default="epoch")
     metric_for_best_model: str | None = field(default="top1")
-    save_total_limit: int | None = field(default=2)
+    save_total_limit: int | None = field(default=2)  # 1 would end with the best alone, from which a run goes on
 
     def _check(self):
         super()._check()
@@ -185,36 +184,47 @@ class FinetuningTrainer(MVDTrainer):
                 )
             self.average.load(path)
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether the model has adapters of `peft`."""
+        return without_adapters(self.model) is not self.model
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Save the last weights, and at the end of a run the averaged and the best ones in folders beside them.
+        """Save the last weights, and at the end of a run the averaged ones in the folder `ema` beside them.
 
         Adapters of `peft` are merged into the model at the end of a run; they alone are in the folder `adapter`.
         """
         folder = Path(output_dir or self.args.output_dir)
-        has_adapters = without_adapters(self.model) is not self.model
-        if _internal_call or not has_adapters:
+        if _internal_call or not self.has_adapters:
             super().save_model(output_dir, _internal_call)
         if _internal_call or not self.args.should_save:
             return
-        if has_adapters:
+        if self.has_adapters:
             self.model.save_pretrained(folder / ADAPTER_FOLDER)
             self.save_whole(self.model.state_dict(), folder)
         if self.average is not None:
             self.save_whole(self.average.averaged.module.state_dict(), folder / EMA_FOLDER)
-        best = Path(self.state.best_model_checkpoint or "")
-        if (best / TRAINER_STATE_NAME).exists():
-            self.save_whole(self.weights_of(best), folder / BEST_FOLDER)
 
-    def weights_of(self, checkpoint: Path) -> dict[str, torch.Tensor]:
-        """The weights by which a checkpoint was the best: its own, or its average."""
-        if self.args.metric_for_best_model.removeprefix("eval_").startswith("ema_"):
-            return load_file(checkpoint / EMA)
-        adapter = checkpoint / ADAPTER_SAFE_WEIGHTS_NAME
-        if adapter.exists():
-            model = copy.deepcopy(self.model)
-            set_peft_model_state_dict(model, load_file(adapter))
-            return model.state_dict()
-        return load_file(checkpoint / SAFE_WEIGHTS_NAME)
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        """Whether an evaluation was the best so far; its weights are then saved in the folder `best` at once."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best:
+            self.save_best()
+        return is_best
+
+    def save_best(self):
+        """Save the evaluated weights in the folder `best`, which is there as a whole or as it was."""
+        folder = Path(self.args.output_dir) / BEST_FOLDER
+        unfinished = folder.with_suffix(".new")
+        is_average = self.args.metric_for_best_model.removeprefix("eval_").startswith("ema_")
+        if not is_average and not self.has_adapters:
+            super().save_model(str(unfinished), _internal_call=True)  # with all processes, which may hold parts
+        elif self.args.should_save:
+            source = self.average.averaged.module if is_average else self.model
+            self.save_whole(source.state_dict(), unfinished)
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
 
     def save_whole(self, weights: Mapping[str, torch.Tensor], folder: Path):
         """Save a model with these weights, its adapters merged, and the video processor."""

@@ -112,7 +112,8 @@ def draw_mistakes(evaluation: Evaluation, rows: datasets.Dataset, number: int = 
     """The most confident mistakes: the middle frame of each video, its label, and what it was taken for."""
     mistakes = evaluation.mistakes()[:number]
     num_lines = max(1, -(-len(mistakes) // NUM_COLUMNS))
-    figure = Figure((3.1 * NUM_COLUMNS, 2.9 * num_lines + 0.4), layout="constrained")
+    figure = Figure((3.1 * NUM_COLUMNS, 3.3 * num_lines + 0.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)
     if not mistakes:
         figure.suptitle(f"No mistake among {len(evaluation.videos)} videos ({evaluation.protocol})")
         return figure
@@ -126,7 +127,7 @@ def draw_mistakes(evaluation: Evaluation, rows: datasets.Dataset, number: int = 
             f"({100 * mistake['confidence']:.0f} %)",
             fontsize=9,
         )
-        axes.set_xlabel(shorten(mistake["video"], 40), fontsize=7)
+        axes.set_xlabel("/".join(Path(mistake["video"]).parts[-2:])[-44:], fontsize=7)
     for axes in figure.axes:
         axes.set_xticks([])
         axes.set_yticks([])
