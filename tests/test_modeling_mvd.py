@@ -1140,3 +1140,39 @@ def test_classifier_is_compiled_without_graph_breaks():
     outputs = [forward(**inputs, labels=torch.tensor([2, 0])) for forward in (model, compiled)]
     torch.testing.assert_close(outputs[1].logits, outputs[0].logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(outputs[1].loss, outputs[0].loss, atol=1e-4, rtol=1e-4)
+
+
+def test_an_attentive_pooler_reads_all_tokens_behind_the_final_norm():
+    model = tiny(MVDForVideoClassification, use_attentive_pooling=True)
+    clip = clips()
+    assert model.fc_norm is None
+    tokens = model.mvd(clip).last_hidden_state
+    assert model.mvd.layernorm is not None
+    with torch.no_grad():
+        logits = model(clip).logits
+        assert torch.equal(logits, model.classifier(model.pool(tokens)))
+        # a weighted mean of tokens: their order does not matter, each of them does
+        order = torch.randperm(NUM_PATCHES)
+        assert torch.allclose(model.pool(tokens[:, order]), model.pool(tokens), atol=1e-5)
+        for i in (0, NUM_PATCHES - 1):
+            other = tokens.clone()
+            other[:, i] += 1 + torch.arange(32) / 32
+            assert not torch.allclose(model.pool(other), model.pool(tokens), atol=1e-6)
+        model.set_attn_implementation("eager")
+        assert torch.allclose(model(clip).logits, logits, atol=1e-5)
+
+
+def test_every_weight_of_an_attentive_pooler_learns_and_survives_saving(tmp_path):
+    model = tiny(MVDForVideoClassification, use_attentive_pooling=True)
+    clip = clips()
+    model(clip, labels=torch.tensor([0, 2])).loss.backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.pooler.parameters()
+    )
+    model.save_pretrained(tmp_path)
+    loaded = MVDForVideoClassification.from_pretrained(tmp_path)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    weights = {name: value for name, value in model.state_dict().items() if name != "pooler.query"}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ValueError, match=r"1 missing .pooler\.query"):
+        MVDForVideoClassification.from_pretrained(tmp_path)

@@ -143,6 +143,19 @@ def test_adapters_have_the_rates_and_weight_decay_of_their_layer(adapted):
     assert groups[0]["lr_scale"] == 1.0
 
 
+def test_an_attentive_pooler_is_part_of_the_head_and_its_query_does_not_decay():
+    model = MVDForVideoClassification(MVDConfig.from_name("mvd-b", **SIZES, num_frames=4, use_attentive_pooling=True))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in parameter_groups(model, 0.05, 0.5)
+        for parameter in group["params"]
+    }
+    assert found["pooler.query"] == (1.0, 0.0)
+    assert found["pooler.proj.weight"] == found["classifier.weight"] == (1.0, 0.05)
+    assert found["mvd.layernorm.weight"] == (1.0, 0.0)
+
+
 def test_a_model_without_adapters_is_itself(adapted):
     model = without_adapters(adapted)
     assert isinstance(model, MVDForVideoClassification)
