@@ -1,6 +1,8 @@
 """Real runs of the fine-tuning recipe: neither crashes nor processes change what is learned; it is tested exactly."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from launching import history, kill_when, launch
+from launching import ROOT, environment, history, kill_when, launch
 
 pytestmark = pytest.mark.slow
 
@@ -93,3 +95,14 @@ def test_without_what_is_drawn_per_process_two_processes_learn_what_one_does(rec
         figures[processes] = [entry[key] for entry in state["log_history"] for key in keys if key in entry]
     assert len(figures[1]) == 12 * 2 + 2 * 3  # the last evaluation comes after the last checkpoint
     assert figures[2] == pytest.approx(figures[1], rel=1e-4)
+
+
+def test_a_launcher_that_starts_fewer_processes_than_asked_for_is_told_of(recipe, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
+    script = str(ROOT / "recipes" / "finetune.py")
+    keys = [f"--output_dir={tmp_path}", "--max_steps=1", "--warmup_epochs=0", "--save_strategy=no"]
+    options = {"env": environment(), "capture_output": True, "text": True, "timeout": 200}
+    result = subprocess.run([*command, script, str(recipe), *keys], **options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "asked for several processes and has started one" in result.stderr
+    assert "accumulation steps x 1 processes" in result.stderr

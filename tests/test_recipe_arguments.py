@@ -222,3 +222,11 @@ def test_what_comes_first_may_be_a_key_of_its_own(tmp_path):
     assert (read.model, read.seed) == ("mvd-b", 3)
     (read,) = parse_arguments([], ModelArguments, first="model")
     assert read.model == "mvd-b"
+
+
+def test_no_is_text_and_switches_are_true_or_false(tmp_path):
+    (read,) = parse_arguments([recipe(tmp_path, "note: no"), "--compile=true"], RunArguments)
+    assert (read.note, read.compile) == ("no", True)
+    for text in ("yes", "on", "no", "1", "null"):
+        with pytest.raises(ValueError, match=rf"compile={'None' if text == 'null' else ''}.* must be true or false"):
+            parse_arguments([f"--compile={text}"], RunArguments)

@@ -29,7 +29,7 @@ from mvd_hf.augmentation import PretrainingAugmentation
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.optimization import cosine_schedule
 from mvd_hf.toy import make_toy_dataset
-from mvd_hf.training import EpochSampler, last_complete_checkpoint
+from mvd_hf.training import EpochSampler, last_complete_checkpoint, warn_of_missing_processes
 
 
 class Clips(torch.utils.data.Dataset):
@@ -84,6 +84,28 @@ def test_defaults_are_the_papers():
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.95, 1e-8)
     assert args.max_grad_norm == 0  # no clipping
     assert args.ddp_find_unused_parameters is False
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_told"),
+    [
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, True),
+        ({"ACCELERATE_USE_CPU": "True"}, False),
+        ({"MASTER_ADDR": "127.0.0.1"}, False),
+    ],
+)
+def test_processes_that_the_launcher_left_out_are_told(monkeypatch, caplog, environment, is_told):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    warn_of_missing_processes()
+    assert ("asked for several processes and has started one" in caplog.text) == is_told
+    caplog.clear()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    warn_of_missing_processes()
+    assert not caplog.text
 
 
 def test_arguments_survive_json():

@@ -6,17 +6,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number; YAML 1.1 reads it as text for want of a dot."""
+    """Safe YAML in which 1e-4 is a number and `no` is text, as in YAML 1.2; YAML 1.1 has it the other way round."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 
 
@@ -72,6 +80,14 @@ def merge(base: dict, overrides: dict) -> dict:
     return merged
 
 
+def check_switches(values: dict, kind: type):
+    """Raise ValueError if a switch is given anything but true or false: other text would count as true."""
+    for name, hint in get_type_hints(kind).items():
+        choices = set(get_args(hint) or (hint,))
+        if name in values and choices <= {bool, type(None)} and type(values[name]) not in choices:
+            raise ValueError(f"{name}={values[name]!r} must be true or false.")
+
+
 def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | None = None) -> list:
     """One instance of each dataclass from the arguments of a recipe.
 
@@ -95,6 +111,8 @@ def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | N
             close = difflib.get_close_matches(key, sorted(set().union(*known)), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"Unknown key {key!r} in the recipe or on the command line.{hint}")
+    for kind in dataclasses:
+        check_switches(values, kind)
     try:
         return [
             kind(**{key: value for key, value in values.items() if key in names})

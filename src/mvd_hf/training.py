@@ -70,6 +70,7 @@ class MVDTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        warn_of_missing_processes()
         self._check()
         self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
@@ -108,6 +109,16 @@ class MVDTrainingArguments(TrainingArguments):
     def total_batch_size(self) -> int:
         """Videos per optimizer step: per process, times accumulation steps, times processes."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+def warn_of_missing_processes():
+    """Say so where `accelerate launch --cpu` was asked for several processes: it starts one, without a word."""
+    is_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if is_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        logger.warning(
+            "accelerate launch --cpu was asked for several processes and has started one: batch and learning rate are "
+            "those of one. For several, set ACCELERATE_USE_CPU=true and launch with --multi_gpu instead of --cpu."
+        )
 
 
 def check_size(num_samples: int, total_batch_size: int):
