@@ -1,0 +1,108 @@
+"""What may end a run before its time: a request to stop (SIGTERM), a full disk, another number of processes."""
+
+import errno
+import json
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+PROCESSES = "processes.json"
+
+
+class StopRequest:
+    """Remembers a SIGTERM within its `with` block, instead of ending the process at once.
+
+    Attributes:
+        is_made: whether the signal has come.
+    """
+
+    def __init__(self):
+        self.is_made = False
+
+    def __enter__(self) -> "StopRequest":
+        # elsewhere than in the main thread Python takes no signals
+        self.is_watching = threading.current_thread() is threading.main_thread()
+        if self.is_watching:
+            self.former = signal.signal(signal.SIGTERM, self._remember)
+        return self
+
+    def __exit__(self, *exception):
+        if self.is_watching:
+            signal.signal(signal.SIGTERM, self.former)
+
+    def _remember(self, number, frame):
+        self.is_made = True
+
+
+def start_worker(former: Callable[[int], None] | None, worker: int):
+    """Begin a data worker that leaves it to the main process to stop: a scheduler signals both."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if former is not None:
+        former(worker)
+
+
+def outlive_signals(former: Callable[[int], None] | None) -> Callable[[int], None]:
+    """A loader's `worker_init_fn` whose workers outlive a SIGTERM, in front of the one that it has."""
+    return partial(start_worker, former)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that no more can be written: by its number, or by text where a library gives no number."""
+    known = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return known or any(sign in str(error) for sign in ("No space left", "StorageFull", "Disk quota", "QuotaExceeded"))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """By how many processes, and in which portions, a run takes its steps.
+
+    Args:
+        num_processes: of the whole run.
+        batch_size: videos per process and micro-step.
+        accumulation: micro-steps per step.
+    """
+
+    num_processes: int
+    batch_size: int
+    accumulation: int
+
+    @property
+    def total(self) -> int:
+        """Videos per step."""
+        return self.num_processes * self.batch_size * self.accumulation
+
+    def __str__(self) -> str:
+        return f"{self.batch_size} x {self.accumulation} x {self.num_processes} processes"
+
+    def save(self, folder: Path):
+        """Write it into a checkpoint."""
+        (folder / PROCESSES).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Processes | None":
+        """Read it from a checkpoint; `None` if an earlier version wrote that."""
+        path = folder / PROCESSES
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def compare(self, former: "Processes | None") -> str | None:
+        """What changes for a run that was begun otherwise; `None` if nothing does.
+
+        Raises:
+            ValueError: if a step would take another number of videos, so that steps and epochs no longer agree.
+        """
+        if former in (None, self):
+            return None
+        if former.total != self.total:
+            raise ValueError(
+                f"The checkpoint took {former.total} videos per step ({former}), this run would take {self.total} "
+                f"({self}): its steps, rates and epochs would no longer agree. Keep the product of "
+                "per_device_train_batch_size, gradient_accumulation_steps and processes, or begin anew in another "
+                "output_dir."
+            )
+        return (
+            f"Resuming with {self} (before: {former}): steps have the same videos, clips, masks and rates. What a "
+            "process draws for itself (stochastic depth, dropout, which clips are mixed) and the order of sums differ."
+        )

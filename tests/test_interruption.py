@@ -1,0 +1,85 @@
+"""Requests to stop, full disks, and other numbers of processes."""
+
+import errno
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from mvd_hf.interruption import Processes, StopRequest, is_disk_full, outlive_signals
+
+
+def test_a_request_to_stop_is_remembered_and_no_more_than_that():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as request:
+        assert not request.is_made
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.is_made
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_in_another_thread_nothing_is_watched():
+    found = []
+
+    def watch():
+        with StopRequest() as request:
+            found.append(request.is_made)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+class Signalled(torch.utils.data.Dataset):
+    """Its third item is asked for while its worker is being stopped."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        if index == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return index
+
+
+def test_workers_outlive_a_signal_and_are_started_as_before():
+    started = torch.zeros(2, dtype=torch.int64).share_memory_()
+    loader = torch.utils.data.DataLoader(Signalled(), num_workers=2, batch_size=None)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(loader)
+    loader.worker_init_fn = outlive_signals(lambda worker: started.index_fill_(0, torch.tensor(worker), 1))
+    assert [int(item) for item in loader] == list(range(6))
+    assert started.tolist() == [1, 1]
+    loader.worker_init_fn = outlive_signals(None)
+    assert len(list(loader)) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("Error while serializing: IoError(Os { code: 28, kind: StorageFull })"), True),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file: No space left on device"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (ValueError("full"), False),
+    ],
+)
+def test_a_full_disk_is_recognised(error, is_full):
+    assert is_disk_full(error) == is_full
+
+
+def test_other_processes_are_compared_with_those_of_the_checkpoint(tmp_path):
+    former = Processes(num_processes=2, batch_size=8, accumulation=2)
+    former.save(tmp_path)
+    assert Processes.load(tmp_path) == former
+    assert Processes.load(tmp_path / "none") is None
+    assert Processes(4, 4, 2).compare(None) is None
+    assert former.compare(former) is None
+    text = Processes(1, 8, 4).compare(former)
+    assert "Resuming with 8 x 4 x 1 processes (before: 8 x 2 x 2 processes)" in text
+    with pytest.raises(ValueError, match=r"took 32 videos per step .* this run would take 64 .*Keep the product"):
+        Processes(4, 8, 2).compare(former)
