@@ -50,6 +50,8 @@ ALLOWED = {
     "distillation": {MODEL, "collation", "health", "training"},
     "conversion": {MODEL},
     "audit": {MODEL, "sources"},
+    "signatures": {MODEL, "audit", "sources"},
+    "near_duplicates": {"signatures"},
     "costs": {MODEL},
     "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }
