@@ -52,6 +52,8 @@ ALLOWED = {
     "audit": {MODEL, "sources"},
     "signatures": {MODEL, "audit", "sources"},
     "near_duplicates": {"signatures"},
+    "source_names": set(),
+    "splitting": {"audit", "near_duplicates", "signatures", "source_names", "sources"},
     "costs": {MODEL},
     "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }

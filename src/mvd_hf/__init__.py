@@ -26,6 +26,9 @@ from .model.modeling_mvd import (
 )
 from .model.video_processing_mvd import MVDVideoProcessor
 from .model.video_reading import VideoReadError, read_frames
+from .near_duplicates import find_near_duplicates
+from .signatures import read_signatures
+from .splitting import choose_sampling, find_overlap_by_content, split_rows
 from .streaming import StreamingClips
 from .teachers import Teacher, TeacherConfig, load_teachers
 from .training import MVDTrainer, MVDTrainingArguments
@@ -45,6 +48,11 @@ __all__ = [
     "MVDVideoProcessor",
     "read_frames",
     "VideoReadError",
+    "read_signatures",
+    "find_near_duplicates",
+    "find_overlap_by_content",
+    "split_rows",
+    "choose_sampling",
     "load_clips",
     "ClipCutter",
     "ClipDataset",
