@@ -54,6 +54,7 @@ ALLOWED = {
     "near_duplicates": {"signatures"},
     "source_names": set(),
     "splitting": {"audit", "near_duplicates", "signatures", "source_names", "sources"},
+    "protocols": set(),
     "costs": {MODEL},
     "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }
