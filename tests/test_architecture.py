@@ -55,6 +55,7 @@ ALLOWED = {
     "source_names": set(),
     "splitting": {"audit", "near_duplicates", "signatures", "source_names", "sources"},
     "protocols": set(),
+    "three_splits": {"recipe_arguments"},
     "costs": {MODEL},
     "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }

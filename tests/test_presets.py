@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 DISTILL = sorted([*RECIPES.glob("mvd-*/distill.yaml"), *RECIPES.glob("ablations/*.yaml")])
 FINETUNE = sorted(RECIPES.glob("mvd-*/finetune_*.yaml"))
+# per data set fine-tuned on in three splits without published settings: classes, top-1 reported from ViT-B and ViT-L
+TRANSFER = {"ucf101": (101, ("97.0", "97.5")), "hmdb51": (51, ("76.4", "79.7"))}
 OWN = sorted(RECIPES.glob("own_videos/*.yaml"))
 READMES = [RECIPES / "README.md", *sorted({path.parent / "README.md" for path in DISTILL})]
 NUM_PROCESSES = 8
@@ -237,6 +239,36 @@ def test_a_published_fine_tuning_has_the_papers_numbers(load_recipe, path):
     assert {name: getattr(keys, name) for name in AUGMENTATION} == AUGMENTATION
     assert AUGMENTATION.keys() <= read_yaml(path).keys()
     assert {data.dataset, data.eval_dataset} == {f"{data_set}_train.csv", f"{data_set}_val.csv"}
+
+
+@pytest.mark.parametrize("name", TRANSFER)
+def test_a_fine_tuning_on_three_splits_has_the_nearest_published_numbers(load_recipe, name):
+    """VideoMAE's for UCF101; clips and augmentation as in MVD's program."""
+    num_labels, results = TRANSFER[name]
+    path = RECIPES / name / "finetune.yaml"
+    recipe, data, keys, preparation, _, training = parse_arguments(
+        [str(path), "--use_cpu"], *load_recipe("finetune").KINDS
+    )
+    assert (recipe.model, recipe.method) == ("outputs/mvd-vit-b-from-vit-l", "full")
+    config = MVDConfig.from_name("mvd-b", **recipe.config)
+    assert (config.num_labels, config.drop_path_rate, config.classifier_dropout) == (num_labels, 0.2, 0.5)
+    assert (training.num_train_epochs, training.warmup_epochs, training.total_batch_size) == (100, 5, 128)
+    assert (training.learning_rate, training.min_learning_rate) == pytest.approx((2.5e-4, 5e-6))
+    assert (training.layer_decay, training.weight_decay, training.adam_beta2) == (0.7, 0.05, 0.999)
+    assert training.gradient_checkpointing
+    assert (keys.repeats, keys.sampling, keys.flip, data.stride) == (2, "dense", 0.5, 4)
+    assert (recipe.test_clips, recipe.test_crops) == (5, 3)
+    assert {key: getattr(keys, key) for key in AUGMENTATION} == AUGMENTATION
+    assert (data.dataset, data.eval_dataset) == (f"data/{name}/train_1.csv", f"data/{name}/test_1.csv")
+    assert keys.label_names == f"data/{name}/classes.txt"
+    assert preparation.compare_content is False  # an official split is not changed
+    comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    readme = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert "NOT published" in comment
+    assert f"{results[1]} % top-1" in comment
+    assert "The batch of 128 videos = 16 x 1 accumulation steps x 8 processes" in comment
+    assert all(f"| {result} |" in readme for result in results)
+    assert "not reproduced by us" in readme
 
 
 def test_the_fine_tuning_keys_are_parameters_of_the_augmentation():

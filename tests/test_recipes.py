@@ -143,6 +143,17 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
     elif script == "recipes/evaluate.py":
         module = load_script(script)
         parse_arguments(arguments, module.EvaluationArguments, first="model")
+    elif script == "recipes/prepare.py":
+        module = load_script(script)
+        parse_arguments(arguments, module.PrepareArguments, first="data_set")
+    elif script == "recipes/three_splits.py":
+        module = load_script(script)
+        runs, _ = module.split_runs([str(ROOT / arguments[0]), *arguments[1:]])
+        kinds = load_script("recipes/finetune.py").KINDS
+        parse_arguments([runs.recipe, *runs.arguments, "--use_cpu", "--bf16=false"], *kinds)
+        launcher = runs.launcher or []
+        if "--config_file" in launcher:
+            assert (ROOT / launcher[launcher.index("--config_file") + 1]).exists()
     elif script == "recipes/convert.py":
         module = load_script(script)
         parse_arguments(arguments, module.ConversionArguments, first="checkpoint")
