@@ -40,8 +40,10 @@ def launch(script: str, *words: str | Path, processes: int = 1, **options) -> st
     return result.stdout + result.stderr
 
 
-def kill_when(path: Path, script: str, *words: str | Path, processes: int = 1, **options):
-    """Start a recipe and kill all its processes, with SIGKILL, as soon as a file is there."""
+def signal_when(
+    path: Path, number: signal.Signals, script: str, *words: str | Path, processes: int = 1, **options
+) -> int:
+    """Start a recipe and signal all its processes as soon as a file is there; gives its exit code."""
     process = subprocess.Popen(
         launch_command(script, *words, processes=processes, **options),
         env=environment(),
@@ -54,8 +56,8 @@ def kill_when(path: Path, script: str, *words: str | Path, processes: int = 1, *
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(process.pid, number)
+    return process.wait(120)
 
 
 def history(output: Path) -> dict[int, dict]:

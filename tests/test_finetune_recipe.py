@@ -1,6 +1,7 @@
 """Real runs of the fine-tuning recipe: neither crashes nor processes change what is learned; it is tested exactly."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from launching import ROOT, environment, history, kill_when, launch
+from launching import ROOT, environment, history, launch, signal_when
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +66,8 @@ def test_a_killed_run_with_mixing_and_average_resumes_as_if_nothing_had_happened
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = {"processes": processes, "gradient_accumulation_steps": 2 // processes}
     launch("finetune.py", recipe, output_dir=whole, **options)
-    kill_when(killed / "checkpoint-9" / "trainer_state.json", "finetune.py", recipe, output_dir=killed, **options)
+    complete = killed / "checkpoint-9" / "trainer_state.json"
+    signal_when(complete, signal.SIGKILL, "finetune.py", recipe, output_dir=killed, **options)
     assert not (killed / "model.safetensors").exists(), "it was killed too late"
     log = launch("finetune.py", recipe, output_dir=killed, **options)
     assert "Resuming from" in log

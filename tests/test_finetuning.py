@@ -232,12 +232,12 @@ def test_an_average_is_not_continued_from_a_run_that_had_none(data, tmp_path):
 
 
 def test_adapters_are_trained_merged_and_kept(data, tmp_path):
-    from peft import LoraConfig, get_peft_model
+    peft = pytest.importorskip("peft")
 
     base = small()
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    lora = LoraConfig(r=2, target_modules=["qkv", "proj"], modules_to_save=["classifier", "fc_norm"])
-    run = trainer(data, tmp_path, get_peft_model(base, lora), num_train_epochs=2, metric_for_best_model="loss")
+    lora = peft.LoraConfig(r=2, target_modules=["qkv", "proj"], modules_to_save=["classifier", "fc_norm"])
+    run = trainer(data, tmp_path, peft.get_peft_model(base, lora), num_train_epochs=2, metric_for_best_model="loss")
     run.run()
     merged = MVDForVideoClassification.from_pretrained(tmp_path).eval()
     clip = run.eval_dataset[0]["pixel_values"][None]

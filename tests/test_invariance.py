@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from launching import environment, history, kill_when, launch, launch_command
+from launching import environment, history, launch, launch_command, signal_when
 
 pytestmark = pytest.mark.slow
 
@@ -214,7 +215,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(recipe, tmp_path, proce
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(recipe, whole, processes, **options)
     complete = killed / "checkpoint-9" / "trainer_state.json"
-    kill_when(complete, "distill.py", recipe, processes=processes, output_dir=killed, **options)
+    signal_when(complete, signal.SIGKILL, "distill.py", recipe, processes=processes, output_dir=killed, **options)
     assert not (killed / "model.safetensors").exists(), "it was killed too late"
     log = run(recipe, killed, processes, **options)
     assert "Resuming from" in log
@@ -227,3 +228,39 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(recipe, tmp_path, proce
 def test_workers_do_not_change_the_clips(recipe, reference, tmp_path):
     run(recipe, tmp_path, dataloader_num_workers=2)
     assert figures(tmp_path) == figures(reference)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_happened(recipe, tmp_path, processes):
+    options = {
+        "per_device_train_batch_size": 16 // processes,
+        "dataloader_num_workers": 2,
+        "num_train_epochs": 60,
+        "save_steps": 40,
+        "logging_steps": 3,
+    }
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(recipe, whole, processes, **options)
+    complete = stopped / "checkpoint-40" / "trainer_state.json"
+    # as a scheduler does it: the launcher, the processes and their data workers all get the signal
+    code = signal_when(
+        complete, signal.SIGTERM, "distill.py", recipe, processes=processes, output_dir=stopped, **options
+    )
+    assert code != 0
+    assert not (stopped / "model.safetensors").exists(), "it was stopped too late"
+    steps = {int(path.name.split("-")[1]) for path in stopped.glob("checkpoint-*")}
+    assert max(steps) > 40
+    assert max(steps) not in (80, 120)
+    assert (stopped / f"checkpoint-{max(steps)}" / "trainer_state.json").exists()
+    log = run(recipe, stopped, processes, **options)
+    assert f"Resuming from {stopped / f'checkpoint-{max(steps)}'}" in log
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (stopped, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_another_number_of_processes_goes_on_and_says_what_changes(recipe, reference, tmp_path):
+    run(recipe, tmp_path, 2, per_device_train_batch_size=8, num_train_epochs=3, schedule_epochs=6)
+    (tmp_path / "model.safetensors").unlink()
+    log = run(recipe, tmp_path, 1)
+    assert "Resuming with 16 x 1 x 1 processes (before: 8 x 1 x 2 processes): steps have the same videos" in log
+    assert figures(tmp_path) == pytest.approx(figures(reference), rel=1e-4)

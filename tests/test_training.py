@@ -3,13 +3,15 @@
 import csv
 import json
 import logging
+import os
+import signal
 from functools import partial
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from mvd_hf import (
     ClipCutter,
@@ -436,6 +438,7 @@ def test_resuming_with_another_batch_takes_its_own_peak_rate_and_says_so(tmp_pat
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "Resuming with a peak learning rate of 0.2, before it was 0.1." in caplog.text
+    assert "a step has 8 videos, before it had 4" in caplog.text
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] > 2]
     assert args.learning_rate == pytest.approx(0.2)
     assert trainer.lr_scheduler.base_lrs == pytest.approx([0.2] * len(trainer.optimizer.param_groups))
@@ -453,7 +456,7 @@ def test_resuming_with_the_same_rate_says_nothing(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert "peak learning rate" not in caplog.text
+    assert "Resuming with" not in caplog.text
     assert trainer.state.global_step == 4
 
 
@@ -667,3 +670,43 @@ def test_data_sets_that_would_misread_their_keys_are_refused(kind, tmp_path):
         data = datasets.Dataset.from_dict({"pixel_values": [[0.0]] * 4})
     with pytest.raises(ValueError, match=r"does not take \(epoch, index\) keys"):
         MVDTrainer(MVDForPixelReconstruction(config), arguments(tmp_path), train_dataset=data)
+
+
+def test_a_full_disk_is_told_with_what_is_complete_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    config = videomae()
+    args = arguments(tmp_path, num_train_epochs=3, warmup_epochs=0, save_strategy="steps", save_steps=2)
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config))
+    save = torch.save
+
+    def fill_up(content, path, *others, **options):
+        if "checkpoint-4" in str(path):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/4: No space left on device")
+        save(content, path, *others, **options)
+
+    monkeypatch.setattr(torch, "save", fill_up)
+    with pytest.raises(OSError, match=r"disk is full: checkpoint-4 could not .*checkpoint-2 is complete.*save_total"):
+        trainer.run()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    monkeypatch.setattr(torch, "save", save)
+    again = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config))
+    again.run()
+    assert again.state.global_step == 6
+
+
+@pytest.mark.parametrize(("strategy", "saved"), [("epoch", {"checkpoint-2", "checkpoint-3"}), ("no", set())])
+def test_a_request_to_stop_saves_after_the_step_and_ends_with_143(tmp_path, caplog, strategy, saved):
+    class Terminate(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    config = videomae()
+    args = arguments(tmp_path, num_train_epochs=5, warmup_epochs=0, save_strategy=strategy, logging_steps=100)
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config))
+    trainer.add_callback(Terminate())
+    with pytest.raises(SystemExit) as ended:
+        trainer.run()
+    assert ended.value.code == 143
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == saved
+    assert "Stopped by SIGTERM after step 3" in caplog.text
+    assert not (tmp_path / "model.safetensors").exists()

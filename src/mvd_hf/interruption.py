@@ -20,7 +20,7 @@ class StopRequest:
     """
 
     def __init__(self):
-        self.is_made = False
+        self.is_made = self.is_watching = False
 
     def __enter__(self) -> "StopRequest":
         # elsewhere than in the main thread Python takes no signals
@@ -88,21 +88,17 @@ class Processes:
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def compare(self, former: "Processes | None") -> str | None:
-        """What changes for a run that was begun otherwise; `None` if nothing does.
-
-        Raises:
-            ValueError: if a step would take another number of videos, so that steps and epochs no longer agree.
-        """
+        """What changes for a run that was begun otherwise; `None` if nothing does."""
         if former in (None, self):
             return None
+        begin = f"Resuming with {self} (before: {former})"
         if former.total != self.total:
-            raise ValueError(
-                f"The checkpoint took {former.total} videos per step ({former}), this run would take {self.total} "
-                f"({self}): its steps, rates and epochs would no longer agree. Keep the product of "
-                "per_device_train_batch_size, gradient_accumulation_steps and processes, or begin anew in another "
-                "output_dir."
+            return (
+                f"{begin}: a step has {self.total} videos, before it had {former.total}. Steps are counted on, so "
+                "that epochs and data begin at another place, and the rate follows the new batch. To keep them, keep "
+                "the product of per_device_train_batch_size, gradient_accumulation_steps and processes."
             )
         return (
-            f"Resuming with {self} (before: {former}): steps have the same videos, clips, masks and rates. What a "
-            "process draws for itself (stochastic depth, dropout, which clips are mixed) and the order of sums differ."
+            f"{begin}: steps have the same videos, clips, masks and rates. What a process draws for itself "
+            "(stochastic depth, dropout, which clips are mixed) and the order of sums differ."
         )

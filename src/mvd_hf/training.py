@@ -1,9 +1,13 @@
 """MVDTrainer: the Hugging Face Trainer with the paper's rates, schedule and parameter groups, and exact resume."""
 
+import errno
 import json
 import logging
 import math
 import os
+import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +18,12 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from .bookkeeping import BadVideos, LossParts
 from .clips import ClipDataset
 from .collation import BAD_VIDEOS, IS_BLANK, collate_clips
+from .interruption import Processes, StopRequest, is_disk_full, outlive_signals
 from .model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
 from .optimization import cosine_schedule, parameter_groups, without_adapters
 from .streaming import StreamingClips
@@ -240,6 +245,10 @@ class PaperRules(TrainerCallback):
                 if group["weight_decay"] > 0:
                     group["weight_decay"] = float(self.trainer.weight_decays[step])
 
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size == 1:  # several processes agree where they log
+            self.trainer.stop_if(self.trainer.stop_request.is_made)
+
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer.parts["loss"].check(self.trainer.accelerator)
         self.trainer.report_bad_videos()
@@ -266,6 +275,8 @@ class MVDTrainer(Trainer):
         self.weight_decays: np.ndarray | None = None
         self.parts = {"loss": LossParts(), "eval_loss": LossParts()}
         self.bad_videos = BadVideos()
+        self.stop_request = StopRequest()
+        self.is_stopped = False
         kwargs.setdefault("data_collator", collate_clips)
         super().__init__(model=model, args=args, **kwargs)
         is_pretraining = isinstance(
@@ -321,7 +332,9 @@ class MVDTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Loader of training batches; a stream divides itself among the processes."""
         if not isinstance(self.train_dataset, StreamingClips):
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
+            loader.worker_init_fn = outlive_signals(loader.worker_init_fn)
+            return loader
         check_size(self.num_samples(), self.args.total_batch_size)
         self.begin_epoch(0)
         return DataLoader(
@@ -333,6 +346,7 @@ class MVDTrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=outlive_signals(None),
         )
 
     def begin_epoch(self, epoch: int):
@@ -474,23 +488,54 @@ class MVDTrainer(Trainer):
             bad_videos = self.sum_over_processes(self.bad_videos.total("training"))
             if bad_videos:
                 logs["bad_videos"] = bad_videos
+            # where all processes meet anyway they agree whether to stop, after the same step
+            self.stop_if(self.sum_over_processes(int(self.stop_request.is_made)) > 0)
         super().log(logs, start_time)
+
+    def stop_if(self, is_asked: bool):
+        """After this step save a checkpoint and end the training, if that is asked for."""
+        if is_asked and self.is_in_train:
+            self.is_stopped = self.control.should_training_stop = True
+            self.control.should_save = self.args.save_strategy != SaveStrategy.NO
 
     def checkpoint_folder(self, trial=None) -> Path:
         """Where the checkpoint of this step goes."""
         return Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
+    @property
+    def processes(self) -> Processes:
+        """By how many processes, and in which portions, this run takes its steps."""
+        return Processes(self.args.world_size, self.args.train_batch_size, self.args.gradient_accumulation_steps)
+
     def _save_checkpoint(self, model, trial):
         self.parts["loss"].check(self.accelerator)  # a model that met NaN is not worth keeping
         self.bad_videos.gather()
-        if self.bad_videos.counts and self.args.should_save:
-            # before the state, which marks a checkpoint as complete
-            folder = self.checkpoint_folder(trial)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.bad_videos.save(folder / BAD_VIDEOS_NAME)
-        super()._save_checkpoint(model, trial)
+        folder = self.checkpoint_folder(trial)
+        try:
+            if self.args.should_save:
+                # before the state, which marks a checkpoint as complete
+                folder.mkdir(parents=True, exist_ok=True)
+                self.processes.save(folder)
+                if self.bad_videos.counts:
+                    self.bad_videos.save(folder / BAD_VIDEOS_NAME)
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            last = last_complete_checkpoint(self.args.output_dir)
+            raise OSError(
+                errno.ENOSPC,
+                f"The disk is full: {folder.name} could not be written and was removed. "
+                f"{f'{last} is complete' if last else 'There is no earlier checkpoint'}. Free space, or keep fewer "
+                "checkpoints (save_total_limit), and start the same command again",
+            ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        change = self.processes.compare(Processes.load(Path(resume_from_checkpoint)))
+        if change is not None and self.is_world_process_zero():
+            logger.warning("%s", change)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.bad_videos = BadVideos()
         path = Path(resume_from_checkpoint) / BAD_VIDEOS_NAME
@@ -536,7 +581,8 @@ class MVDTrainer(Trainer):
         """Train from the last checkpoint of the output folder, if there is one, and save the model there.
 
         Logs what the run arrived at and, with an evaluation set, the loss on it before and after. It is the last
-        thing a recipe does: the processes wait for each other and leave their group.
+        thing a recipe does: the processes wait for each other and leave their group. After a SIGTERM it saves a
+        checkpoint (several processes at the next logging step) and ends the program with exit code 143.
 
         Args:
             then: what remains to be done with the trained model, on all processes.
@@ -548,7 +594,13 @@ class MVDTrainer(Trainer):
         if checkpoint is not None and is_main:
             logger.info("Resuming from %s", checkpoint)
         self.args.eval_on_start = self.evaluates_first and self.eval_dataset is not None and checkpoint is None
-        self.train(resume_from_checkpoint=checkpoint)
+        with self.stop_request:
+            self.train(resume_from_checkpoint=checkpoint)
+        if self.is_stopped:
+            if is_main:
+                logger.warning("Stopped by SIGTERM after step %d. %s", self.state.global_step, self.how_to_go_on())
+            self.leave()
+            sys.exit(128 + signal.SIGTERM)
         self.save_model()
         if self.eval_dataset is not None:
             trained = self.last_evaluation() or self.evaluate()
@@ -557,6 +609,16 @@ class MVDTrainer(Trainer):
                 self.describe_progress(trained)
         if then is not None:
             then()
+        self.leave()
+
+    def how_to_go_on(self) -> str:
+        """What a stopped run says at its end."""
+        if self.args.save_strategy == SaveStrategy.NO:
+            return "No checkpoint was saved, as save_strategy is no."
+        return f"{self.checkpoint_folder()} is complete: start the same command again to go on."
+
+    def leave(self):
+        """Wait for the other processes and leave their group."""
         self.accelerator.wait_for_everyone()
         # without DistributedDataParallel's hold on the process group its threads end here, not within Python's own end
         self.model_wrapped = self.model

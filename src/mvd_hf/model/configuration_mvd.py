@@ -191,7 +191,7 @@ class MVDConfig(PreTrainedConfig):
     @classmethod
     def check_fields(cls, names: Iterable[str]):
         """Raise ValueError for a name that is no field: a configuration takes any name for an attribute of yours."""
-        known = {field.name for field in fields(cls)} | {"num_labels"}
+        known = {field.name for field in fields(cls)} | {"num_labels", "attn_implementation"}
         for name in names:
             if name not in known:
                 close = difflib.get_close_matches(name, sorted(known), n=1)
