@@ -58,6 +58,9 @@ ALLOWED = {
     "protocols": set(),
     "three_splits": {"recipe_arguments"},
     "costs": {MODEL},
+    "average_precision": set(),
+    "ava_actions": set(),
+    "ava": {"ava_actions", "average_precision"},
     "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
