@@ -9,6 +9,7 @@ import torch
 from mvd_hf.model.frame_sampling import (
     dense_frames,
     dense_test_frames,
+    key_frame_clip,
     pretraining_frames,
     uniform_frames,
     uniform_test_frames,
@@ -159,3 +160,17 @@ def test_uniform_frames_reach_both_ends_of_every_segment():
     frames = np.concatenate([uniform_frames(33, num_frames=8, generator=generator) for _ in range(300)])
     assert frames.min(axis=0).tolist() == [4 * segment for segment in range(8)]
     assert frames.max(axis=0).tolist() == [4 * segment + 4 for segment in range(8)]
+
+
+def test_a_clip_around_a_key_frame():
+    assert key_frame_clip(100, 200).tolist() == [[100 - 31 + 4 * k for k in range(16)]]
+    assert key_frame_clip(100, 200, num_frames=8, stride=2).tolist() == [[93, 95, 97, 99, 101, 103, 105, 107]]
+    assert key_frame_clip(2, 200).tolist() == [[0] * 8 + [2 - 31 + 4 * k for k in range(8, 16)]]
+    assert key_frame_clip(199, 200).tolist() == [[199 - 31 + 4 * k for k in range(8)] + [199] * 8]
+    assert key_frame_clip(0, 1).tolist() == [[0] * 16]
+
+
+@pytest.mark.parametrize("key_frame", [-1, 10])
+def test_a_key_frame_is_in_the_video(key_frame):
+    with pytest.raises(ValueError, match=f"The key frame {key_frame} is not in a video of 10 frames"):
+        key_frame_clip(key_frame, 10)

@@ -24,7 +24,14 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.video_utils import VideoMetadata
 
 import mvd_hf.model.video_processing_mvd as video_processing
-from mvd_hf import MVDConfig, MVDForVideoClassification, MVDVideoProcessor, VideoReadError, read_frames
+from mvd_hf import (
+    MVDConfig,
+    MVDForActionDetection,
+    MVDForVideoClassification,
+    MVDVideoProcessor,
+    VideoReadError,
+    read_frames,
+)
 from mvd_hf.model.frame_sampling import dense_test_frames, uniform_test_frames
 from mvd_hf.model.video_processing_mvd import crop_offsets, resize_bilinear, resize_short_side
 from mvd_hf.toy import toy_frames, write_video
@@ -495,7 +502,7 @@ def test_as_code_that_comes_with_a_model(tmp_path, videos):
     folder = tmp_path / "model"
     processor().save_pretrained(folder)
     sources = Path(video_processing.__file__).parent
-    for name in ("video_processing_mvd", "video_reading", "torchcodec_reading", "frame_sampling"):
+    for name in ("video_processing_mvd", "video_reading", "torchcodec_reading", "frame_sampling", "boxes_mvd"):
         shutil.copy(sources / f"{name}.py", folder)
     file = folder / "video_preprocessor_config.json"
     entry = {"auto_map": {"AutoVideoProcessor": "video_processing_mvd.MVDVideoProcessor"}}
@@ -519,3 +526,98 @@ def test_processor_of_a_model_has_its_frames_pixels_and_normalisation():
     clip = processor(np.zeros((8, 64, 96, 3), np.uint8), return_tensors="pt")["pixel_values"]
     assert clip.shape == (1, 8, 3, 32, 48)
     assert (processor.sampling, processor.image_mean) == ("uniform", config.image_mean)
+
+
+# people
+
+
+def detector_config(**fields) -> MVDConfig:
+    return MVDConfig(**{"image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 32} | fields)
+
+
+def test_a_detector_sees_whole_frames_with_zeros_up_to_whole_patches():
+    detection = MVDVideoProcessor.for_detection(detector_config(image_size=28, patch_size=4))
+    assert detection.size.shortest_edge == 32
+    frames = random_frames(4, 32, 50)
+    pixels = detection(frames, return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 4, 3, 32, 52)
+    assert not pixels[..., 50:].any()
+    whole = detection(frames, size_divisor=1, return_tensors="pt").pixel_values
+    assert torch.equal(pixels[..., :50], whole)
+
+
+@pytest.mark.parametrize("unit", ["relative", "pixels"])
+def test_boxes_are_resized_with_the_frames(unit):
+    detection = MVDVideoProcessor.for_detection(detector_config(), box_unit=unit)
+    frames, boxes = random_frames(4, 74, 100), np.array([[10.0, 37.0, 60.0, 74.0], [0.0, 0.0, 100.0, 74.0]])
+    given = boxes / [100, 74, 100, 74] if unit == "relative" else boxes
+    inputs = detection(frames, boxes=given, return_tensors="pt")
+    torch.testing.assert_close(inputs.boxes[0], torch.tensor([[5, 18.5, 30, 37], [0, 0, 50, 37.0]]))
+    assert inputs.box_mask.tolist() == [[True, True]]
+    assert inputs.pixel_values.shape[-2:] == (40, 56)
+
+
+def test_boxes_show_the_same_pixels_before_and_after():
+    frames = np.zeros((4, 60, 90, 3), dtype=np.uint8)
+    frames[:, 15:45, 30:60] = 255
+    inputs = processor(size=20, crop_size=16, **RAW)(frames, boxes=[[1 / 3, 0.25, 2 / 3, 0.75]], return_tensors="pt")
+    x1, y1, x2, y2 = (round(edge) for edge in inputs.boxes[0, 0].tolist())
+    assert (x1, y1, x2, y2) == (3, 3, 13, 13)  # resized to 20 x 30, then the centre of 16 x 16
+    assert inputs.pixel_values[0, ..., y1:y2, x1:x2].float().mean() > 230
+    assert inputs.pixel_values[0, ..., :y1, :].float().mean() < 10
+
+
+def test_boxes_end_at_the_crop():
+    inputs = processor(size=16, crop_size=16)(random_frames(4, 16, 32), boxes=[[0, 0, 1, 1]], return_tensors="pt")
+    assert inputs.boxes.tolist() == [[[0, 0, 16, 16]]]
+
+
+def test_a_batch_has_boxes_for_each_video():
+    detection, frames = MVDVideoProcessor.for_detection(detector_config()), random_frames(4, 40, 40)
+    inputs = detection([frames] * 3, boxes=[[[0, 0, 1, 1]], [], [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]], return_tensors="pt")
+    assert inputs.box_mask.tolist() == [[True, False], [False, False], [True, True]]
+    listed = detection([frames] * 2, boxes=torch.rand(2, 3, 4).sort(dim=-1).values[..., [0, 1, 2, 3]])
+    assert [boxes.shape for boxes in listed.boxes] == [(3, 4), (3, 4)]
+    assert isinstance(detection(frames, boxes=[[0, 0, 1, 1]], return_tensors="np").boxes, np.ndarray)
+    with pytest.raises(ValueError, match="boxes for 1 of 3 videos"):
+        detection([frames] * 3, boxes=[[[0, 0, 1, 1]]])
+    with pytest.raises(ValueError, match="single view"):
+        detection(frames, boxes=[[0, 0, 1, 1]], num_crops=3, do_center_crop=True)
+
+
+def test_what_people_do_comes_back_in_the_original_pixels(tmp_path):
+    config = detector_config(num_labels=3, num_hidden_layers=1, num_attention_heads=2)
+    model = MVDForActionDetection(config).eval()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([0.0, 2.0, -2.0]))
+    MVDVideoProcessor.for_detection(config).save_pretrained(tmp_path)
+    detection = AutoVideoProcessor.from_pretrained(tmp_path)
+    assert (detection.size_divisor, detection.do_center_crop) == (8, False)
+    boxes = [[[10, 20, 60, 70], [0, 0, 100, 75]], []]
+    inputs = detection([random_frames(4, 75, 100)] * 2, boxes=boxes, box_unit="pixels", return_tensors="pt")
+    outputs = model(**inputs)
+    (one, two), nobody = detection.post_process_action_detection(outputs, target_sizes=[(75, 100)] * 2)
+    assert nobody == []
+    torch.testing.assert_close(one["box"], torch.tensor([10.0, 20, 60, 70]))
+    torch.testing.assert_close(two["box"], torch.tensor([0.0, 0, 100, 75]))
+    assert one["labels"].tolist() == [1, 0]
+    torch.testing.assert_close(one["scores"], torch.tensor([2.0, 0.0]).sigmoid())
+    assert not one["scores"].requires_grad
+    everything = detection.post_process_action_detection(outputs, threshold=0)
+    assert everything[0][0]["labels"].tolist() == [1, 0, 2]
+    torch.testing.assert_close(everything[0][1]["box"], outputs.boxes[0, 1])
+    (first, _), _ = detection.post_process_action_detection(outputs, threshold=0, top_k=1)
+    assert first["labels"].tolist() == [1]
+    (sure, _), _ = detection.post_process_action_detection(outputs, threshold=0.9)
+    assert sure["labels"].tolist() == []
+    with pytest.raises(ValueError, match="1 target_sizes for 2 clips"):
+        detection.post_process_action_detection(outputs, target_sizes=[(75, 100)])
+
+
+def test_boxes_come_back_through_a_crop_and_a_size_given_in_the_call():
+    config = detector_config(num_labels=3, num_hidden_layers=1, num_attention_heads=2)
+    model, crops = MVDForActionDetection(config).eval(), MVDVideoProcessor.for_model(config)
+    inputs = crops(random_frames(4, 80, 96), boxes=[[0.3, 0.4, 0.6, 0.7]], size=40, return_tensors="pt")
+    ((person,),) = crops.post_process_action_detection(model(**inputs), target_sizes=[(80, 96)], size=40)
+    torch.testing.assert_close(person["box"], torch.tensor([28.8, 32, 57.6, 56]))

@@ -784,3 +784,53 @@ def test_memory_does_not_grow_with_the_number_of_reads(clip):
         read_frames(clip, order)
     # the frames of one read are 276 kB, the compressed file 15 kB
     assert resident() - before < 4 << 20
+
+
+# times
+
+
+def test_the_frame_at_a_time(tmp_path):
+    write_video(tmp_path / "clip.mp4", numbered_frames()[:50], fps=10)
+    with VideoReader(tmp_path / "clip.mp4") as reader:
+        np.testing.assert_allclose(reader.times(), np.arange(50) / 10)
+        assert [reader.frame_at(time) for time in (0, 1, 2.34, 2.36, 4.9, 5.0)] == [0, 10, 23, 24, 49, 49]
+        for time in (-0.1, 5.01, 900):
+            with pytest.raises(VideoReadError, match=f"the time {time:g} s was asked for, the video has 5.00 s"):
+                reader.frame_at(time)
+
+
+@pytest.mark.parametrize("options", [IRREGULAR, LATE], ids=["irregular", "late"])
+def test_times_of_a_video_whose_rate_changes_or_that_begins_late(tmp_path, options):
+    with VideoReader(write(tmp_path / "clip.mp4", **H264, **options)) as reader:
+        seconds = (options["times"] - options["times"][0]) / 25
+        np.testing.assert_allclose(reader.times(), seconds, atol=1e-6)
+        assert reader.frame_at(seconds[40] + 0.001) == 40
+
+
+@pytest.mark.parametrize("name", ["h264_gop_12", "h264_open_gop", "h264_irregular_times", "h264_late_start"])
+def test_times_are_the_same_from_a_long_file_s_table(tmp_path, name, monkeypatch):
+    suffix, options = FORMATS[name]
+    path = write(tmp_path / f"clip.{suffix}", **options)
+    with VideoReader(path) as reader:
+        scanned = reader.times()
+    monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", 1)
+    with VideoReader(path) as reader:
+        assert reader._entries
+        if name == "h264_irregular_times":  # decoding times lie between those of the presentation
+            assert reader.times()[-1] == pytest.approx(scanned[-1], rel=0.1)
+        else:
+            np.testing.assert_allclose(reader.times(), scanned, atol=1e-6)
+
+
+def test_times_by_the_rate_where_the_packets_have_none(tmp_path):
+    write_video(tmp_path / "clip.mp4", numbered_frames()[:20], fps=10)
+    elementary = tmp_path / "clip.h264"
+    with av.open(str(tmp_path / "clip.mp4")) as source, av.open(str(elementary), "w", format="h264") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    with VideoReader(elementary) as reader:
+        rate = float(reader._stream.average_rate or reader._stream.guessed_rate)
+        np.testing.assert_allclose(reader.times(), np.arange(len(reader)) / rate)

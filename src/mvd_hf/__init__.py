@@ -18,6 +18,7 @@ from .evaluation import Evaluation, evaluate_views
 from .finetuning import FinetuningArguments, FinetuningTrainer
 from .masking import random_mask, tube_mask
 from .model.configuration_mvd import MVDConfig
+from .model.detection_mvd import MVDForActionDetection
 from .model.modeling_mvd import (
     MVDForFeatureDistillation,
     MVDForPixelReconstruction,
@@ -45,6 +46,7 @@ __all__ = [
     "MVDForPixelReconstruction",
     "MVDForFeatureDistillation",
     "MVDForVideoClassification",
+    "MVDForActionDetection",
     "MVDVideoProcessor",
     "read_frames",
     "VideoReadError",

@@ -10,6 +10,7 @@ from torch import nn
 
 from mvd_hf import (
     MVDConfig,
+    MVDForActionDetection,
     MVDForFeatureDistillation,
     MVDForPixelReconstruction,
     MVDForVideoClassification,
@@ -58,7 +59,13 @@ class ModelTester:
 
 
 class MVDModelTest(ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (MVDModel, MVDForPixelReconstruction, MVDForFeatureDistillation, MVDForVideoClassification)
+    all_model_classes = (
+        MVDModel,
+        MVDForPixelReconstruction,
+        MVDForFeatureDistillation,
+        MVDForVideoClassification,
+        MVDForActionDetection,
+    )
     test_resize_embeddings = False
     test_torch_exportable = False  # tests/test_modeling_mvd.py exports and runs
 
@@ -72,8 +79,12 @@ class MVDModelTest(ModelTesterMixin, unittest.TestCase):
         if model_class in MASKED:
             row = torch.arange(config.num_patches) < config.num_masked_patches
             inputs["bool_masked_pos"] = row.expand(batch, -1).clone()
+        if model_class is MVDForActionDetection:
+            inputs["boxes"] = torch.tensor([[0.0, 0.0, 4.0, 8.0], [2.0, 1.0, 7.0, 6.0]]).repeat(batch, 1, 1)
         if return_labels and model_class is MVDForVideoClassification:
             inputs["labels"] = torch.zeros(batch, dtype=torch.long)
+        if return_labels and model_class is MVDForActionDetection:
+            inputs["labels"] = torch.ones(batch, 2, config.num_labels)
         return inputs
 
     def loss(self, model_class, outputs):

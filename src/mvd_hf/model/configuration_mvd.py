@@ -69,6 +69,12 @@ class MVDConfig(PreTrainedConfig):
             tokens after the encoder's final norm (an attentive probe), instead of either.
         classifier_dropout (`float`, defaults to 0): dropout in front of the classifier.
         head_init_scale (`float`, defaults to 0.001): factor on a fresh classifier's weights.
+        detection_pool_size (`int`, defaults to 7): bins along each side of a person's box in action detection.
+        detection_margin (`(x, y)`, defaults to `(0.1, 0.05)`): by which part a person's box is widened and heightened
+            in evaluation; in training, boxes are jittered instead.
+        detection_positions (`"interpolated"` or `"recomputed"`, defaults to `"interpolated"`): position code of
+            frames of another size in action detection: the configured table resized (bicubic) in each time slot, so
+            that no place has a code that training never saw, or computed at integer positions.
 
     Sizes that do not divide each other as needed are refused, with a `ValueError`, when a model is built.
     """
@@ -109,6 +115,9 @@ class MVDConfig(PreTrainedConfig):
     use_attentive_pooling: bool = False
     classifier_dropout: float | int = 0.0
     head_init_scale: float | int = 0.001
+    detection_pool_size: int = 7
+    detection_margin: list[float | int] | tuple[float | int, float | int] | None = None
+    detection_positions: Literal["interpolated", "recomputed"] = "interpolated"
 
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
@@ -123,6 +132,7 @@ class MVDConfig(PreTrainedConfig):
             self.teacher_dims = {"image": 768, "video": 768}
         self.image_mean = list(IMAGENET_MEAN) if self.image_mean is None else self.image_mean
         self.image_std = list(IMAGENET_STD) if self.image_std is None else self.image_std
+        self.detection_margin = [0.1, 0.05] if self.detection_margin is None else self.detection_margin
         super().__post_init__(**kwargs)
 
     def check_encoder(self):

@@ -103,4 +103,24 @@ def uniform_test_frames(total_frames: int, num_frames: int = 16, num_clips: int 
     return np.array(frames, dtype=np.int64)
 
 
-__all__ = ["pretraining_frames", "dense_frames", "uniform_frames", "dense_test_frames", "uniform_test_frames"]
+def key_frame_clip(key_frame: int, total_frames: int, num_frames: int = 16, stride: int = 4) -> np.ndarray:
+    """One clip (1, T) around a key frame, for action detection (AVA).
+
+    Every `stride`-th frame, half of the span before the key frame and half after it: those of 16 x 4 begin 31
+    frames before it and end 29 after it. Where the video begins or ends its first or last frame repeats.
+    """
+    check_video(total_frames, num_frames, stride=stride)
+    if not 0 <= key_frame < total_frames:
+        raise ValueError(f"The key frame {key_frame} is not in a video of {total_frames} frames.")
+    offsets = stride * np.arange(num_frames) - num_frames * stride // 2 + 1
+    return np.clip(key_frame + offsets, 0, total_frames - 1)[None]
+
+
+__all__ = [
+    "pretraining_frames",
+    "dense_frames",
+    "uniform_frames",
+    "dense_test_frames",
+    "uniform_test_frames",
+    "key_frame_clip",
+]

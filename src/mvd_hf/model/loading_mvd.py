@@ -52,15 +52,16 @@ def refuse_partial_load(
         return
     left = set().union(*problems.values())
     remedy = "Check that the checkpoint and the configuration belong together."
-    if any(key.split(".")[0] in head_parts for key in problems["of another shape"]):
+    if any(key.removeprefix("mvd.").startswith("layernorm.") for key in problems["missing"]):
+        remedy = (
+            "The checkpoint has no final encoder norm, as it comes from a mean-pooling classifier: load it as "
+            "MVDModel with add_final_norm=False, as a classifier, or for action detection with "
+            "MVDForActionDetection.from_classifier, which takes a new norm."
+        )
+    elif any(key.split(".")[0] in head_parts for key in problems["of another shape"]):
         remedy = "To replace the head by a fresh one pass ignore_mismatched_sizes=True."
     elif all(key.split(".")[0] in head_parts for key in left) and not new_head:
         remedy = "For a fresh head pass num_labels or id2label, or ignore_mismatched_sizes=True."
-    elif all(key.removeprefix("mvd.").startswith("layernorm.") for key in left):
-        remedy = (
-            "The checkpoint has no final encoder norm, as it comes from a mean-pooling classifier: load it as "
-            "MVDModel with add_final_norm=False, or as a classifier."
-        )
     raise CheckpointMismatchError(f"The weights of {source!s} do not fit {type(model).__name__}: {listing}. {remedy}")
 
 

@@ -7,7 +7,7 @@ shapes: B videos, V views of each, K clips, T frames, C channels, H x W pixels o
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from .boxes_mvd import Placement, as_pixels, clip_boxes, pad_people
 from .frame_sampling import dense_test_frames, uniform_test_frames
 from .video_reading import VideoReader, VideoReadError
 
@@ -82,11 +83,14 @@ def resize_short_side(frames: torch.Tensor, size: int) -> torch.Tensor:
 
     The long side is rounded down. Frames that fit already are returned as they are.
     """
-    height, width = frames.shape[-2:]
+    height, width = short_side_size(*frames.shape[-2:], size)
+    return frames if (height, width) == frames.shape[-2:] else resize_bilinear(frames, height, width)
+
+
+def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) of a frame whose short side is resized to `size`; the long one is rounded down."""
     short = min(height, width)
-    if short == size:
-        return frames
-    return resize_bilinear(frames, size * height // short, size * width // short)
+    return size * height // short, size * width // short
 
 
 def crop_offsets(height: int, width: int, size: int | tuple[int, int], num_crops: int = 1) -> list[tuple[int, int]]:
@@ -142,6 +146,13 @@ def is_frame(value: Any) -> bool:
 def is_encoded(video: Any) -> bool:
     """Whether a video must be decoded: a path, a URL, bytes or a binary file object."""
     return isinstance(video, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(video, "read")
+
+
+def is_box_matrix(boxes: Any) -> bool:
+    """Whether boxes are those of one video, (people, 4), and not a list of such."""
+    if isinstance(boxes, np.ndarray | torch.Tensor):
+        return boxes.ndim == 2
+    return all(np.ndim(row) == 1 and len(row) == 4 for row in boxes)
 
 
 def list_videos(videos: Any) -> list:
@@ -203,6 +214,8 @@ class MVDVideoProcessorKwargs(VideosKwargs, total=False):
     frame_sampling_rate: int | None
     num_clips: int | None
     num_crops: int | None
+    box_unit: Literal["relative", "pixels"] | None
+    size_divisor: int | None
 
 
 class MVDVideoProcessor(BaseVideoProcessor):
@@ -226,6 +239,9 @@ class MVDVideoProcessor(BaseVideoProcessor):
             centre.
         size (defaults to `{"shortest_edge": 224}`): pixels of the short side, or `{"height": ..., "width": ...}`.
         crop_size (defaults to `{"height": 224, "width": 224}`): pixels of the crop.
+        box_unit (`"relative"` or `"pixels"`, defaults to `"relative"`): what `boxes` are given in: parts of the
+            frame's width and height, or its pixels.
+        size_divisor (`int`, *optional*): the right and the lower side are filled up with zeros to a multiple of it.
         do_resize, do_center_crop, do_rescale, do_normalize, do_convert_rgb (`bool`, defaults to `True`): whether
             frames are resized, cropped, multiplied by `rescale_factor`, normalised, and made RGB from grey.
         rescale_factor (`float`, defaults to 1/255), image_mean, image_std (default to ImageNet's): pixel values.
@@ -237,7 +253,8 @@ class MVDVideoProcessor(BaseVideoProcessor):
     Frames are uint8, or floats that are in [0, 1] already and need `do_rescale=False`. Calling the processor with
     `return_tensors="pt"` gives `pixel_values` of shape (B, T, C, H, W), or, if `num_clips * num_crops` is more than
     one, (B, V, T, C, H, W), all crops of the first clip first. They are float32; uint8 with neither rescaling nor
-    normalisation.
+    normalisation. With `boxes`, the people in the middle frame of each clip as (people, 4) x1, y1, x2, y2, there are
+    also `boxes` (B, P, 4) in pixels of the result and `box_mask` (B, P): see [`MVDForActionDetection`].
 
     Raises:
         VideoReadError: (a `ValueError`) if a video cannot be downloaded or decoded; it names the video and the reason.
@@ -262,6 +279,8 @@ class MVDVideoProcessor(BaseVideoProcessor):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    box_unit = "relative"
+    size_divisor = None
 
     def __init__(self, **kwargs):
         self._check(kwargs, is_file="video_processor_type" in kwargs)
@@ -285,6 +304,23 @@ class MVDVideoProcessor(BaseVideoProcessor):
         }
         return cls(**(fields | kwargs))
 
+    @classmethod
+    def for_detection(cls, config: PreTrainedConfig, **kwargs) -> "MVDVideoProcessor":
+        """The processor of an action detector, by AVA's test protocol: whole frames, larger than the training crop.
+
+        The short side is to the training crop as 256 to 224 pixels; nothing is cropped.
+
+        Args:
+            config: an `MVDConfig`.
+            kwargs: further arguments.
+        """
+        fields = {
+            "size": {"shortest_edge": round(min(config.frame_size) * 256 / 224)},
+            "do_center_crop": False,
+            "size_divisor": config.patch_size,
+        }
+        return cls.for_model(config, **(fields | kwargs))
+
     def _check(self, kwargs: dict, is_file: bool = False):
         """Refuse unknown arguments, wrong types and what has no meaning here.
 
@@ -303,17 +339,32 @@ class MVDVideoProcessor(BaseVideoProcessor):
         stored = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
         return stored | {name: value for name, value in kwargs.items() if value is not None}
 
-    def preprocess(self, videos, **kwargs) -> BatchFeature:
-        """The model's input from one video or a batch of them; see [`MVDVideoProcessor`]."""
+    def preprocess(self, videos, boxes=None, **kwargs) -> BatchFeature:
+        """The model's input from one video or a batch of them; see [`MVDVideoProcessor`].
+
+        Args:
+            videos: one video, or a batch of them.
+            boxes (*optional*): (people, 4) of one video, or for each video of the batch.
+            kwargs: arguments of the processor.
+        """
         self._check(kwargs)
         options = self._standardize_kwargs(**self._complete(kwargs))
         self._validate_preprocess_kwargs(**options)
-        clips, metadata = [], []
-        for video in list_videos(videos):
+        batch = list_videos(videos)
+        people = self._list_boxes(boxes, len(batch), options)
+        clips, metadata, placed = [], [], []
+        for video, of_video in zip(batch, people, strict=True):
             frames, description = self._choose_frames(video, options)
             clips.append(self._make_views(frames.to(device=options["device"]), options))
             metadata.append(description)
-        output = BatchFeature({"pixel_values": clips}, tensor_type=options["return_tensors"])
+            if of_video is not None:
+                placed.append(self._place_boxes(of_video, frames.shape[-2:], options))
+        features = {"pixel_values": clips}
+        if boxes is not None and options["return_tensors"]:
+            features["boxes"], features["box_mask"] = pad_people(placed)
+        elif boxes is not None:
+            features["boxes"] = placed
+        output = BatchFeature(features, tensor_type=options["return_tensors"])
         if options["return_metadata"]:
             output["video_metadata"] = metadata
         return output
@@ -403,7 +454,88 @@ class MVDVideoProcessor(BaseVideoProcessor):
         arguments = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         views = torch.stack(crops, dim=1).flatten(0, 1)
         views = self.rescale_and_normalize(views, *(options[name] for name in arguments))
+        if options["size_divisor"] is not None:
+            rows, columns = (-side % options["size_divisor"] for side in views.shape[-2:])
+            views = torch.nn.functional.pad(views, (0, columns, 0, rows))
         return views[0] if len(views) == 1 else views
+
+    # people
+
+    @staticmethod
+    def _list_boxes(boxes, num_videos: int, options: dict) -> list:
+        """The boxes of each video of a batch, or `None` for each."""
+        if boxes is None:
+            return [None] * num_videos
+        if options["num_clips"] * options["num_crops"] != 1:
+            raise ValueError("Boxes go with a single view of a video: leave num_clips and num_crops at 1.")
+        listed = [boxes] if is_box_matrix(boxes) else list(boxes)
+        if len(listed) != num_videos:
+            raise ValueError(f"There are boxes for {len(listed)} of {num_videos} videos; give (people, 4) for each.")
+        return listed
+
+    def _placement(self, height: int, width: int, options: dict) -> Placement:
+        """Where frames of this size are in the model's input."""
+        size, resized = options["size"], (height, width)
+        if options["do_resize"]:
+            by_short_side = size.shortest_edge and not size.longest_edge
+            resized = (
+                short_side_size(height, width, size.shortest_edge) if by_short_side else (size.height, size.width)
+            )
+        offset = (0, 0)
+        if options["do_center_crop"]:
+            (offset,) = crop_offsets(*resized, (options["crop_size"].height, options["crop_size"].width))
+        return Placement((height, width), resized, offset)
+
+    def _place_boxes(self, boxes, size: tuple[int, int], options: dict) -> torch.Tensor:
+        """Boxes (P, 4) of frames of (height, width) `size` in pixels of the model's input, within it."""
+        placement = self._placement(*size, options)
+        placed = placement.place(as_pixels(boxes, options["box_unit"], *size)).to(device=options["device"])
+        crop = options["crop_size"]
+        visible = (crop.height, crop.width) if options["do_center_crop"] else placement.size
+        return clip_boxes(placed, *visible)
+
+    def post_process_action_detection(
+        self,
+        outputs,
+        threshold: float = 0.5,
+        top_k: int | None = None,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        **kwargs,
+    ) -> list[list[dict[str, torch.Tensor]]]:
+        """What each person does, from the output of an [`MVDForActionDetection`].
+
+        Args:
+            outputs: the model's output.
+            threshold: least probability of an action that is told.
+            top_k: at most so many actions of a person; `None` for all.
+            target_sizes: (height, width) in pixels of each original video; boxes are then in these pixels. Without it
+                they are in pixels of the model's input.
+            kwargs: arguments that the processor was called with, if they change sizes.
+
+        Returns:
+            For each clip, for each person: `box` (4,), and of the actions, most probable first, `labels` (n,) and
+            `scores` (n,).
+
+        Raises:
+            ValueError: if there is not one target size for each clip.
+        """
+        self._check(kwargs)
+        options = self._standardize_kwargs(**self._complete(kwargs))
+        num_clips = len(outputs.logits)
+        if target_sizes is not None and len(target_sizes) != num_clips:
+            raise ValueError(f"There are {len(target_sizes)} target_sizes for {num_clips} clips; give one for each.")
+        results = []
+        for clip in range(num_clips):
+            is_person = outputs.box_mask[clip].bool()
+            boxes = outputs.boxes[clip][is_person].float()
+            if target_sizes is not None:
+                boxes = self._placement(*(int(side) for side in target_sizes[clip]), options).undo(boxes)
+            probabilities = outputs.logits[clip][is_person].detach().float().sigmoid()
+            scores, labels = probabilities.sort(dim=1, descending=True, stable=True)
+            counts = (scores >= threshold)[:, :top_k].sum(dim=1).tolist()
+            people = zip(boxes, labels, scores, counts, strict=True)
+            results.append([{"box": box, "labels": label[:n], "scores": score[:n]} for box, label, score, n in people])
+        return results
 
     def resize(self, image: torch.Tensor, size, **kwargs) -> torch.Tensor:
         """Frames (n, C, H, W) resized to a short side or to a height and width; see [`resize_bilinear`].
@@ -424,4 +556,5 @@ __all__ = [
     "crop_offsets",
     "resize_bilinear",
     "resize_short_side",
+    "short_side_size",
 ]

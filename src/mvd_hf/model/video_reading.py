@@ -193,6 +193,35 @@ class VideoReader:
             raise VideoReadError(self.source, f"{len(rows)} of {len(wanted)} frames cannot be decoded ({missing})")
         return output
 
+    def times(self) -> np.ndarray:
+        """Seconds (frames,) at which the frames are shown, counted from the first one.
+
+        Raises:
+            VideoReadError: if the video says nothing about them.
+        """
+        if self._entries:  # decoding times, whose distances are those of the presentation times
+            times = np.sort([entry.timestamp for entry in self._entries if not entry.is_discard])
+        elif self._whole is not None and self._whole.order:
+            times = np.array([self._whole.packets[i].pts for i in self._whole.order])
+        else:
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            if not rate:
+                raise VideoReadError(self.source, "neither its frames nor its header have times")
+            return np.arange(self._num_frames) / float(rate)
+        return (times - times[0]) * float(self._stream.time_base)
+
+    def frame_at(self, seconds: float) -> int:
+        """Number of the frame that is nearest to a time, counted in seconds from the first frame.
+
+        Raises:
+            VideoReadError: if the video is over by then, or says nothing about the times of its frames.
+        """
+        times = self.times()
+        end = float(times[-1] + (np.median(np.diff(times)) if len(times) > 1 else 1.0))
+        if not 0 <= seconds <= end:
+            raise VideoReadError(self.source, f"the time {seconds:g} s was asked for, the video has {end:.2f} s")
+        return int(np.abs(times - seconds).argmin())
+
     # opening
 
     @staticmethod

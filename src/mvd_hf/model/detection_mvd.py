@@ -1,0 +1,202 @@
+"""MVDForActionDetection: what each person in the middle frame of a clip does, given where they are.
+
+Letters in shapes: B clips, P people per clip (padded), T frames, C channels, H x W pixels; t x h x w the grid of
+patches, D their width; K action classes. Boxes are x1, y1, x2, y2 in pixels of the clip, from its upper left corner.
+"""
+# Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torchvision.ops import roi_align
+from transformers import initialization as init
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .boxes_mvd import enlarge_boxes, pad_people
+from .configuration_mvd import MVDConfig
+from .modeling_mvd import MVDForVideoClassification, MVDModel, MVDPreTrainedModel
+
+FINAL_NORMS = ("fresh", "fc_norm")
+
+
+@dataclass
+class MVDForActionDetectionOutput(ModelOutput):
+    """Output of the action detector.
+
+    Args:
+        loss (`()`): binary cross entropy, the mean over the classes summed over the people of all clips.
+        logits (`(B, P, K)`): scores of the actions of each person before the sigmoid; of no meaning where `box_mask`
+            is 0.
+        boxes (`(B, P, 4)`): the people's boxes, as given.
+        box_mask (`(B, P)` int64): 1 for rows that are people, else 0.
+        hidden_states, attentions: of the encoder, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    boxes: torch.Tensor | None = None
+    box_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class MVDForActionDetection(MVDPreTrainedModel):
+    """Stage 3, the action detector (AVA).
+
+    Patch tokens after the encoder's final norm, their mean over time, RoIAlign of each person's box, the maximum of
+    its bins, linear.
+
+    The final norm is pre-trained: a student's checkpoint has it, a mean-pooling classifier's has not (see
+    [`from_classifier`]). Any height and width that the patches divide are possible; `config.detection_positions` says
+    what becomes of the position code.
+    """
+
+    _head_parts = ("classifier",)
+    weight_init = "finetune"
+
+    def __init__(self, config: MVDConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.mvd = MVDModel(config, weight_init=self.weight_init)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self.classifier:
+            init.trunc_normal_(module.weight, std=self.config.initializer_range * self.config.head_init_scale)
+
+    @classmethod
+    def from_classifier(cls, pretrained_model_name_or_path, final_norm: str, **overrides) -> "MVDForActionDetection":
+        """A detector with a new head and the encoder of a mean-pooling classifier, which has no final norm.
+
+        Args:
+            pretrained_model_name_or_path: the checkpoint of an [`MVDForVideoClassification`].
+            final_norm: what becomes of the detector's final norm: `"fresh"` (weights 1, biases 0: the published AVA
+                runs with Kinetics labels go through a pipeline that does so), or `"fc_norm"` (the classifier's norm,
+                which was trained on the mean of the same tokens).
+            overrides: configuration fields that differ, above all `num_labels` or `id2label`.
+
+        Raises:
+            ValueError: if `final_norm` is neither, or the classifier has a final norm and needs none of this.
+        """
+        if final_norm not in FINAL_NORMS:
+            raise ValueError(f"There is no final_norm={final_norm!r}; choose {', '.join(FINAL_NORMS)}.")
+        classifier = MVDForVideoClassification.from_pretrained(pretrained_model_name_or_path)
+        if classifier.fc_norm is None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path!s} has a final encoder norm: load it with from_pretrained."
+            )
+        config = cls.config_class.from_dict({**classifier.config.to_dict(), **overrides})
+        model = cls(config).eval()
+        weights = classifier.mvd.state_dict()
+        norm = classifier.fc_norm if final_norm == "fc_norm" else model.mvd.layernorm
+        weights |= {f"layernorm.{name}": value for name, value in norm.state_dict().items()}
+        model.mvd.load_state_dict(weights)
+        return model
+
+    def check_people(
+        self, pixel_values: torch.Tensor, boxes: torch.Tensor | None, box_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The mask of the people as bool, all True by default; raises ValueError if shapes or types do not fit."""
+        batch = pixel_values.shape[0]
+        if boxes is None:
+            raise ValueError(
+                "boxes (clips, people, 4) are needed: x1, y1, x2, y2 of each person in pixels of the clip."
+            )
+        if boxes.dim() != 3 or boxes.shape[0] != batch or boxes.shape[2] != 4 or not boxes.is_floating_point():
+            raise ValueError(
+                f"boxes must be ({batch} clips, people, 4) floats, or a list of (people, 4) for each clip, got "
+                f"{tuple(boxes.shape)} {boxes.dtype}."
+            )
+        if box_mask is None:
+            return torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+        if box_mask.shape != boxes.shape[:2] or box_mask.is_floating_point():
+            raise ValueError(
+                f"box_mask must be {tuple(boxes.shape[:2])} bool or integers, got {tuple(box_mask.shape)} "
+                f"{box_mask.dtype}."
+            )
+        return box_mask.bool()
+
+    def pool_people(self, features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """Features (B, h, w, D) float32 of a frame to one vector per person (B, P, D).
+
+        In float32 without autocast: RoIAlign has no bfloat16 kernel on CPUs.
+        """
+        size, num_people = self.config.detection_pool_size, boxes.shape[1]
+        clip = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(num_people)
+        regions = torch.cat([clip[:, None].to(features.dtype), boxes.flatten(0, 1).to(features.dtype)], dim=1)
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            bins = roi_align(features.permute(0, 3, 1, 2), regions, size, 1 / self.config.patch_size)
+        return bins.flatten(2).max(dim=2).values.unflatten(0, (boxes.shape[0], num_people))
+
+    def loss(self, labels: torch.Tensor, logits: torch.Tensor, box_mask: torch.Tensor) -> torch.Tensor:
+        """Binary cross entropy, the mean over the classes summed over the people.
+
+        Raises:
+            ValueError: if the labels are not one number per person and class.
+        """
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"labels must be {tuple(logits.shape)} (clips, people, classes), 1 for what a person does, got "
+                f"{tuple(labels.shape)}."
+            )
+        entropy = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
+        return entropy.mean(dim=2).masked_fill(~box_mask, 0.0).sum()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        boxes: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        box_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MVDForActionDetectionOutput:
+        r"""
+        Args:
+            pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
+            boxes (`(B, P, 4)` float, or a list of `(people, 4)` for each clip): x1, y1, x2, y2 in pixels of the clip.
+                In evaluation the region that is pooled is larger by `config.detection_margin`, within the clip.
+            box_mask (`(B, P)` bool or 0 and 1, *optional*): which rows are people; all by default, or as many as the
+                lists have.
+            labels (`(B, P, K)`, or a list of `(people, K)`, *optional*): 1 for each action of a person, else 0.
+            interpolate_pos_encoding (*optional*): as in [`MVDModel`]; by default as `config.detection_positions` says.
+
+        Raises:
+            ValueError: if the clip does not fit the patches, or boxes, mask or labels do not fit the clip.
+        """
+        if isinstance(boxes, list | tuple):
+            boxes, box_mask = pad_people(boxes)
+        if isinstance(labels, list | tuple):
+            labels, _ = pad_people(labels)
+        box_mask = self.check_people(pixel_values, boxes, box_mask)
+        if interpolate_pos_encoding is None:
+            interpolate_pos_encoding = self.config.detection_positions == "interpolated"
+        encoded = self.mvd(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        tokens = encoded.last_hidden_state[:, int(self.config.use_class_token) :]
+        grid = self.mvd.embeddings.grid_of(pixel_values)
+        features = tokens.unflatten(1, grid).mean(dim=1, dtype=torch.float32)
+        regions = (
+            boxes if self.training else enlarge_boxes(boxes, self.config.detection_margin, pixel_values.shape[-2:])
+        )
+        people = self.pool_people(features, regions).to(self.classifier.weight.dtype)
+        logits = self.classifier(self.dropout(people))
+        return MVDForActionDetectionOutput(
+            loss=None if labels is None else self.loss(labels, logits, box_mask),
+            logits=logits,
+            boxes=boxes,
+            box_mask=box_mask.long(),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+__all__ = ["MVDForActionDetection", "MVDForActionDetectionOutput"]
