@@ -61,6 +61,23 @@ ALLOWED = {
     "average_precision": set(),
     "ava_actions": set(),
     "ava": {"ava_actions", "average_precision"},
+    "video_folders": {MODEL},
+    "ava_audit": {MODEL, "ava", "ava_actions", "average_precision", "video_folders"},
+    "detection_augmentation": {MODEL, "augmentation"},
+    "key_frames": {MODEL, "ava", "collation", "video_folders"},
+    "detection": {
+        MODEL,
+        "ava",
+        "ava_actions",
+        "clips",
+        "collation",
+        "detection_augmentation",
+        "key_frames",
+        "training",
+        "video_folders",
+    },
+    "toy_detection": {"toy"},
+    "visualization": {MODEL, "ava", "toy"},
     "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -165,40 +165,27 @@ def check_rule(on_bad_video: str):
         raise ValueError(f"There is no on_bad_video={on_bad_video!r}; choose {', '.join(BAD_VIDEO_RULES)}.")
 
 
-class ClipDataset(torch.utils.data.Dataset):
-    """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in the epoch of [`set_epoch`].
+class SampleDataset(torch.utils.data.Dataset):
+    """Samples cut out of videos on the fly: `dataset[(epoch, index)]`, or `dataset[index]` in the epoch of `set_epoch`.
 
-    An item has `pixel_values` (T, 3, S, S) uint8 for the first of the augmentation's sizes, `pixel_values_<size>` for
-    each other one, `bool_masked_pos` (L,) if there is a mask, and `labels` if they are wanted. Where several clips are
-    cut out of a video, it is a list of such items. An index of -1 gives a blank clip. Batch with [`collate_clips`].
+    An index of -1 gives a blank sample. Where several samples are cut out of a video, an item is a list of them.
 
     Args:
-        rows: videos or images with optional labels, see `mvd_hf.sources.load_rows`.
-        cutter: cuts clips out of a video.
-        label_column: column of the labels, if labels are wanted.
-        label_names: names of the classes, if the data set does not know them.
+        rows: what a sample is made of, by index.
+        reader: makes samples of a row, and blank ones, as [`RowReader`] does.
         seed: seed of all random choices.
         on_bad_video: what to do about a video that cannot be read: `raise`; `skip` it, so that its batch is smaller;
             or `substitute` another one, drawn at random. Skipped and substituted ones are told in the batch.
 
     Raises:
-        ValueError: if there is no row, no such label column or no such rule.
+        ValueError: if there is no row or no such rule.
     """
 
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        cutter: ClipCutter,
-        label_column: str | None = None,
-        label_names: Sequence[str] | str | None = None,
-        seed: int = 0,
-        on_bad_video: str = "raise",
-    ):
+    def __init__(self, rows: Sequence, reader, seed: int = 0, on_bad_video: str = "raise"):
         if len(rows) == 0:
             raise ValueError("The data set is empty: it names no video.")
         check_rule(on_bad_video)
-        self.rows, self.seed, self.on_bad_video = rows, seed, on_bad_video
-        self.reader = RowReader(rows, cutter, label_column, label_names)
+        self.rows, self.reader, self.seed, self.on_bad_video = rows, reader, seed, on_bad_video
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers may outlive an epoch
 
     def set_epoch(self, epoch: int):
@@ -234,3 +221,37 @@ class ClipDataset(torch.utils.data.Dataset):
             if bad_videos:
                 first = {**first, BAD_VIDEOS: bad_videos}
             return [first, *others] if others else first
+
+
+class ClipDataset(SampleDataset):
+    """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in the epoch of `set_epoch`; -1 gives a blank one.
+
+    An item has `pixel_values` (T, 3, S, S) uint8 for the first of the augmentation's sizes, `pixel_values_<size>` for
+    each other one, `bool_masked_pos` (L,) if there is a mask, and `labels` if they are wanted. Where several clips are
+    cut out of a video, it is a list of such items. Batch them with [`collate_clips`].
+
+    Args:
+        rows: videos or images with optional labels, see `mvd_hf.sources.load_rows`.
+        cutter: cuts clips out of a video.
+        label_column: column of the labels, if labels are wanted.
+        label_names: names of the classes, if the data set does not know them.
+        seed: seed of all random choices.
+        on_bad_video: what to do about a video that cannot be read: `raise`; `skip` it, so that its batch is smaller;
+            or `substitute` another one, drawn at random. Skipped and substituted ones are told in the batch.
+
+    Raises:
+        ValueError: if there is no row, no such label column or no such rule.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        cutter: ClipCutter,
+        label_column: str | None = None,
+        label_names: Sequence[str] | str | None = None,
+        seed: int = 0,
+        on_bad_video: str = "raise",
+    ):
+        if len(rows) == 0:  # before the reader looks at the first row
+            raise ValueError("The data set is empty: it names no video.")
+        super().__init__(rows, RowReader(rows, cutter, label_column, label_names), seed, on_bad_video)

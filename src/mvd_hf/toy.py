@@ -1,9 +1,10 @@
 """Small real video files made on the spot: textured shapes whose appearance and whose motion are separate labels."""
 
 import csv
+import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -59,13 +60,21 @@ def toy_frames(
     return frames
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: int = 25, gop_size: int = 12):
-    """Write frames (T, H, W, 3) uint8, H and W even, as an H.264 mp4 file."""
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 25, gop_size: int = 12):
+    """Write frames (H, W, 3) uint8, or an array (T, H, W, 3) of them, H and W even, as an H.264 mp4 file.
+
+    Raises:
+        ValueError: if there is no frame.
+    """
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"There is no frame to write to {str(path)!r}.")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options=ENCODER_OPTIONS)
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = first.shape[:2]
         stream.pix_fmt, stream.gop_size, stream.codec_context.thread_count = "yuv420p", gop_size, 1
-        for frame in frames:
+        for frame in itertools.chain([first], frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
 

@@ -21,7 +21,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from .bookkeeping import BadVideos, LossParts
-from .clips import ClipDataset
+from .clips import ClipDataset, SampleDataset
 from .collation import BAD_VIDEOS, IS_BLANK, collate_clips
 from .interruption import Processes, StopRequest, is_disk_full, outlive_signals
 from .model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
@@ -137,7 +137,7 @@ def check_size(num_samples: int, total_batch_size: int):
 
 def check_samples(dataset):
     """Raise ValueError if a training set does not take (epoch, index) keys, and is none of ours."""
-    if dataset is None or isinstance(dataset, ClipDataset | StreamingClips):
+    if dataset is None or isinstance(dataset, SampleDataset | StreamingClips):
         return
     remedy = "Make it with mvd_hf.load_clips, or let dataset[(epoch, index)] give a sample."
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):

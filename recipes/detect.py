@@ -1,0 +1,79 @@
+"""Stage 3 for AVA: train an action detector from a student, a classifier or a detector, and score it.
+
+    accelerate launch recipes/detect.py recipes/tiny/detect.yaml [--key value ...]
+
+With `--evaluate_only` the model, a detector, is scored as it is. Results are in `<output_dir>/evaluation/`.
+Keys: the model (below), the data (`mvd_hf.detection.DetectionArguments`), the training
+    (`mvd_hf.MVDTrainingArguments`).
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor
+from mvd_hf.detection import DetectionArguments, DetectionTrainer
+from mvd_hf.recipe_arguments import parse_arguments
+
+
+@dataclass
+class DetectorArguments:
+    """The checkpoint to begin with.
+
+    Args:
+        model: folder or Hub id of a student, a classifier or a detector; a published name (`mvd-b`) for a new network.
+        config: fields of its `MVDConfig` that differ.
+        final_norm: where the encoder's final norm comes from: `checkpoint`, or, as a mean-pooling classifier has none,
+            `fc_norm` or `fresh`, see `mvd_hf.MVDForActionDetection.from_classifier`.
+        evaluate_only: score the model without training it.
+    """
+
+    model: str = ""
+    config: dict = field(default_factory=dict)
+    final_norm: str = "checkpoint"
+    evaluate_only: bool = False
+
+
+def load_detector(recipe: DetectorArguments, data: DetectionArguments) -> MVDForActionDetection:
+    """The detector with the classes of the data set."""
+    if not recipe.model:
+        raise ValueError("No model: give --model with a checkpoint's folder, a Hub id or a published name (mvd-b).")
+    names = data.id2label
+    labels = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    overrides = {**recipe.config, **labels}
+    if recipe.model.startswith("mvd-") and "/" not in recipe.model and not Path(recipe.model).exists():
+        return MVDForActionDetection(MVDConfig.from_name(recipe.model, **overrides))
+    if recipe.final_norm != "checkpoint":
+        return MVDForActionDetection.from_classifier(recipe.model, recipe.final_norm, **overrides)
+    return MVDForActionDetection.from_pretrained(recipe.model, dtype=torch.float32, **overrides)
+
+
+def main(arguments: list[str]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe, data, training = parse_arguments(arguments, DetectorArguments, DetectionArguments, MVDTrainingArguments)
+    set_seed(training.seed)
+    model = load_detector(recipe, data)
+    trainer = DetectionTrainer(
+        model,
+        training,
+        data,
+        train_dataset=None if recipe.evaluate_only else data.training_set(model.config, training.seed),
+        eval_dataset=data.evaluation_set(model.config),
+        processing_class=MVDVideoProcessor.for_detection(
+            model.config, size={"shortest_edge": data.short_side}, frame_sampling_rate=data.stride
+        ),
+    )
+    if recipe.evaluate_only:
+        trainer.run_evaluation()
+        return
+    trainer.run()
+    if trainer.eval_dataset is not None:
+        trainer.save_evaluation()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
