@@ -1,6 +1,10 @@
 """Audit a data set before training: which files decode, what they hold, duplicates, overlap with another data set.
 
     python recipes/audit.py k400_train.csv --root videos --output audit.csv [--against k400_test.csv ...]
+    python recipes/audit.py --ava ava_train.csv --videos videos [--boxes boxes.csv --detections results.csv ...]
+
+The second form tells why action detection would have a mean average precision of zero; its exit code is 1 if it would.
+Its keys: `mvd_hf.ava_audit.AvaAuditArguments`.
 
 The data set may also be a key of a YAML file. Training takes the manifest that is written with the key `manifest`.
 Started again with the same `output`, the audit goes on where it was interrupted. The exit code is 1 if there are files
@@ -14,6 +18,7 @@ import sys
 from dataclasses import dataclass, field
 
 from mvd_hf.audit import DROP, AuditSettings, audit_videos, check_drop, describe, find_overlap, write_manifest
+from mvd_hf.ava_audit import AvaAuditArguments, audit_ava, describe_ava
 from mvd_hf.recipe_arguments import parse_arguments
 from mvd_hf.sources import load_rows
 
@@ -49,8 +54,17 @@ class AuditArguments:
         check_drop(self.drop)
 
 
+def audit_action_detection(arguments: list[str]) -> int:
+    (audit,) = parse_arguments(arguments, AvaAuditArguments)
+    findings = audit_ava(audit)
+    logging.info("%s", describe_ava(audit, findings))
+    return int(any(finding.is_fatal for finding in findings))
+
+
 def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if any(argument.partition("=")[0] == "--ava" for argument in arguments):
+        return audit_action_detection(arguments)
     audit, settings = parse_arguments(arguments, AuditArguments, AuditSettings, first="dataset")
     rows = load_rows(audit.dataset, audit.split, audit.root, audit.dataset_config, audit.streaming)
     against = None
