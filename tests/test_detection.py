@@ -128,7 +128,7 @@ def test_several_annotation_files_and_a_limit(toy):
 
 
 def test_the_filling_is_what_the_normalisation_makes_zero():
-    assert mean_grey(config(image_mean=[0.481458, 0.454688, 0.403843])) == (123, 116, 103)
+    assert mean_grey(config(image_mean=[0.481458, 0.454692, 0.403844])) == (123, 116, 103)
     assert mean_grey(config(image_mean=0.5)) == (128, 128, 128)
 
 

@@ -11,14 +11,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mvd_hf import MVDConfig, MVDTrainingArguments, TeacherConfig
+from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor, TeacherConfig
+from mvd_hf.ava_actions import read_label_map
+from mvd_hf.ava_audit import AvaAuditArguments
 from mvd_hf.data import DataArguments
+from mvd_hf.detection import DetectionArguments
 from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.toy_detection import ToyDetectionSettings, make_toy_detection_dataset
+from mvd_hf.visualization import DetectionPictureArguments
 
 ROOT = Path(__file__).parents[1]
 READMES = sorted([ROOT / "README.md", *ROOT.glob("recipes/*/README.md")])
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
 RECIPES = [path for path in RECIPES if path.parent.name != "accelerate"]
+DETECTION = [path for path in RECIPES if path.parent.name == "ava" or path.stem == "detect"]
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -60,6 +66,18 @@ def resolve(script: str, arguments: list[str]):
     return recipe, data, training, MVDConfig.from_name(name, **recipe.config)
 
 
+def resolve_detection(script: str, arguments: list[str]) -> list:
+    """The arguments of training, checking or drawing action detection."""
+    arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
+    if script == "recipes/audit.py":
+        return parse_arguments(arguments, AvaAuditArguments)
+    if script == "recipes/visualize.py":
+        assert arguments[0] in load_script(script).PICTURES
+        return parse_arguments(arguments[1:], DetectionPictureArguments)
+    kinds = load_script(script).DetectorArguments, DetectionArguments, MVDTrainingArguments
+    return parse_arguments([*arguments, "--use_cpu"], *kinds)
+
+
 @pytest.fixture(scope="module")
 def tiny_job(tmp_path_factory):
     """A folder in which the README's first command was run, and what it printed."""
@@ -92,7 +110,7 @@ def test_the_tiny_job_trains_every_stage(tiny_job):
 @pytest.mark.slow
 def test_the_readmes_python_runs(tiny_job):
     folder, _ = tiny_job
-    snippets = blocks(ROOT / "README.md", "python")
+    snippets = [text for text in blocks(ROOT / "README.md", "python") if "MVDForActionDetection" not in text]
     checks = ["assert features.shape == (1, 256, 48)", "assert 0 < loss.item() < 1.6"]
     for snippet, check in zip(snippets, checks, strict=True):
         result = subprocess.run(
@@ -104,6 +122,27 @@ def test_the_readmes_python_runs(tiny_job):
             timeout=120,
         )
         assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_readmes_python_for_action_detection_runs(tmp_path):
+    data = make_toy_detection_dataset(tmp_path / "outputs/tiny/detection", ToyDetectionSettings(0, 3))
+    recipe = yaml.safe_load((ROOT / "recipes/tiny/detect.yaml").read_text())
+    names = read_label_map(data / "actions.pbtxt")
+    config = MVDConfig.from_name("mvd-b", **recipe["config"], id2label={i - 1: name for i, name in names.items()})
+    for part in (MVDForActionDetection(config), MVDVideoProcessor.for_detection(config)):
+        part.save_pretrained(tmp_path / "outputs/tiny/detector")
+    (snippet,) = (text for text in blocks(ROOT / "README.md", "python") if "MVDForActionDetection" in text)
+    checks = "\nassert outputs.logits.shape == (1, 2, 8)\nassert [len(p['labels']) for p in people] == [8, 8]"
+    result = subprocess.run(
+        [sys.executable, "-c", snippet + checks],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.mark.slow
@@ -157,14 +196,37 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
     elif script == "recipes/convert.py":
         module = load_script(script)
         parse_arguments(arguments, module.ConversionArguments, first="checkpoint")
+    elif script in ("recipes/detect.py", "recipes/audit.py", "recipes/visualize.py"):
+        resolve_detection(script, arguments)
     else:
-        assert (script, arguments) == ("recipes/tiny/run.py", [])
+        assert (script, arguments) in (("recipes/tiny/run.py", []), ("recipes/tiny/run_detection.py", []))
     if "--config_file" in command:
         config = ROOT / command[command.index("--config_file") + 1]
         assert yaml.safe_load(config.read_text())["num_processes"] >= 1
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_stage_of_the_tiny_detection_job_resolves():
+    module = load_script("recipes/tiny/run_detection.py")
+    assert [words[0] for _, words in module.STAGES] == [
+        "recipes/audit.py",
+        "recipes/detect.py",
+        "recipes/detect.py",
+        "recipes/visualize.py",
+    ]
+    for _, (script, *arguments) in module.STAGES:
+        resolve_detection(script, arguments)
+
+
+@pytest.mark.parametrize("path", DETECTION, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_detection_recipe_resolves_and_opens_with_its_command(path):
+    resolve_detection("recipes/detect.py", [str(path.relative_to(ROOT))])
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert f"recipes/detect.py {path.relative_to(ROOT)}" in " ".join(line.strip("# \\") for line in header)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path not in DETECTION], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_every_recipe_resolves_and_opens_with_its_command(path):
     text = path.read_text()
     is_finetuning = "recipes/finetune.py" in text

@@ -8,11 +8,13 @@ from transformers import (
     AutoVideoProcessor,
 )
 
+from .ava import ava_map
 from .classifiers import load_classifier
 from .clips import ClipCutter, ClipDataset
 from .collation import collate_clips
 from .conversion import convert_checkpoint
 from .data import load_clips
+from .detection import DetectionTrainer
 from .distillation import DistillationTrainer, distillation_losses
 from .evaluation import Evaluation, evaluate_views
 from .finetuning import FinetuningArguments, FinetuningTrainer
@@ -74,5 +76,7 @@ __all__ = [
     "FinetuningArguments",
     "evaluate_views",
     "Evaluation",
+    "DetectionTrainer",
+    "ava_map",
     "convert_checkpoint",
 ]
