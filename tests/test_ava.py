@@ -53,8 +53,9 @@ def test_annotations_results_and_key_frames_without_people(tmp_path):
 
 
 def test_decimals_are_read_as_python_reads_them(tmp_path):
-    text = "0.30000000000000004"
-    assert read_boxes(save(tmp_path / "a.csv", [("v", 1, 0, 0, text, 1, 1)]))["x2"].item() == float(text)
+    texts = ["0.30000000000000004", "0.1234567890123456789", "5e-324", "0.8444218515250481"]
+    table = read_boxes(save(tmp_path / "a.csv", [("v", 1, 0, 0, text, 1, 1) for text in texts]))
+    assert table["x2"].tolist() == [float(text) for text in texts]
 
 
 def test_rows_arrays_mappings_and_data_frames_are_tables_too():

@@ -40,12 +40,9 @@ def read_columns(source: Table, columns: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame(source).reset_index(drop=True).reindex(columns=columns)
     names = [*columns, "too many"]
     if isinstance(source, str | os.PathLike):
-        options = {"float_precision": "round_trip", "skip_blank_lines": False, "low_memory": False}
-        try:
-            table = pd.read_csv(
-                source, header=None, names=names, index_col=False, dtype={"video": str}, na_values=[""],
-                keep_default_na=False, **options,
-            )  # fmt: skip
+        options = {"index_col": False, "dtype": {"video": str}, "na_values": [""], "keep_default_na": False}
+        try:  # lines that are empty keep their number
+            table = pd.read_csv(source, header=None, names=names, skip_blank_lines=False, low_memory=False, **options)
         except pd.errors.EmptyDataError:
             return pd.DataFrame(columns=columns)
         except (OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
