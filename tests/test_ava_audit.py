@@ -153,10 +153,10 @@ def test_a_start_makes_them_meet(toy, change):
 
 
 def test_videos_that_are_missing_or_broken(toy, change, tmp_path):
-    path = change("validation.csv", lambda row: [f"{row[0]}.avi", *row[1:]])
-    finding = only(audit(toy, ava=path, videos=str(toy / "videos")))
+    path = change("validation.csv", lambda row: [f"{row[0]}_x", *row[1:]])
+    finding = only(f for f in audit(toy, ava=path, videos=str(toy / "videos")) if f.is_fatal)
     assert "videos are not in" in finding.problem
-    assert finding.examples[0] == "validation_0000.avi"
+    assert finding.examples[0] == "validation_0000_x"
     assert "'validation_0000'" in finding.remedy
     (tmp_path / "videos").mkdir()
     (tmp_path / "one.csv").write_text("broken,1,0.1,0.1,0.2,0.2,1\nsound,1,0.1,0.1,0.2,0.2,1\n")

@@ -117,6 +117,13 @@ def test_training_needs_square_crops_that_fit(toy):
         arguments(toy, short_side=24).training_set(config())
 
 
+def test_missing_videos_are_told_before_training(toy, tmp_path):
+    with pytest.raises(ValueError, match=r"8 videos are not in .*: train_0000, train_0001, train_0002, ...\. "):
+        arguments(toy, videos=str(tmp_path)).training_set(config())
+    skipping = arguments(toy, videos=str(tmp_path), on_bad_video="skip").training_set(config())
+    assert skipping[0]["is_blank"]
+
+
 def test_several_annotation_files_and_a_limit(toy):
     one = arguments(toy)
     both = arguments(toy, annotations=[one.annotations, one.eval_annotations])

@@ -60,6 +60,16 @@ def test_several_folders_and_a_name_with_its_suffix(root, tmp_path):
     assert folders.locate("whole.mp4", 1) == (root / "whole.mp4", 0.0)
     assert [path for path, _, _ in folders.parts("-_ab_c")] == [root / "kinetics" / "-_ab_c_000900_000902.mp4"]
     assert folders.parts("nothing") == []
+    folders.check(["whole", "parts", "-_ab_c"])
+    with pytest.raises(ValueError, match=r"2 videos are not in .*: a, nothing. recipes/audit.py --ava"):
+        folders.check(["whole", "nothing", "a", "a"])
+
+
+def test_a_name_may_look_like_kinetics_and_a_number(root, tmp_path):
+    name = "-_ab_c_000900_000902"
+    assert VideoFolders(root).locate(name, 1) == (root / "kinetics" / f"{name}.mp4", 0.0)
+    write_video(tmp_path / "0007.mp4", numbered(0, 5), fps=FPS)
+    assert VideoFolders(tmp_path).locate("0007", 0) == (tmp_path / "0007.mp4", 0.0)
 
 
 @pytest.mark.parametrize(

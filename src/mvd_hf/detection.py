@@ -108,18 +108,21 @@ class DetectionArguments:
         """Key frames with annotated people, jittered and cropped.
 
         Raises:
-            ValueError: if annotations or folders cannot be used.
+            ValueError: if annotations or folders cannot be used, or videos are missing.
         """
         height, width = config.frame_size
         if height != width:
             raise ValueError(f"Training crops are square, the model wants {height}x{width} pixels.")
         files = [self.annotations] if isinstance(self.annotations, str) else self.annotations
         people = KeyFrames.joined([annotated_people(file, config.num_labels, self.excluded) for file in files])
+        videos = VideoFolders(self.videos, self.video_start)
+        if self.on_bad_video == "raise":  # now, and not in the middle of an epoch
+            videos.check(people.videos)
         augmentation = DetectionTrainingAugmentation(
             height, self.short_side, self.box_jitter, self.color_jitter, self.flip, self.min_visible
         )
         reader = KeyFrameReader(
-            VideoFolders(self.videos, self.video_start),
+            videos,
             augmentation,
             config.num_frames,
             self.stride,

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -11,6 +11,9 @@ import numpy as np
 from .model.video_reading import VideoReader, VideoReadError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+
+# a file, or a folder of seconds, and the first and the last second that it holds
+Part = tuple[Path, float, float]
 
 
 def second_files(folder: Path) -> dict[int, Path]:
@@ -110,10 +113,23 @@ class VideoFolders:
     def __init__(self, roots: str | os.PathLike | Sequence[str | os.PathLike], start: float = 0.0):
         self.roots = [Path(root) for root in ([roots] if isinstance(roots, str | os.PathLike) else roots)]
         self.start = start
-        self._found: dict[str, list[tuple[Path, float, float]]] | None = None
+        self._found: dict[str, list[Part]] = {}
+        self._has_searched = False
         for root in self.roots:
             if not root.is_dir():
                 raise ValueError(f"There is no folder of videos {str(root)!r}: give the folder that holds the videos.")
+            self._add(sorted(root.iterdir()))
+
+    def _add(self, paths: Iterable[Path]):
+        """Enter files and folders under the ids that they may have."""
+        for path in paths:
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                self._found.setdefault(path.stem, []).append((path, self.start, np.inf))
+                if part := re.fullmatch(r"(.+)_(\d{6})_(\d{6})", path.stem):
+                    name, first, last = part.groups()
+                    self._found.setdefault(name, []).append((path, float(first), float(last)))
+            elif path.is_dir():
+                self._found.setdefault(path.name, []).append((path, 0.0, np.inf))
 
     def locate(self, video: str, timestamp: float) -> tuple[Path, float]:
         """The file, or folder of seconds, that holds a time of a video, and the second at which it begins.
@@ -133,26 +149,24 @@ class VideoFolders:
             video, f"no such video in {roots} (neither {video}.mp4, {video}/902.mp4 nor Kinetics' form)"
         )
 
-    def parts(self, video: str) -> list[tuple[Path, float, float]]:
+    def parts(self, video: str) -> list[Part]:
         """Files of a video, or its folder of seconds, with the first and the last second that they hold."""
-        for root in self.roots:
-            if (root / video).is_dir():
-                return [(root / video, 0.0, np.inf)]
-            for suffix in ("", *VIDEO_SUFFIXES):
-                if (root / f"{video}{suffix}").is_file():
-                    return [(root / f"{video}{suffix}", self.start, np.inf)]
-        return self._search().get(video, [])
-
-    def _search(self) -> dict[str, list[tuple[Path, float, float]]]:
-        """Files by id, with their first and last second, of all sub-folders; searched once."""
-        if self._found is None:
-            self._found = {}
+        name = video.removesuffix(Path(video).suffix) if Path(video).suffix.lower() in VIDEO_SUFFIXES else video
+        if name not in self._found and not self._has_searched:
+            self._has_searched = True
             for root in self.roots:
-                for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
-                    part = re.fullmatch(r"(.+)_(\d{6})_(\d{6})", path.stem)
-                    name, first, last = part.groups() if part else (path.stem, self.start, np.inf)
-                    self._found.setdefault(name, []).append((path, float(first), float(last)))
-        return self._found
+                self._add(path for path in sorted(root.rglob("*")) if path.parent != root)
+        return self._found.get(name, [])
+
+    def check(self, videos: Iterable[str]):
+        """Raise ValueError, naming the first few, if videos are missing."""
+        missing = sorted({video for video in videos if not self.parts(video)})
+        if missing:
+            roots = ", ".join(map(str, self.roots))
+            raise ValueError(
+                f"{len(missing)} videos are not in {roots}: {', '.join(missing[:3])}{', ...' if missing[3:] else ''}. "
+                "recipes/audit.py --ava says what is there; on_bad_video=skip goes on without them."
+            )
 
     @contextmanager
     def open(self, video: str, timestamp: float, span: int) -> Iterator[tuple[VideoReader | SecondFiles, int]]:
