@@ -37,7 +37,7 @@ class DetectionArguments:
 
     Args:
         annotations: CSV file of the training set in AVA's format, or several.
-        videos: folder of its videos, or several; see `mvd_hf.key_frames.VideoFolders`.
+        videos: folder of its videos, or several; see `mvd_hf.video_folders.VideoFolders`.
         eval_annotations: CSV file to evaluate on.
         eval_videos: folder of its videos, by default `videos`.
         boxes: CSV file of the people that a detector found in the evaluation's key frames; without it, evaluation is
