@@ -166,7 +166,7 @@ def check_rule(on_bad_video: str):
 
 
 class SampleDataset(torch.utils.data.Dataset):
-    """Samples cut out of videos on the fly: `dataset[(epoch, index)]`, or `dataset[index]` in the epoch of `set_epoch`.
+    """Samples cut out of videos on the fly: `dataset[(epoch, index)]`, or `dataset[index]` in `set_epoch`'s epoch.
 
     An index of -1 gives a blank sample. Where several samples are cut out of a video, an item is a list of them.
 
@@ -224,7 +224,7 @@ class SampleDataset(torch.utils.data.Dataset):
 
 
 class ClipDataset(SampleDataset):
-    """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in the epoch of `set_epoch`; -1 gives a blank one.
+    """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in `set_epoch`'s epoch; -1 gives a blank one.
 
     An item has `pixel_values` (T, 3, S, S) uint8 for the first of the augmentation's sizes, `pixel_values_<size>` for
     each other one, `bool_masked_pos` (L,) if there is a mask, and `labels` if they are wanted. Where several clips are
