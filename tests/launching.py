@@ -1,5 +1,6 @@
 """Real runs of a recipe through `accelerate launch`, on one or more CPU processes, and what they leave behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +46,10 @@ def launch(script: str, *words: str | Path, processes: int = 1, **options) -> st
 def signal_when(
     path: Path, number: signal.Signals, script: str, *words: str | Path, processes: int = 1, **options
 ) -> int:
-    """Start a recipe and signal all its processes as soon as a file is there; gives its exit code."""
+    """Start a recipe, signal all its processes as soon as a file is there, and wait for their end.
+
+    Gives the launcher's exit code: it may end before the processes that it started.
+    """
     process = subprocess.Popen(
         launch_command(script, *words, processes=processes, **options),
         env=environment(),
@@ -57,7 +63,20 @@ def signal_when(
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, number)
-    return process.wait(120)
+    code = process.wait(120)
+    while is_alive(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return code
+
+
+def is_alive(group: int) -> bool:
+    """Whether a process group still has a process that has not ended."""
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def history(output: Path) -> dict[int, dict]:

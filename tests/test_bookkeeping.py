@@ -19,7 +19,7 @@ def accelerator() -> Accelerator:
 class Processes:
     """Accelerator of several processes of which the others have given sums and steps."""
 
-    def __init__(self, reduced: list[float], gathered: list[float]):
+    def __init__(self, reduced: list[float], gathered: list[list[float]]):
         self.reduced, self.gathered = torch.tensor(reduced), torch.tensor(gathered)
 
     def reduce(self, values, how):
@@ -55,7 +55,7 @@ def test_means_are_over_the_clips_of_all_processes():
     losses = LossParts()
     losses.add(parts(loss=1.0), 1, 2)
     # another process with a sum of 12 over 4 clips
-    assert losses.means(Processes([12.0, 4.0, 0.0], [torch.inf])) == pytest.approx({"loss": 14 / 6})
+    assert losses.means(Processes([12.0, 4.0, 0.0], [[torch.inf], [0.0]])) == pytest.approx({"loss": 14 / 6})
 
 
 def test_half_precision_losses_are_summed_in_single_precision(accelerator):
@@ -91,10 +91,21 @@ def test_the_first_loss_that_is_not_finite_is_named_with_its_step(accelerator, v
 
 
 def test_a_loss_that_is_not_finite_elsewhere_stops_all_processes():
-    losses = LossParts()
+    losses = LossParts(lambda step, batch, process: [f"{step}-{batch}-{process}"])
     losses.add(parts(loss=1.0, image=1.0), 9, 2)
-    with pytest.raises(FloatingPointError, match="'image' is NaN or infinite at step 7"):
-        losses.means(Processes([0.0] * 4, [torch.inf, 7.0]))
+    with pytest.raises(
+        FloatingPointError,
+        match="'image' is NaN or infinite at step 7, micro-batch 1 of process 1, with the samples 7-1-1",
+    ):
+        losses.means(Processes([0.0] * 4, [[torch.inf, 7.0], [0.0, 1.0]]))
+
+
+def test_the_first_micro_batch_that_is_not_finite_is_named(accelerator):
+    losses = LossParts(lambda step, batch, process: [f"{step}-{batch}-{index}.mp4" for index in range(40)])
+    for step, value in [(1, 1.0), (1, 1.0), (2, 1.0), (2, 1.0), (2, float("inf")), (2, float("nan")), (3, 1.0)]:
+        losses.add(parts(loss=value), step, 2)
+    with pytest.raises(FloatingPointError, match=r"step 2, micro-batch 2 of process 0.* 2-2-0\.mp4, .* and 8 more"):
+        losses.check(accelerator)
 
 
 def test_a_loss_that_is_not_finite_is_not_forgotten(accelerator):

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -55,6 +57,23 @@ def test_workers_outlive_a_signal_and_are_started_as_before():
     assert started.tolist() == [1, 1]
     loader.worker_init_fn = outlive_signals(None)
     assert len(list(loader)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["sys.exit(3)", "raise SystemError"])
+def test_workers_that_are_left_do_not_hold_up_the_end(end):
+    script = f"""
+import sys, torch
+from mvd_hf.interruption import outlive_signals
+loader = torch.utils.data.DataLoader(
+    range(100), num_workers=2, persistent_workers=True, worker_init_fn=outlive_signals(None)
+)
+iterator = iter(loader)
+next(iterator)
+{end}
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == (3 if "exit" in end else 1), ended.stderr
 
 
 @pytest.mark.parametrize(

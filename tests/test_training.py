@@ -28,6 +28,7 @@ from mvd_hf import (
     tube_mask,
 )
 from mvd_hf.augmentation import PretrainingAugmentation
+from mvd_hf.clips import SampleDataset
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.optimization import cosine_schedule
 from mvd_hf.toy import make_toy_dataset
@@ -337,6 +338,42 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
             model, Clips(config), tmp_path, num_train_epochs=1, warmup_epochs=0, save_strategy="epoch", logging_steps=9
         )
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+class Footage(SampleDataset):
+    """Clips of named files; the values of one of them are infinite."""
+
+    def __init__(self, config: MVDConfig):
+        super().__init__([f"videos/{index}.mp4" for index in range(16)], self)
+        self.config, self.clip = config, Clips(config)[0]
+
+    def clips(self, row, generator):
+        values = self.clip["pixel_values"].float()
+        return [{**self.clip, "pixel_values": values * torch.inf if row == "videos/11.mp4" else values}]
+
+    def name(self, row):
+        return row
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_samples_of_a_loss_that_is_not_finite_are_named(tmp_path, accumulation):
+    config = videomae()
+    options = {"num_train_epochs": 3, "warmup_epochs": 0, "per_device_train_batch_size": 2}
+    data = Footage(config)
+    with pytest.raises(FloatingPointError, match=r"with the samples videos/\d+\.mp4, videos/\d+\.mp4\.") as error:
+        run(MVDForPixelReconstruction(config), data, tmp_path, gradient_accumulation_steps=accumulation, **options)
+    assert "videos/11.mp4" in str(error.value)
+
+
+def test_the_samples_of_a_stream_have_no_names_and_others_their_index(tmp_path):
+    config = videomae()
+    model = MVDForPixelReconstruction(config)
+    trainer = MVDTrainer(model, arguments(tmp_path), train_dataset=Clips(config))
+    assert trainer.samples_of(1, 0, 0) == []  # before the order is drawn
+    trainer._get_train_sampler()
+    epochs = [trainer.samples_of(step, 0, 0) for step in (1, 2, 3, 4)]
+    assert sorted(epochs[0] + epochs[1], key=int) == [str(index) for index in range(8)]
+    assert epochs[:2] != epochs[2:]
 
 
 def logged(trainer, *keys: str) -> list:

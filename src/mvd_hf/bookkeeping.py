@@ -4,7 +4,7 @@ import csv
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from accelerate import PartialState
@@ -14,16 +14,23 @@ logger = logging.getLogger(__name__)
 
 # so many batches in a row without a readable video mean that the source is gone, not that files are damaged
 MAX_BLANK_BATCHES = 20
+# so many samples of a micro-batch are named
+MAX_NAMES = 32
 
 
 class LossParts:
-    """Sums of named losses and metrics on the device, and the first step at which one was not finite.
+    """Sums of named losses and metrics on the device, and the first micro-batch at which one was not finite.
 
     Nothing is synchronised before the means are asked for.
+
+    Args:
+        samples_of: names the samples of an optimizer step's micro-batch of a process.
     """
 
-    def __init__(self):
+    def __init__(self, samples_of: Callable[[int, int, int], list[str]] | None = None):
+        self.samples_of = samples_of
         self.names: tuple[str, ...] = ()
+        self.step, self.batch = 0, -1  # the micro-batch within its step
         self.num_batches = self.num_clips = 0
         self.blank_batches = 0  # in a row, until now
 
@@ -33,9 +40,13 @@ class LossParts:
         if self.num_batches == 0:
             self.names = tuple(parts)
             self.sums = torch.zeros_like(values)
-            self.first_bad = torch.full_like(values, torch.inf)
+            # step and micro-batch of each part
+            self.first_bad = torch.stack([torch.full_like(values, torch.inf), torch.zeros_like(values)])
+        self.step, self.batch = step, self.batch + 1 if step == self.step else 0
         self.sums += values * num_clips
-        self.first_bad = torch.where(values.isfinite(), self.first_bad, self.first_bad.clamp(max=step))
+        steps, batches = self.first_bad
+        is_first = ~values.isfinite() & steps.isinf()
+        self.first_bad = torch.stack([steps.masked_fill(is_first, step), batches.masked_fill(is_first, self.batch)])
         self.num_batches += 1
         self.num_clips += num_clips
         self.blank_batches = 0 if num_clips else self.blank_batches + 1
@@ -44,7 +55,7 @@ class LossParts:
         """Mean of each loss over the clips of all processes since the last call; nothing if there was none.
 
         Raises:
-            FloatingPointError: on all processes, naming step and part, if a loss was NaN or infinite.
+            FloatingPointError: on all processes, naming step, part and samples, if a loss was NaN or infinite.
             ValueError: on all processes, if none of many batches in a row had a video that could be read.
         """
         if self.num_batches == 0:
@@ -65,13 +76,23 @@ class LossParts:
         """Raise FloatingPointError if a loss was not finite on any process."""
         if self.num_batches == 0:
             return
-        first_bad = accelerator.gather(self.first_bad).view(-1, len(self.names)).amin(dim=0)
-        if first_bad.isfinite().any():
-            part = int(first_bad.argmin())
+        steps, batches = accelerator.gather(self.first_bad).view(-1, 2, len(self.names)).unbind(dim=1)
+        if steps.isfinite().any():
+            process, part = divmod(int(steps.argmin()), len(self.names))
+            step, batch = int(steps[process, part]), int(batches[process, part])
             raise FloatingPointError(
-                f"{self.names[part]!r} is NaN or infinite at step {int(first_bad[part])}. Training stops, "
-                "the last checkpoint is kept. Lower the learning rate, use bf16 instead of fp16, or check the inputs."
+                f"{self.names[part]!r} is NaN or infinite at step {step}{self._where(step, batch, process)}. Training "
+                "stops, the last checkpoint is kept. Lower the learning rate, use bf16 instead of fp16, or check the "
+                "inputs."
             )
+
+    def _where(self, step: int, batch: int, process: int) -> str:
+        samples = [] if self.samples_of is None else self.samples_of(step, batch, process)
+        if not samples:
+            return ""
+        more = f" and {len(samples) - MAX_NAMES} more" if len(samples) > MAX_NAMES else ""
+        place = f"micro-batch {batch} of process {process}"
+        return f", {place}, with the samples {', '.join(samples[:MAX_NAMES])}{more}"
 
 
 class BadVideos:

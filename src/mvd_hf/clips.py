@@ -154,9 +154,13 @@ class RowReader:
         remedy = "on_bad_video=skip or substitute goes on without it, recipes/audit.py finds all such files"
         return VideoReadError(error.source, f"{error.reason or 'cannot be read'} ({remedy})")
 
+    def name(self, row: dict) -> str:
+        """Name of a row's file."""
+        return media_name(row[self.column])
+
     def event(self, row: dict, error: VideoReadError) -> tuple[str, str]:
         """Name of a row's file and why it could not be read."""
-        return media_name(row[self.column]), error.reason or str(error)
+        return self.name(row), error.reason or str(error)
 
 
 def check_rule(on_bad_video: str):

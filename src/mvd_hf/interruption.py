@@ -1,13 +1,17 @@
 """What may end a run before its time: a request to stop (SIGTERM), a full disk, another number of processes."""
 
+import atexit
 import errno
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+
+import torch
 
 PROCESSES = "processes.json"
 
@@ -37,16 +41,32 @@ class StopRequest:
         self.is_made = True
 
 
-def start_worker(former: Callable[[int], None] | None, worker: int):
+def end_worker(is_ending: torch.Tensor, number: int, frame):
+    """A data worker's answer to SIGTERM: end only where the main process ends too."""
+    if is_ending:
+        os._exit(0)
+
+
+def start_worker(former: Callable[[int], None] | None, is_ending: torch.Tensor, worker: int):
     """Begin a data worker that leaves it to the main process to stop: a scheduler signals both."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, partial(end_worker, is_ending))
     if former is not None:
         former(worker)
 
 
+@cache
+def ending_flag() -> torch.Tensor:
+    """True, for this process and its data workers, as soon as this process is ending."""
+    is_ending = torch.zeros((), dtype=torch.bool).share_memory_()
+    # At its end Python sends SIGTERM to the workers that are left, and waits for them. What is registered later than
+    # that, as here, is called before.
+    atexit.register(is_ending.fill_, True)
+    return is_ending
+
+
 def outlive_signals(former: Callable[[int], None] | None) -> Callable[[int], None]:
     """A loader's `worker_init_fn` whose workers outlive a SIGTERM, in front of the one that it has."""
-    return partial(start_worker, former)
+    return partial(start_worker, former, ending_flag())
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -247,9 +247,13 @@ class KeyFrameReader:
         remedy = "on_bad_video=skip goes on without it, recipes/audit.py --ava finds all such key frames"
         return VideoReadError(error.source, f"{error.reason or 'cannot be read'} ({remedy})")
 
+    def name(self, row: KeyFrame) -> str:
+        """Name of a key frame."""
+        return f"{row.video} at {row.timestamp:g} s"
+
     def event(self, row: KeyFrame, error: VideoReadError) -> tuple[str, str]:
         """Name of a key frame and why it could not be read."""
-        return f"{row.video} at {row.timestamp:g} s", error.reason or str(error)
+        return self.name(row), error.reason or str(error)
 
 
 def collate_key_frames(items: list[dict]) -> dict:

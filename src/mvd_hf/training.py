@@ -176,9 +176,13 @@ class EpochSampler(Sampler):
     def __len__(self) -> int:
         return self.length
 
+    def order(self, epoch: int) -> list[tuple[int, int]]:
+        """The pairs of an epoch."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
+        return [(epoch, int(index)) for index in order[: self.length]]
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
-        return iter([(self.epoch, int(index)) for index in order[: self.length]])
+        return iter(self.order(self.epoch))
 
 
 class EvaluationSampler(Sampler):
@@ -273,7 +277,7 @@ class MVDTrainer(Trainer):
         check_samples(kwargs.get("train_dataset"))
         self.epoch_sampler: EpochSampler | None = None
         self.weight_decays: np.ndarray | None = None
-        self.parts = {"loss": LossParts(), "eval_loss": LossParts()}
+        self.parts = {"loss": LossParts(self.samples_of), "eval_loss": LossParts()}
         self.bad_videos = BadVideos()
         self.stop_request = StopRequest()
         self.is_stopped = False
@@ -318,10 +322,32 @@ class MVDTrainer(Trainer):
         self.epoch_sampler = EpochSampler(len(train_dataset), self.args.total_batch_size, seed)
         return self.epoch_sampler
 
+    def samples_of(self, step: int, batch: int, process: int) -> list[str]:
+        """Names of the samples of a process's micro-batch of an optimizer step, counted from 1; none of a stream.
+
+        A sample of a data set that is none of ours has its index.
+        """
+        if self.epoch_sampler is None:
+            return []
+        epoch, step_of_epoch = divmod(step - 1, self.steps_per_epoch())
+        size, accumulation = self.args.train_batch_size, self.args.gradient_accumulation_steps
+        first = ((step_of_epoch * accumulation + batch) * self.args.world_size + process) * size
+        indices = [index for _, index in self.epoch_sampler.order(epoch)[first : first + size]]
+        data = self.train_dataset
+        if not isinstance(data, SampleDataset):
+            return [str(index) for index in indices]
+        return [data.reader.name(data.rows[index]) for index in indices]
+
     def _get_eval_sampler(self, eval_dataset) -> Sampler | None:
         if self.compute_metrics is not None or not isinstance(eval_dataset, ClipDataset):
             return super()._get_eval_sampler(eval_dataset)
         return EvaluationSampler(len(eval_dataset), self.args.eval_batch_size * self.args.world_size)
+
+    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        workers = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper starts none itself
+        workers.worker_init_fn = outlive_signals(workers.worker_init_fn)
+        return loader
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         """Loader for predictions: every clip once and in order, without the blank ones of an evaluation."""
@@ -332,9 +358,7 @@ class MVDTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Loader of training batches; a stream divides itself among the processes."""
         if not isinstance(self.train_dataset, StreamingClips):
-            loader = super().get_train_dataloader()
-            loader.worker_init_fn = outlive_signals(loader.worker_init_fn)
-            return loader
+            return super().get_train_dataloader()
         check_size(self.num_samples(), self.args.total_batch_size)
         self.begin_epoch(0)
         return DataLoader(
