@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from launching import environment, history, launch, launch_command, signal_when
+from launching import ROOT, environment, history, launch, launch_command, signal_when
 
 pytestmark = pytest.mark.slow
 
@@ -264,3 +265,31 @@ def test_another_number_of_processes_goes_on_and_says_what_changes(recipe, refer
     log = run(recipe, tmp_path, 1)
     assert "Resuming with 16 x 1 x 1 processes (before: 8 x 1 x 2 processes): steps have the same videos" in log
     assert figures(tmp_path) == pytest.approx(figures(reference), rel=1e-4)
+
+
+@pytest.mark.parametrize("content", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
+def test_sharded_processes_train_as_one_and_resume_exactly(recipe, reference, tmp_path, content):
+    config = yaml.safe_load((ROOT / "recipes" / "accelerate" / "fsdp2.yaml").read_text())
+    config |= {"num_processes": 2, "mixed_precision": "no", "main_process_port": 0, "use_cpu": True}
+    config["fsdp_config"]["fsdp_state_dict_type"] = content
+    (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={tmp_path / 'fsdp2.yaml'}"]
+    words = ["--per_device_train_batch_size=8", f"--output_dir={tmp_path / 'run'}"]
+    command = [*launcher, ROOT / "tests" / "sharded.py", ROOT / "recipes" / "distill.py", recipe, *words]
+
+    def train():
+        ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        return figures(tmp_path / "run"), load_file(tmp_path / "run" / "model.safetensors")
+
+    losses, weights = train()
+    assert losses == pytest.approx(figures(reference), rel=1e-4)
+    theirs = load_file(reference / "model.safetensors")
+    assert weights.keys() == theirs.keys()
+    assert all(torch.allclose(weights[name], theirs[name], atol=1e-5) for name in theirs)
+    for path in ("checkpoint-12", "checkpoint-9"):
+        shutil.rmtree(tmp_path / "run" / path)
+    (tmp_path / "run" / "model.safetensors").unlink()
+    again, resumed = train()
+    assert again == losses
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor, TeacherConfig
 from mvd_hf.ava_actions import read_label_map
 from mvd_hf.ava_audit import AvaAuditArguments
 from mvd_hf.data import DataArguments
 from mvd_hf.detection import DetectionArguments
+from mvd_hf.model.modeling_mvd import MVDLayer
 from mvd_hf.recipe_arguments import parse_arguments
 from mvd_hf.toy_detection import ToyDetectionSettings, make_toy_detection_dataset
 from mvd_hf.visualization import DetectionPictureArguments
@@ -105,6 +107,27 @@ def test_the_tiny_job_trains_every_stage(tiny_job):
     assert "MVDModel with 117648 parameters, loaded from outputs/tiny/student" in log
     assert re.search(r"TFLOPs per clip +forward +training\n.*teacher video +0\.\d*[1-9]", log, re.DOTALL)
     assert "Effective batch 16 = 16 videos x 1 accumulation steps x 1 processes" in log
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/accelerate/*.yaml")), ids=lambda path: path.stem)
+def test_every_launcher_file_is_read_as_it_is_meant(path):
+    config = load_config_from_file(str(path))
+    kinds = {"fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED", "one_gpu": "NO"}
+    assert config.distributed_type == kinds.get(path.stem, "MULTI_GPU")
+    assert config.mixed_precision == "bf16"
+    assert config.num_processes == {"one_gpu": 1, "two_machines": 16}.get(path.stem, 8)
+    if path.stem == "fsdp2":
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == MVDLayer.__name__
+    if config.distributed_type == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
+
+
+def test_the_scheduler_script_is_sound_shell_and_its_files_exist():
+    script = ROOT / "recipes" / "accelerate" / "distill.slurm"
+    subprocess.run(["bash", "-n", script], check=True)
+    named = re.findall(r"recipes/\S+\.(?:yaml|py|slurm)", script.read_text())
+    assert len(named) >= 4
+    assert all((ROOT / name).exists() for name in named)
 
 
 @pytest.mark.slow

@@ -103,12 +103,14 @@ def test_processes_that_the_launcher_left_out_are_told(monkeypatch, caplog, envi
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    warn_of_missing_processes()
+    warn_of_missing_processes(1)
     assert ("asked for several processes and has started one" in caplog.text) == is_told
     caplog.clear()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    warn_of_missing_processes()
+    warn_of_missing_processes(2)
     assert not caplog.text
+    with pytest.raises(ValueError, match=r"started 2 processes, but each would train by itself.*ACCELERATE_USE_CPU"):
+        warn_of_missing_processes(1)
 
 
 def test_arguments_survive_json():

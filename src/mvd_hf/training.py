@@ -75,7 +75,7 @@ class MVDTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        warn_of_missing_processes()
+        warn_of_missing_processes(self.world_size)
         self._check()
         self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
@@ -116,8 +116,18 @@ class MVDTrainingArguments(TrainingArguments):
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
-def warn_of_missing_processes():
-    """Say so where `accelerate launch --cpu` was asked for several processes: it starts one, without a word."""
+def warn_of_missing_processes(world_size: int):
+    """Say so where `accelerate launch --cpu` was asked for several processes: it starts one, without a word.
+
+    Raises:
+        ValueError: if several processes were started that do not know of each other.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > 1 and world_size == 1:
+        raise ValueError(
+            f"The launcher has started {started} processes, but each would train by itself: there is no GPU for them. "
+            "For several processes on a CPU, set ACCELERATE_USE_CPU=true."
+        )
     is_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     if is_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         logger.warning(
@@ -625,6 +635,8 @@ class MVDTrainer(Trainer):
                 logger.warning("Stopped by SIGTERM after step %d. %s", self.state.global_step, self.how_to_go_on())
             self.leave()
             sys.exit(128 + signal.SIGTERM)
+        if self.is_fsdp_enabled:  # checkpoints may be divided, the model is whole
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         self.save_model()
         if self.eval_dataset is not None:
             trained = self.last_evaluation() or self.evaluate()
