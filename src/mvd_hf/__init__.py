@@ -2,11 +2,13 @@
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
     AutoVideoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .ava import ava_map
 from .classifiers import load_classifier
@@ -27,6 +29,7 @@ from .model.modeling_mvd import (
     MVDForVideoClassification,
     MVDModel,
 )
+from .model.pipelines_mvd import MVDFeatureExtractionPipeline, MVDMultiViewClassificationPipeline
 from .model.video_processing_mvd import MVDVideoProcessor
 from .model.video_reading import VideoReadError, read_frames
 from .near_duplicates import find_near_duplicates
@@ -41,6 +44,19 @@ AutoModel.register(MVDConfig, MVDModel, exist_ok=True)
 AutoModelForPreTraining.register(MVDConfig, MVDForFeatureDistillation, exist_ok=True)
 AutoModelForVideoClassification.register(MVDConfig, MVDForVideoClassification, exist_ok=True)
 AutoVideoProcessor.register(MVDConfig, MVDVideoProcessor, exist_ok=True)
+AutoImageProcessor.register(MVDConfig, image_processor_classes={"torchvision": MVDVideoProcessor}, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "video-multiview-classification",
+    MVDMultiViewClassificationPipeline,
+    pt_model=AutoModelForVideoClassification,
+    type="video",
+)
+PIPELINE_REGISTRY.register_pipeline(
+    "video-feature-extraction",
+    MVDFeatureExtractionPipeline,
+    pt_model=(AutoModel, AutoModelForVideoClassification),
+    type="video",
+)
 
 __all__ = [
     "MVDConfig",
@@ -50,6 +66,8 @@ __all__ = [
     "MVDForVideoClassification",
     "MVDForActionDetection",
     "MVDVideoProcessor",
+    "MVDMultiViewClassificationPipeline",
+    "MVDFeatureExtractionPipeline",
     "read_frames",
     "VideoReadError",
     "read_signatures",

@@ -2,12 +2,15 @@
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from .saving_mvd import forget_absent_code
 
 # width, layers, heads of the encoder
 ENCODER_SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "h": (1280, 32, 16)}
@@ -134,6 +137,14 @@ class MVDConfig(PreTrainedConfig):
         self.image_std = list(IMAGENET_STD) if self.image_std is None else self.image_std
         self.detection_margin = [0.1, 0.05] if self.detection_margin is None else self.detection_margin
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Write `config.json`; see [`~transformers.PreTrainedConfig.save_pretrained`].
+
+        It names only code that is in the folder.
+        """
+        forget_absent_code(self, save_directory)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def check_encoder(self):
         """Raise ValueError, naming the values, if the encoder's sizes do not divide each other as needed."""

@@ -406,6 +406,23 @@ class MVDPreTrainedModel(PreTrainedModel):
         }
         return encoded, predictions, masked_ids
 
+    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
+        """Upload weights and configuration; see [`~transformers.PreTrainedModel.push_to_hub`].
+
+        Args:
+            repo_id: name of the repository.
+            private: whether a new repository is private.
+
+        Raises:
+            ValueError: if it would be public: no licence is known here.
+        """
+        if not private:
+            raise ValueError(
+                f"private={private} would publish weights without a licence; push them with private=True, or use "
+                "mvd_hf.publish, which writes a card with the licence."
+            )
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
     def post_init(self):
         """Finish construction; loading leaves out, without a word, the heads that this model does not have."""
         super().post_init()

@@ -6,9 +6,11 @@ shapes: B videos, V views of each, K clips, T frames, C channels, H x W pixels o
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import io
+import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,11 +23,13 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, PILImageResampling
 from transformers.processing_utils import VideosKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .boxes_mvd import Placement, as_pixels, clip_boxes, pad_people
 from .frame_sampling import dense_test_frames, uniform_test_frames
+from .saving_mvd import forget_absent_code
 from .video_reading import VideoReader, VideoReadError
 
 # arguments of every video processor that have no meaning here
@@ -320,6 +324,24 @@ class MVDVideoProcessor(BaseVideoProcessor):
             "size_divisor": config.patch_size,
         }
         return cls.for_model(config, **(fields | kwargs))
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Write `video_preprocessor_config.json`; see [`~transformers.BaseVideoProcessor.save_pretrained`].
+
+        A second file, `preprocessor_config.json`, makes this the checkpoint's image processor too: only where there is
+        one do the pipelines of transformers make batches and save what prepares them.
+        """
+        forget_absent_code(self, save_directory)
+        pointer = {"image_processor_type": type(self).__name__}
+        if self._auto_class is not None or "auto_map" in vars(self):
+            pointer["auto_map"] = {"AutoImageProcessor": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
+        os.makedirs(save_directory, exist_ok=True)
+        text = json.dumps(pointer, indent=2, sort_keys=True) + "\n"
+        (Path(save_directory) / IMAGE_PROCESSOR_NAME).write_text(text, encoding="utf-8")
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
+        """Upload the processor; a new repository is private unless told otherwise."""
+        return super().push_to_hub(repo_id, private=private, **kwargs)
 
     def _check(self, kwargs: dict, is_file: bool = False):
         """Refuse unknown arguments, wrong types and what has no meaning here.

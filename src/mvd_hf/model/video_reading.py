@@ -122,11 +122,7 @@ class VideoReader:
             self._decoder.thread_type, self._decoder.thread_count = self._threads
             self._reformatter = VideoReformatter()
             self._cache: list | None = None
-            self._entries = self._read_index()
-            self._whole = None if self._entries else self._scan()
-            self._num_frames = self._count_frames()
-            if self._num_frames == 0:
-                raise VideoReadError(source, "no frame can be decoded")
+            self._find_frames()
         except BaseException:
             self._container.close()
             raise
@@ -262,6 +258,14 @@ class VideoReader:
             raise VideoReadError(self.source, f"frames of {width}x{height} exceed max_pixels={self._max_pixels}")
 
     # which packets show which frames
+
+    def _find_frames(self):
+        """Learn how many frames there are, and which packets show them."""
+        self._entries = self._read_index()
+        self._whole = None if self._entries else self._scan()
+        self._num_frames = self._count_frames()
+        if self._num_frames == 0:
+            raise VideoReadError(self.source, "no frame can be decoded")
 
     def _read_index(self) -> list:
         """The container's own table of packets, if the video is long and the table is complete; else nothing.

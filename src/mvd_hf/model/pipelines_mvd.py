@@ -1,0 +1,216 @@
+"""Pipelines that know what is particular to video: several views of one, and features of long ones.
+
+They travel with a checkpoint. Letters in shapes: V views (or windows) of a video, T frames, C channels, H x W pixels;
+t x h x w the grid of patches, D the width of their features.
+"""
+# Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.pipelines.base import ChunkPipeline
+
+from .frame_sampling import SlidingWindows
+from .video_processing_mvd import download, is_encoded, stack_frames
+from .video_streaming import VideoStream
+
+FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
+FUNCTION_OF_PROBLEM = {"regression": "none", "multi_label_classification": "sigmoid"}
+# clips and crops of the paper's tests, by the way in which a model's clips are sampled
+TEST_VIEWS = {"dense": {"num_clips": 5, "num_crops": 3}, "uniform": {"num_clips": 2, "num_crops": 3}}
+FEATURES = ("pooled", "tubelets", "tokens")
+SAMPLING_OPTIONS = ("sampling", "num_frames", "frame_sampling_rate", "num_clips", "num_crops")
+# options of sliding windows, which are neither chosen clips nor crops
+WINDOW_OPTIONS = ("num_frames", "frame_sampling_rate")
+
+
+def mark_last(chunks: Iterable[dict]) -> Iterator[dict]:
+    """Dictionaries with `is_last`, by which a pipeline tells the parts of one input from those of the next."""
+    previous = None
+    for chunk in chunks:
+        if previous is not None:
+            yield {**previous, "is_last": False}
+        previous = chunk
+    if previous is not None:
+        yield {**previous, "is_last": True}
+
+
+class MVDVideoPipeline(ChunkPipeline):
+    """What our pipelines share: a video processor is needed, views of a video are the parts that make a batch."""
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.video_processor is None:
+            raise ValueError(f"{type(self).__name__} needs video_processor, for example an MVDVideoProcessor.")
+        # the base class makes batches, and saves what prepares them, only of a feature extractor
+        self.feature_extractor = self.video_processor
+
+    def sample_views(self, video: Any, options: dict) -> Iterator[dict]:
+        """Views of a video, as its processor chooses and prepares them: `pixel_values` (1, T, C, H, W).
+
+        Each comes with the numbers of its frames, `frames` (1, T).
+        """
+        output = self.video_processor(
+            video, do_sample_frames=True, return_tensors="pt", return_metadata=True, **options
+        )
+        views = output["pixel_values"].flatten(0, -5)  # one view has no axis of views
+        frames = torch.tensor(output["video_metadata"][0].frames_indices).view(-1, views.shape[1])
+        frames = frames.repeat_interleave(len(views) // len(frames), dim=0)  # the crops of a clip show the same frames
+        for view, numbers in zip(views, frames, strict=True):
+            yield {"pixel_values": view[None], "frames": numbers[None]}
+
+
+class MVDMultiViewClassificationPipeline(MVDVideoPipeline):
+    """Classifies a video by the mean over several clips and crops, as in the paper's tests.
+
+    `pipe(video)` gives the most likely classes as `{"score": ..., "label": ...}`, best first; a list of videos gives a
+    list of these. Videos are what `MVDVideoProcessor` takes. Arguments, of the pipeline or of a call:
+
+    - `num_clips`, `num_crops`: views of a video; by default what the processor stores or, if that is one view, the
+      paper's: 5 clips x 3 crops of a model with dense sampling, 2 x 3 of one with uniform sampling.
+    - `sampling`, `num_frames`, `frame_sampling_rate`: as in `MVDVideoProcessor`.
+    - `top_k`: number of classes, 5 by default.
+    - `function_to_apply`: `softmax`, `sigmoid` or `none`, applied to each view before the mean; by default what the
+      model's `problem_type` says.
+    - `batch_size`: views per forward pass.
+    """
+
+    def _sanitize_parameters(self, top_k: int | None = None, function_to_apply: str | None = None, **options):
+        unknown = options.keys() - set(SAMPLING_OPTIONS)
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}.")
+        if function_to_apply not in (None, *FUNCTIONS):
+            raise ValueError(f"function_to_apply={function_to_apply!r} must be one of {', '.join(FUNCTIONS)}.")
+        given = {"top_k": top_k, "function_to_apply": function_to_apply}
+        return options, {}, {name: value for name, value in given.items() if value is not None}
+
+    def preprocess(self, video: Any, **options) -> Iterator[dict]:
+        """The views of a video."""
+        stored = self.video_processor
+        if stored.num_clips * stored.num_crops == 1:
+            options = TEST_VIEWS[options.get("sampling") or stored.sampling] | options
+        yield from mark_last(self.sample_views(video, options))
+
+    def _forward(self, inputs: dict) -> dict:
+        return {"logits": self.model(pixel_values=inputs["pixel_values"]).logits, "is_last": inputs["is_last"]}
+
+    def postprocess(self, views: list[dict], top_k: int = 5, function_to_apply: str | None = None) -> list[dict]:
+        """Mean over the views, and the best classes."""
+        config = self.model.config
+        function = FUNCTIONS[function_to_apply or FUNCTION_OF_PROBLEM.get(config.problem_type, "softmax")]
+        scores = function(torch.cat([view["logits"] for view in views]).double()).mean(dim=0)
+        best = scores.topk(min(top_k, config.num_labels))
+        return [
+            {"score": score, "label": config.id2label[label]}
+            for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+class MVDFeatureExtractionPipeline(MVDVideoPipeline):
+    """Features of a video: of the clip that its processor chooses, or of windows that slide over all of it.
+
+    `pipe(video)` gives `{"features": ..., "frames": ...}`: float32 features of V views and the numbers (V, T) of their
+    frames; a list of videos gives a list of these. Videos are what `MVDVideoProcessor` takes. Arguments, of the
+    pipeline or of a call:
+
+    - `features`: `pooled` (V, D), the mean over a view's patches; `tubelets` (V, t, D), the mean over each time;
+      `tokens` (V, t, h, w, D), every patch. They are normed as the model hands them out: of a mean-pooling classifier
+      `pooled` alone is, as its head sees it.
+    - `window_step`: windows begin every so many frames, to the end of the video, whose last frame repeats. Each frame
+      is decoded once and memory does not grow with the length of the file; a URL is downloaded whole.
+    - `num_frames`, `frame_sampling_rate`: frames of a view, and their distance; by default what the processor stores.
+    - `sampling`, `num_clips`, `num_crops`: as in `MVDVideoProcessor`, without `window_step`.
+    - `batch_size`: views per forward pass.
+
+    [`stream`] gives the features of one window after the other, where all of them together are too many.
+    """
+
+    def _sanitize_parameters(self, features: str | None = None, window_step: int | None = None, **options):
+        known = SAMPLING_OPTIONS if window_step is None else WINDOW_OPTIONS
+        unknown = options.keys() - set(known)
+        if unknown:
+            with_windows = "" if window_step is None else " together with window_step"
+            raise ValueError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}{with_windows}.")
+        if features not in (None, *FEATURES):
+            raise ValueError(f"features={features!r} must be one of {', '.join(FEATURES)}.")
+        options |= {} if window_step is None else {"window_step": window_step}
+        return options, {} if features is None else {"features": features}, {}
+
+    def preprocess(self, video: Any, window_step: int | None = None, **options) -> Iterator[dict]:
+        """The views or windows of a video."""
+        views = self.sample_views(video, options) if window_step is None else self.slide(video, window_step, **options)
+        yield from mark_last(views)
+
+    def slide(
+        self, video: Any, step: int, num_frames: int | None = None, frame_sampling_rate: int | None = None
+    ) -> Iterator[dict]:
+        """Windows over a whole video: `pixel_values` (1, T, C, H, W) and the numbers of their frames, (1, T)."""
+        stored = self.video_processor
+        windows = SlidingWindows(
+            num_frames or stored.num_frames, frame_sampling_rate or stored.frame_sampling_rate, step
+        )
+        for numbers, frames in windows.cut(self._prepared_frames(video, windows)):
+            yield {"pixel_values": torch.stack(frames)[None], "frames": torch.from_numpy(numbers)[None]}
+
+    def _prepared_frames(self, video: Any, windows: SlidingWindows) -> Iterator[torch.Tensor | None]:
+        """Every frame of a video in order, (C, H, W), as its processor prepares it; `None` if no window has it."""
+
+        def prepare(frame: np.ndarray | torch.Tensor) -> torch.Tensor:
+            options = {"do_sample_frames": False, "num_clips": 1, "num_crops": 1, "return_tensors": "pt"}
+            return self.video_processor(frame[None], **options)["pixel_values"][0, 0]
+
+        if not is_encoded(video):
+            for number, frame in enumerate(stack_frames(video)):
+                yield prepare(frame) if windows.is_used(number) else None
+            return
+        is_url = isinstance(video, str) and video.startswith(("http://", "https://"))
+        with VideoStream(download(video) if is_url else video) as stream:
+            for frame in stream.frames(windows.is_used):
+                yield None if frame is None else prepare(frame)
+
+    def _forward(self, inputs: dict, features: str = "pooled") -> dict:
+        pixel_values, encoder = inputs["pixel_values"], self.model.base_model
+        tokens = encoder(pixel_values).last_hidden_state
+        patches = tokens[:, int(self.model.config.use_class_token) :]
+        patches = patches.unflatten(1, encoder.embeddings.grid_of(pixel_values))
+        if features == "tokens":
+            output = patches
+        elif features == "tubelets":
+            output = patches.mean(dim=(2, 3))
+        elif encoder.layernorm is None and encoder is not self.model:  # a mean-pooling classifier norms the mean
+            output = self.model.pool(tokens)
+        else:
+            output = patches.mean(dim=(1, 2, 3))
+        return {"features": output.float(), "frames": inputs["frames"], "is_last": inputs["is_last"]}
+
+    def postprocess(self, views: list[dict]) -> dict[str, torch.Tensor]:
+        """The features of all views of a video, and the numbers of their frames."""
+        return {name: torch.cat([view[name] for view in views]) for name in ("features", "frames")}
+
+    def stream(self, video: Any, *, batch_size: int = 1, **options) -> Iterator[dict[str, torch.Tensor]]:
+        """Features of one view or window of a video after the other, without the axis V.
+
+        Args:
+            video: one video.
+            batch_size: views per forward pass.
+            options: arguments of a call.
+        """
+        preparation, forward, _ = self._sanitize_parameters(**options)
+        views = self.preprocess(video, **(self._preprocess_params | preparation))
+        while batch := list(itertools.islice(views, batch_size)):
+            inputs = {name: torch.cat([view[name] for view in batch]) for name in ("pixel_values", "frames")}
+            outputs = self.forward(inputs | {"is_last": False}, **(self._forward_params | forward))
+            for features, frames in zip(outputs["features"], outputs["frames"], strict=True):
+                yield {"features": features, "frames": frames}
+
+
+__all__ = ["MVDMultiViewClassificationPipeline", "MVDFeatureExtractionPipeline"]

@@ -1,0 +1,33 @@
+"""What is saved names only code that lies beside it: ordinary checkpoints carry none, published ones all of it."""
+# Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
+
+import os
+from pathlib import Path
+from typing import Any
+
+# attributes of a configuration or processor that name classes as `file.Class`
+CODE_ATTRIBUTES = ("auto_map", "custom_pipelines")
+
+
+def forget_absent_code(owner: Any, folder: str | os.PathLike):
+    """Remove from a configuration or processor the names of classes whose file is not in the folder it is saved to.
+
+    What was loaded from a published checkpoint knows the code that came with it. Saved elsewhere by the installed
+    package, it would name files that are not there.
+    """
+
+    def is_there(reference: str) -> bool:
+        return "--" not in reference and (Path(folder) / f"{reference.partition('.')[0]}.py").is_file()
+
+    for attribute in CODE_ATTRIBUTES:
+        entries = owner.__dict__.pop(attribute, None) or {}
+        kept = {
+            name: entry
+            for name, entry in entries.items()
+            if is_there(entry["impl"] if isinstance(entry, dict) else entry)
+        }
+        if kept:
+            setattr(owner, attribute, kept)
+
+
+__all__ = ["forget_absent_code"]
