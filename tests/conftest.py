@@ -1,9 +1,10 @@
-"""Tiny models, teachers and videos that several test files share."""
+"""Tiny models, teachers, videos and a Hub that several test files share."""
 
 import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
+from loopback_hub import LoopbackHub
 from mvd_hf import MVDConfig, MVDForPixelReconstruction
 from mvd_hf.toy import make_toy_dataset
 
@@ -52,3 +53,11 @@ def toy_folder(tmp_path_factory) -> str:
     """A folder of 32 training and 16 validation videos of 20 frames."""
     folder = tmp_path_factory.mktemp("toy")
     return str(make_toy_dataset(folder, num_train=32, num_validation=16, num_frames=20, height=40, width=48))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on this machine, which this process takes for the real one."""
+    with LoopbackHub() as running:
+        running.adopt_process(monkeypatch, tmp_path / "hub_home")
+        yield running

@@ -418,6 +418,31 @@ class LoopbackHub:
     def dataset(self, name: str) -> Repository:
         return self.repositories["dataset", name]
 
+    def adopt_process(self, patch, home: str | Path):
+        """Let the libraries of this process, which read their environment long ago, take this for the Hub.
+
+        Args:
+            patch: pytest's `monkeypatch`, which undoes it.
+            home: where downloads are kept.
+        """
+        from datasets import config
+        from huggingface_hub import constants, hf_api
+        from transformers.utils import hub
+
+        values = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(Path(home) / "hub"),
+        }
+        for name, value in values.items():
+            patch.setattr(constants, name, value)
+        patch.setattr(hf_api.api, "endpoint", self.url)
+        patch.setattr(hub, "_hf_api", None)
+        patch.setattr(config, "HF_ENDPOINT", self.url)
+        patch.setenv("HF_TOKEN", TOKEN)
+
     def environment(self, home: str | Path, token: str | None = TOKEN) -> dict[str, str]:
         """What a program needs in its environment to take this for the Hub, with a home of its own."""
         environment = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}

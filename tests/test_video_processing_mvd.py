@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import AutoVideoProcessor, pipeline
+from transformers import AutoImageProcessor, AutoVideoProcessor, pipeline
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.video_utils import VideoMetadata
 
@@ -32,6 +33,8 @@ from mvd_hf import (
     VideoReadError,
     read_frames,
 )
+from mvd_hf import MVDConfig, MVDForVideoClassification, MVDVideoProcessor, VideoReadError, read_frames
+from mvd_hf.mixing import Mixup
 from mvd_hf.model.frame_sampling import dense_test_frames, uniform_test_frames
 from mvd_hf.model.video_processing_mvd import crop_offsets, resize_bilinear, resize_short_side
 from mvd_hf.toy import toy_frames, write_video
@@ -73,7 +76,10 @@ def videos(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def server(videos):
-    """Address of a server of the videos on this machine; /moved/NAME leads to /NAME."""
+    """Address of a server of the videos on this machine, to which Hugging Face's offline mode does not apply.
+
+    /moved/NAME leads to /NAME.
+    """
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
@@ -90,7 +96,9 @@ def server(videos):
     handler = partial(Handler, directory=str(videos["long"].parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(constants, "HF_HUB_OFFLINE", False)
+            yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
 
 
@@ -334,6 +342,18 @@ def test_saved_and_loaded(tmp_path):
     assert MVDVideoProcessor(**original.to_dict()).to_dict() == original.to_dict()
 
 
+def test_it_is_the_image_processor_too(tmp_path):
+    processor(num_crops=3).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text()) == {
+        "image_processor_type": "MVDVideoProcessor"
+    }
+    MVDConfig(num_frames=4).save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is MVDVideoProcessor
+    assert loaded.to_dict() == MVDVideoProcessor.from_pretrained(tmp_path).to_dict()
+    assert loaded.num_crops == 3
+
+
 def test_fields_of_another_version_are_kept_out_of_the_way(tmp_path):
     processor().save_pretrained(tmp_path)
     file = tmp_path / "video_preprocessor_config.json"
@@ -485,16 +505,40 @@ def test_the_stock_pipeline(model_folder, videos, server):
         classify(str(videos["broken"]))
 
 
-def test_batches_of_the_stock_pipeline(model_folder, videos):
-    # the pipeline batches where it has a feature extractor
-    stored = AutoVideoProcessor.from_pretrained(model_folder)
-    classify = pipeline("video-classification", model=str(model_folder), feature_extractor=stored, device="cpu")
+def test_the_stock_pipeline_makes_batches(model_folder, videos, monkeypatch):
+    classify = pipeline("video-classification", model=str(model_folder), device="cpu")
+    forward, sizes = classify.model.forward, []
+    monkeypatch.setattr(
+        classify.model, "forward", lambda **clips: sizes.append(len(clips["pixel_values"])) or forward(**clips)
+    )
     paths = [str(videos["long"]), str(videos["short"]), str(videos["long"])]
-    single = pipeline("video-classification", model=str(model_folder), device="cpu")
-    for found, path in zip(classify(paths, batch_size=2), paths, strict=True):
-        for ours, alone in zip(found, single(path), strict=True):
-            assert ours["label"] == alone["label"]
-            assert ours["score"] == pytest.approx(alone["score"], abs=1e-5)
+    alone = [classify(path) for path in paths]
+    sizes.clear()
+    together = classify(paths, batch_size=2)
+    assert sizes == [2, 1]
+    for found, expected in zip(together, alone, strict=True):
+        assert [item["label"] for item in found] == [item["label"] for item in expected]
+        assert [item["score"] for item in found] == pytest.approx([item["score"] for item in expected], abs=1e-5)
+
+
+def test_the_stock_pipeline_saves_the_processor(model_folder, videos, tmp_path):
+    classify = pipeline("video-classification", model=str(model_folder), device="cpu")
+    classify.save_pretrained(tmp_path)
+    again = pipeline("video-classification", model=str(tmp_path), device="cpu")
+    assert again.video_processor.to_dict() == classify.video_processor.to_dict()
+    assert again(str(videos["long"])) == classify(str(videos["long"]))
+
+
+def test_the_stock_pipeline_of_a_model_trained_with_soft_labels(model_folder, videos, tmp_path):
+    model = MVDForVideoClassification.from_pretrained(model_folder).train()
+    clips = {"pixel_values": torch.rand(2, 4, 3, SIZE, SIZE), "labels": torch.tensor([1, 4])}
+    mixed = Mixup(num_classes=6)(clips, torch.Generator().manual_seed(0))
+    assert mixed["labels"].is_floating_point()
+    model(**mixed).loss.backward()
+    model.save_pretrained(tmp_path)
+    AutoVideoProcessor.from_pretrained(model_folder).save_pretrained(tmp_path)
+    scores = pipeline("video-classification", model=str(tmp_path), device="cpu")(str(videos["long"]), top_k=6)
+    assert sum(item["score"] for item in scores) == pytest.approx(1)  # softmax, not sigmoid
 
 
 @pytest.mark.slow
@@ -503,6 +547,7 @@ def test_as_code_that_comes_with_a_model(tmp_path, videos):
     processor().save_pretrained(folder)
     sources = Path(video_processing.__file__).parent
     for name in ("video_processing_mvd", "video_reading", "torchcodec_reading", "frame_sampling", "boxes_mvd"):
+    for name in ("video_processing_mvd", "video_reading", "torchcodec_reading", "frame_sampling", "saving_mvd"):
         shutil.copy(sources / f"{name}.py", folder)
     file = folder / "video_preprocessor_config.json"
     entry = {"auto_map": {"AutoVideoProcessor": "video_processing_mvd.MVDVideoProcessor"}}
