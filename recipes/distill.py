@@ -12,11 +12,18 @@ from dataclasses import dataclass, field
 
 from transformers import set_seed
 
-from mvd_hf import DistillationTrainer, MVDConfig, MVDForFeatureDistillation, MVDTrainingArguments, load_teachers
+from mvd_hf import (
+    DistillationTrainer,
+    MVDConfig,
+    MVDForFeatureDistillation,
+    MVDTrainingArguments,
+    MVDVideoProcessor,
+    load_teachers,
+)
 from mvd_hf.costs import describe_parts, distillation_parts
 from mvd_hf.data import DataArguments, pretraining_clips
 from mvd_hf.health import OnlineProbe
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.recipe_arguments import parse_arguments, read_arguments
 
 
 @dataclass
@@ -62,10 +69,11 @@ def main(arguments: list[str]):
         teachers,
         probe=make_probe(recipe, config, clips),
         args=training,
+        processing_class=MVDVideoProcessor.for_model(config, frame_sampling_rate=data.stride),
         train_dataset=clips,
         eval_dataset=pretraining_clips(data, config, sizes, evaluation=True, seed=training.seed),
     )
-    trainer.run()
+    trainer.run(read_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from transformers import set_seed
 
-from mvd_hf import MVDConfig, MVDForPixelReconstruction, MVDTrainer, MVDTrainingArguments
+from mvd_hf import MVDConfig, MVDForPixelReconstruction, MVDTrainer, MVDTrainingArguments, MVDVideoProcessor
 from mvd_hf.data import DataArguments, pretraining_clips
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.recipe_arguments import parse_arguments, read_arguments
 
 
 @dataclass
@@ -32,10 +32,11 @@ def main(arguments: list[str]):
     trainer = MVDTrainer(
         MVDForPixelReconstruction(config),
         training,
+        processing_class=MVDVideoProcessor.for_model(config, frame_sampling_rate=data.stride),
         train_dataset=pretraining_clips(data, config, clips_per_video=training.clips_per_video, seed=training.seed),
         eval_dataset=pretraining_clips(data, config, evaluation=True, seed=training.seed),
     )
-    trainer.run()
+    trainer.run(read_arguments(arguments))
 
 
 if __name__ == "__main__":

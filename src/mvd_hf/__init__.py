@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
     AutoVideoProcessor,
@@ -17,6 +18,7 @@ from .collation import collate_clips
 from .conversion import convert_checkpoint
 from .data import load_clips
 from .detection import DetectionTrainer
+from .dataset_publishing import DatasetDetails, publish_dataset
 from .distillation import DistillationTrainer, distillation_losses
 from .evaluation import Evaluation, evaluate_views
 from .finetuning import FinetuningArguments, FinetuningTrainer
@@ -32,7 +34,9 @@ from .model.modeling_mvd import (
 from .model.pipelines_mvd import MVDFeatureExtractionPipeline, MVDMultiViewClassificationPipeline
 from .model.video_processing_mvd import MVDVideoProcessor
 from .model.video_reading import VideoReadError, read_frames
+from .model_cards import CardDetails
 from .near_duplicates import find_near_duplicates
+from .publishing import publish
 from .signatures import read_signatures
 from .splitting import choose_sampling, find_overlap_by_content, split_rows
 from .streaming import StreamingClips
@@ -42,6 +46,7 @@ from .training import MVDTrainer, MVDTrainingArguments
 AutoConfig.register("mvd", MVDConfig, exist_ok=True)
 AutoModel.register(MVDConfig, MVDModel, exist_ok=True)
 AutoModelForPreTraining.register(MVDConfig, MVDForFeatureDistillation, exist_ok=True)
+AutoModelForMaskedImageModeling.register(MVDConfig, MVDForPixelReconstruction, exist_ok=True)
 AutoModelForVideoClassification.register(MVDConfig, MVDForVideoClassification, exist_ok=True)
 AutoVideoProcessor.register(MVDConfig, MVDVideoProcessor, exist_ok=True)
 AutoImageProcessor.register(MVDConfig, image_processor_classes={"torchvision": MVDVideoProcessor}, exist_ok=True)
@@ -97,4 +102,8 @@ __all__ = [
     "DetectionTrainer",
     "ava_map",
     "convert_checkpoint",
+    "CardDetails",
+    "publish",
+    "DatasetDetails",
+    "publish_dataset",
 ]

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ from .model.modeling_mvd import (
 )
 from .model.patches_mvd import position_table
 from .model.video_processing_mvd import MVDVideoProcessor
+from .model_cards import CONVERSION_NAME, CardDetails, render_card, usage_kind
+from .run_record import CARD_NAME
+from .usage import Usage, usage_snippet
 
 # the official student calls its two teachers "img" and "vid"
 TEACHER_NAMES = {"img": "image", "vid": "video"}
@@ -407,45 +411,12 @@ def family_of(model: MVDPreTrainedModel) -> str:
     return {"space": "mae", "flat": "videomae"}.get(model.config.position_embedding_type, "distillation")
 
 
-def conversion_card(model: MVDPreTrainedModel, source: Path, license_name: str) -> str:
-    """Model card of converted weights: where they come from, under which licence, and how to load them."""
+def describe_conversion(model: MVDPreTrainedModel, source: str | Path) -> dict[str, str]:
+    """Where converted weights come from, for their card: the paper, the authors' file and its digest."""
     title, arxiv, _ = ORIGINS[family_of(model)]
     source = find_weights(source)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    config = model.config
-    kind = type(model).__name__
-    is_classifier = isinstance(model, MVDForVideoClassification)
-    auto_class = "AutoModelForVideoClassification" if is_classifier else "AutoModel"
-    task = "pipeline_tag: video-classification\n" if is_classifier else ""
-    height, width = config.frame_size
-    seen = f"images of {height} x {width} pixels"
-    if config.num_frames > 1:
-        seen = f"clips of {config.num_frames} frames of {height} x {width} pixels"
-    return f"""---
-license: {license_name}
-library_name: transformers
-{task}tags:
-- mvd
-- video
----
-
-# {title}, converted
-
-Weights of [{title}](https://arxiv.org/abs/{arxiv}), converted from the authors' file `{source.name}` by mvd_hf
-to a `{kind}` for {seen}: {config.num_hidden_layers} layers of width {config.hidden_size},
-{parameters:,} parameters. All weights of the file were used, none is new. SHA-256 of the file:
-`{digest}`.
-
-The weights are the authors' and under their licence, here given as {license_name}. mvd_hf itself is Apache-2.0.
-
-```python
-import mvd_hf
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("path/to/this/folder")
-```
-"""
+    return {"title": title, "arxiv": arxiv, "file": source.name, "sha256": digest}
 
 
 @torch.no_grad()
@@ -465,10 +436,14 @@ def save_converted(
     Raises:
         ValueError: if what was written does not give what was converted.
     """
-    license_name = ORIGINS[family_of(model)][2] if license_name is None else license_name
+    output = Path(output)
     model.save_pretrained(output)
     MVDVideoProcessor.for_model(model.config).save_pretrained(output)
-    (Path(output) / "README.md").write_text(conversion_card(model, Path(source), license_name), encoding="utf-8")
+    text = json.dumps(describe_conversion(model, source), indent=2) + "\n"
+    (output / CONVERSION_NAME).write_text(text, encoding="utf-8")
+    details = CardDetails(license=ORIGINS[family_of(model)][2] if license_name is None else license_name)
+    snippet = usage_snippet(str(output), usage_kind(output), with_code=False)
+    render_card(output, output.name, details, Usage(snippet)).save(output / CARD_NAME)
     options = {"add_final_norm": model.layernorm is not None} if isinstance(model, MVDModel) else {}
     loaded = type(model).from_pretrained(output, **options)
     config = model.config

@@ -10,6 +10,7 @@ from .collation import IS_BLANK
 from .health import OnlineProbe, agreement, effective_rank
 from .model.modeling_mvd import MVDForFeatureDistillation
 from .model.patches_mvd import select_tokens, split_mask
+from .run_record import describe_source
 from .training import MVDTrainer
 
 PROBE = "online_probe.pt"
@@ -93,6 +94,7 @@ class DistillationTrainer(MVDTrainer):
             )
         super().__init__(model=model, **kwargs)
         self.teachers = {name: teacher.to(self.args.device) for name, teacher in teachers.items()}
+        self.run_record.sources |= {name: describe_source(teacher.config.model) for name, teacher in teachers.items()}
         self.probe = None if probe is None else probe.to(self.args.device)
         self.last_features: torch.Tensor | None = None
 

@@ -88,23 +88,36 @@ def check_switches(values: dict, kind: type):
             raise ValueError(f"{name}={values[name]!r} must be true or false.")
 
 
-def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | None = None) -> list:
-    """One instance of each dataclass from the arguments of a recipe.
+def read_arguments(arguments: Sequence[str], first: str | None = None) -> dict:
+    """The keys that are given: those of a YAML file, and over them those of the command line.
 
     Args:
         arguments: `[recipe.yaml] [--key value ...]`, as in `sys.argv[1:]`.
-        dataclasses: types whose fields are the known keys.
         first: key of what comes first, if that is neither a key nor a YAML file.
 
     Raises:
-        ValueError: naming an unknown key and the nearest known one, or an argument that cannot be read.
+        ValueError: naming an argument that cannot be read.
     """
     arguments = list(arguments)
     is_named = not arguments or arguments[0].startswith("--") or Path(arguments[0]).suffix in (".yaml", ".yml")
     if first is not None and not is_named:
         arguments = [f"--{first}", json.dumps(arguments[0]), *arguments[1:]]  # quoted, as YAML reads the values
     values = read_yaml(arguments.pop(0)) if arguments and not arguments[0].startswith("--") else {}
-    values = merge(values, parse_overrides(arguments))
+    return merge(values, parse_overrides(arguments))
+
+
+def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | None = None) -> list:
+    """One instance of each dataclass from the arguments of a recipe.
+
+    Args:
+        arguments: as in [`read_arguments`].
+        dataclasses: types whose fields are the known keys.
+        first: as in [`read_arguments`].
+
+    Raises:
+        ValueError: naming an unknown key and the nearest known one, or an argument that cannot be read.
+    """
+    values = read_arguments(arguments, first)
     known = [{field.name for field in fields(kind) if field.init} for kind in dataclasses]
     for key in values:
         if not any(key in names for names in known):

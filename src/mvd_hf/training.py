@@ -24,8 +24,11 @@ from .bookkeeping import BadVideos, LossParts
 from .clips import ClipDataset, SampleDataset
 from .collation import BAD_VIDEOS, IS_BLANK, collate_clips
 from .interruption import Processes, StopRequest, is_disk_full, outlive_signals
+from .licences import check_licence
 from .model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
+from .model_cards import CardDetails, write_card
 from .optimization import cosine_schedule, parameter_groups, without_adapters
+from .run_record import RunRecord
 from .streaming import StreamingClips
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ class MVDTrainingArguments(TrainingArguments):
         layer_decay: if given, layer i of L has its rate multiplied by `layer_decay ** (L + 1 - i)` (fine-tuning).
         clips_per_video: clips cut from each video of a batch in pre-training; the learning rate counts them, the
             batch sizes count videos.
+        license: of the trained weights, as the Hub writes it; nothing is pushed to the Hub without it.
+        hub_private_repo: whether a new repository of the Hub is private; it is, unless told otherwise.
     """
 
     base_learning_rate: float | None = field(default=1.5e-4)
@@ -59,6 +64,7 @@ class MVDTrainingArguments(TrainingArguments):
     weight_decay_end: float | None = field(default=None)
     layer_decay: float | None = field(default=None)
     clips_per_video: int = field(default=1)
+    license: str | None = field(default=None)
 
     num_train_epochs: float = field(default=400.0)
     weight_decay: float = field(default=0.05)
@@ -71,6 +77,7 @@ class MVDTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = field(default_factory=lambda: min(10, os.cpu_count() or 1))
     dataloader_persistent_workers: bool = field(default=True)
     remove_unused_columns: bool | None = field(default=False)
+    hub_private_repo: bool | None = field(default=True)
     ddp_find_unused_parameters: bool | None = field(default=False)
 
     def __post_init__(self):
@@ -92,6 +99,7 @@ class MVDTrainingArguments(TrainingArguments):
         reasons = {
             f"clips_per_video={self.clips_per_video} must be at least 1": self.clips_per_video < 1,
             f"a learning rate of {rate:g} must be above 0": rate <= 0,
+            "push_to_hub needs the license of the weights": self.push_to_hub and not self.license,
             "weight_decay_end needs a weight_decay above 0": self.weight_decay_end and not self.weight_decay,
             "auto_find_batch_size changes the batch that scales the learning rate": self.auto_find_batch_size,
             "split_batches divides the batch that scales the learning rate": splits_batches,
@@ -291,11 +299,12 @@ class MVDTrainer(Trainer):
         self.bad_videos = BadVideos()
         self.stop_request = StopRequest()
         self.is_stopped = False
+        self.run_record = RunRecord()
         kwargs.setdefault("data_collator", collate_clips)
         super().__init__(model=model, args=args, **kwargs)
-        is_pretraining = isinstance(
-            without_adapters(self.model), MVDForPixelReconstruction | MVDForFeatureDistillation
-        )
+        bare_model = without_adapters(self.model)
+        self.run_record.model = type(bare_model).__name__
+        is_pretraining = isinstance(bare_model, MVDForPixelReconstruction | MVDForFeatureDistillation)
         self.num_masked = self.model.config.num_masked_patches if is_pretraining else None
         self.add_callback(PaperRules(self))
 
@@ -566,11 +575,17 @@ class MVDTrainer(Trainer):
                 "checkpoints (save_total_limit), and start the same command again",
             ) from error
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.train_dataset is not None:
+            self.run_record.save(self.args.output_dir if output_dir is None else output_dir, self)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         change = self.processes.compare(Processes.load(Path(resume_from_checkpoint)))
         if change is not None and self.is_world_process_zero():
             logger.warning("%s", change)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.run_record.resume(resume_from_checkpoint)
         self.bad_videos = BadVideos()
         path = Path(resume_from_checkpoint) / BAD_VIDEOS_NAME
         if self.is_world_process_zero() and path.exists():
@@ -600,7 +615,11 @@ class MVDTrainer(Trainer):
         # an evaluation marks the model as prepared, which would leave it without DistributedDataParallel
         if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
             self.model._is_accelerate_prepared = False
-        return super().train(*args, **kwargs)
+        self.run_record.start()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.run_record.stop()
 
     def report_bad_videos(self):
         """Say which videos could not be read, in the log and in `bad_videos.csv` of the output folder."""
@@ -611,7 +630,33 @@ class MVDTrainer(Trainer):
             self.bad_videos.save(path)
             logger.warning("%s\nAll of them are in %s.", self.bad_videos.describe(), path)
 
-    def run(self, then: Callable[[], None] | None = None):
+    def create_model_card(
+        self, license: str | None = None, model_name: str | None = None, tags: list[str] | None = None
+    ):
+        """Write the card of what was trained into the output folder.
+
+        Args:
+            license: of the weights; by default that of the arguments.
+            model_name: heading of the card.
+            tags: further tags.
+        """
+        if self.is_world_process_zero():
+            details = CardDetails(license=license or self.args.license, title=model_name, tags=tags or [])
+            write_card(self.args.output_dir, self.hub_model_id or model_name, details)
+
+    def push_to_hub(self, *args, license: str | None = None, **kwargs):
+        """Upload model, processor and card; see [`~transformers.Trainer.push_to_hub`].
+
+        Args:
+            license: of the weights; by default that of the arguments.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        license = check_licence(license or self.args.license)
+        return super().push_to_hub(*args, license=license, **kwargs)
+
+    def run(self, recipe: Mapping | None = None, then: Callable[[], None] | None = None):
         """Train from the last checkpoint of the output folder, if there is one, and save the model there.
 
         Logs what the run arrived at and, with an evaluation set, the loss on it before and after. It is the last
@@ -619,11 +664,13 @@ class MVDTrainer(Trainer):
         checkpoint (several processes at the next logging step) and ends the program with exit code 143.
 
         Args:
+            recipe: the keys that the run was started with, for its record.
             then: what remains to be done with the trained model, on all processes.
         """
         is_main = self.is_world_process_zero()
         if is_main:
             logger.info(self.describe())
+        self.run_record.set_recipe(recipe or {})
         checkpoint = last_complete_checkpoint(self.args.output_dir)
         if checkpoint is not None and is_main:
             logger.info("Resuming from %s", checkpoint)
@@ -638,11 +685,16 @@ class MVDTrainer(Trainer):
         if self.is_fsdp_enabled:  # checkpoints may be divided, the model is whole
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         self.save_model()
+        self.save_model(_internal_call=True)  # what it is pushed with is known after the evaluation
         if self.eval_dataset is not None:
             trained = self.last_evaluation() or self.evaluate()
             self.report_bad_videos()
+            if is_main:
+                self.run_record.save(self.args.output_dir, self)
             if self.args.eval_on_start and is_main:
                 self.describe_progress(trained)
+        if self.args.push_to_hub:
+            self.push_to_hub()
         if then is not None:
             then()
         self.leave()

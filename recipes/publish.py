@@ -1,0 +1,89 @@
+"""Publish a checkpoint or a data set of clips on the Hub, or write the cards of the paper's model zoo.
+
+    python recipes/publish.py model outputs/tiny/student --repo me/mvd-tiny --license apache-2.0 [--dry_run true ...]
+    python recipes/publish.py dataset clips/ --repo me/clips --license cc-by-4.0 [--label_column label ...]
+    python recipes/publish.py cards
+
+A new repository is private; `--private false` makes it public. `--dry_run true` makes and shows all, and uploads
+nothing. Keys: where to (below), what the card says (`mvd_hf.CardDetails`, `mvd_hf.DatasetDetails`).
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mvd_hf import CardDetails, DatasetDetails, publish, publish_dataset
+from mvd_hf.dataset_publishing import load_splits
+from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.zoo import read_row, render_zoo_cards
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+
+
+@dataclass
+class UploadArguments:
+    """The repository.
+
+    Args:
+        repo: `user/name`.
+        private: whether a new repository is private.
+        revision: branch, `main` by default.
+        dry_run: whether nothing is uploaded.
+    """
+
+    repo: str
+    private: bool = True
+    revision: str | None = None
+    dry_run: bool = False
+
+
+@dataclass
+class ModelArguments:
+    """The checkpoint: its `folder`, an `example` video, and, for converted weights, the `row` of the model zoo."""
+
+    folder: str
+    example: str | None = None
+    row: str | None = None
+
+
+@dataclass
+class SourceArguments:
+    """The videos: `dataset` (a source, or one for each split), `root` of list files, `manifest` of an audit."""
+
+    dataset: str | dict
+    root: str | None = None
+    manifest: str | None = None
+
+
+def model(arguments: list[str]):
+    to, source, details = parse_arguments(arguments, UploadArguments, ModelArguments, CardDetails)
+    if source.row is not None:
+        details = replace(details, reported=read_row(CARDS / "zoo.yaml", source.row)["results"])
+    options = {"private": to.private, "revision": to.revision, "dry_run": to.dry_run}
+    return publish(source.folder, to.repo, details, example=source.example, **options)
+
+
+def dataset(arguments: list[str]):
+    to, source, details = parse_arguments(arguments, UploadArguments, SourceArguments, DatasetDetails)
+    splits = load_splits(source.dataset, source.root, source.manifest)
+    return publish_dataset(splits, to.repo, details, private=to.private, revision=to.revision, dry_run=to.dry_run)
+
+
+def main(arguments: list[str]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    what, *rest = arguments or [""]
+    if what == "cards":
+        return [logging.info("%s", path) for path in render_zoo_cards(CARDS / "zoo.yaml", CARDS)]
+    if what not in ("model", "dataset"):
+        raise ValueError(f"Nothing named {what!r} can be published; choose model, dataset or cards.")
+    if rest and not rest[0].startswith("--"):
+        rest = ["--folder" if what == "model" else "--dataset", json.dumps(rest[0]), *rest[1:]]
+    publication = (model if what == "model" else dataset)(rest)
+    logging.info("%s\n%s", publication.card, publication.describe())
+    return None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,120 @@
+"""Results for a model card: measured with the checkpoint, or reported by the authors and marked so."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+
+METRICS_NAME = "evaluation/metrics.json"
+PAPER = "https://arxiv.org/abs/2212.04500"
+REPORTED = "reported by the authors"
+
+
+@dataclass
+class Result:
+    """Results on a data set by one protocol.
+
+    Args:
+        dataset: its name.
+        protocol: frames x clips x crops, in words.
+        metrics: percentages by name.
+        reported: whether the authors report them; else they were measured with the checkpoint.
+        remark: what else is to be known.
+    """
+
+    dataset: str
+    protocol: str
+    metrics: dict[str, float]
+    reported: bool = False
+    remark: str = ""
+
+    def entries(self) -> list[EvalResult]:
+        """The results as a card's metadata have them."""
+        source = {"source_name": REPORTED, "source_url": PAPER} if self.reported else {}
+        remark = f", {REPORTED}" if self.reported else ""
+        return [
+            EvalResult(
+                task_type="video-classification",
+                task_name="Action detection" if name == "mAP" else "Video classification",
+                dataset_type=re.sub(r"[^a-z0-9]+", "-", self.dataset.lower()).strip("-"),
+                dataset_name=f"{self.dataset} ({self.protocol})",
+                # results by other protocols, and by others, are other results
+                dataset_config=f"{self.protocol}{remark}",
+                metric_type="mAP" if name == "mAP" else "accuracy",
+                metric_name=f"{name}{remark}",
+                metric_value=round(value, 2),
+                **source,
+            )
+            for name, value in self.metrics.items()
+        ]
+
+
+def protocol_in_words(protocol: str) -> str:
+    """`16x5x3` as 16 frames x 5 clips x 3 crops; what has another form stays as it is."""
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", protocol)
+    return protocol if match is None else "{} frames x {} clips x {} crops".format(*match.groups())
+
+
+def reported_results(entries: Sequence[Mapping]) -> list[Result]:
+    """Results that the authors report.
+
+    Args:
+        entries: mappings of `dataset`, `protocol`, an optional `remark`, and percentages by metric.
+    """
+    results = []
+    for entry in entries:
+        remark = f"*{REPORTED}*" + (f"; {entry['remark']}" if "remark" in entry else "")
+        metrics = {name: value for name, value in entry.items() if name not in ("dataset", "protocol", "remark")}
+        results.append(Result(entry["dataset"], protocol_in_words(entry["protocol"]), metrics, True, remark))
+    return results
+
+
+def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
+    """The results that an evaluation with several views left in a folder.
+
+    Args:
+        folder: of the checkpoint.
+        dataset: name of the data set.
+
+    Raises:
+        ValueError: if the file lacks what it must say, or the name of the data set is not known.
+    """
+    path = Path(folder) / METRICS_NAME
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    names = {"top-1 of videos": "video_top1", "top-5 of videos": "video_top5"}
+    names |= {"top-1 of single clips": "clip_top1", "top-5 of single clips": "clip_top5"}
+    absent = [key for key in ("protocol", "num_videos", "missing", *names.values()) if key not in found]
+    if absent:
+        raise ValueError(f"{str(path)!r} does not say {', '.join(absent)}: evaluate again.")
+    if dataset is None:
+        raise ValueError(f"{str(path)!r} holds results: give evaluated_on, the name of their data set.")
+    remark = f"measured on {found['num_videos'] - found['missing']} videos"
+    remark += f", {found['missing']} could not be read" if found["missing"] else ""
+    metrics = {name: 100 * found[key] for name, key in names.items()}
+    return [Result(dataset, protocol_in_words(found["protocol"]), metrics, False, remark)]
+
+
+def eval_result_file(results: Sequence[Result], benchmark: str, task: str) -> str:
+    """Content of a file of `.eval_results/`: measured results on a benchmark of the Hub.
+
+    Args:
+        results: of which those that the authors report are left out.
+        benchmark, task: Hub id of the data set, and its task.
+    """
+    entries = [
+        EvalResultEntry(
+            dataset_id=benchmark,
+            task_id=task,
+            value=round(result.metrics["top-1 of videos"], 2),
+            notes=f"top-1 of videos in percent, {result.protocol}; {result.remark}",
+        )
+        for result in results
+        if not result.reported
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)

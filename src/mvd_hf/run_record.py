@@ -1,0 +1,158 @@
+"""What a training run leaves behind, `training_run.json`: how it was trained, from what, on what, and how well."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+
+RUN_RECORD_NAME = "training_run.json"
+CARD_NAME = "README.md"
+PACKAGES = ("mvd_hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface_hub", "av")
+# of files that hold data or weights, which have the form of a Hub id where they are in a folder
+FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst", ".parquet", ".tar", ".pth", ".pt")
+# of the last evaluation, what says nothing about the model
+SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "jit_compilation_time", "model_preparation_time")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **versions}
+
+
+def describe_device(device: torch.device) -> str:
+    """The name of an accelerator, or the kind of processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.machine() if device.type == "cpu" else device.type
+
+
+def without_private_parts(value: Any) -> Any:
+    """A recipe's keys without tokens, and with the last part of absolute paths only."""
+    if isinstance(value, Mapping):
+        return {key: without_private_parts(entry) for key, entry in value.items() if not str(key).endswith("token")}
+    if isinstance(value, list | tuple):
+        return [without_private_parts(entry) for entry in value]
+    if isinstance(value, str) and (os.path.isabs(value) or value.startswith("~")):
+        return Path(value).name
+    return value
+
+
+def stored_licence(folder: str | os.PathLike) -> str | None:
+    """The licence in the card of a local folder, if it has one."""
+    card = Path(folder) / CARD_NAME
+    return ModelCard.load(card).data.license if card.is_file() else None
+
+
+def read_run_record(folder: str | os.PathLike) -> dict | None:
+    """The record of the run that trained the model in a folder, or `None` if there is none.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    path = Path(folder) / RUN_RECORD_NAME
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The record {str(path)!r} cannot be read: {error}. Write it again, or delete it.") from error
+
+
+def is_hub_id(name: Any) -> bool:
+    """Whether a name is `user/repository`, and not a file or folder."""
+    if not isinstance(name, str) or Path(name).suffix in FILE_SUFFIXES or os.path.exists(name):
+        return False
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def describe_source(model: str) -> dict:
+    """A model that a run starts or learns from: its name, whether it is a local folder, its licence, its own run."""
+    source = {"model": without_private_parts(model), "is_local": os.path.isdir(model)}
+    if source["is_local"]:
+        source |= {"license": stored_licence(model), "run": read_run_record(model)}
+    return {key: value for key, value in source.items() if value is not None}
+
+
+class RunRecord:
+    """Keeps the time of a run and what its trainer does not know, and writes the record into what is saved.
+
+    Attributes:
+        model: the class of the trained model.
+        recipe: the keys the run was started with.
+        hub_dataset: the data set, if it is one of the Hub.
+        sources: the models it starts or learns from, by name: `base`, and the teachers' names.
+    """
+
+    def __init__(self):
+        self.model = ""
+        self.recipe: dict = {}
+        self.hub_dataset: str | None = None
+        self.sources: dict[str, dict] = {}
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def set_recipe(self, recipe: Mapping):
+        """Remember the keys of a recipe; a model's folder or Hub id among them is where the run starts from."""
+        self.recipe = without_private_parts(recipe)
+        self.hub_dataset = recipe["dataset"] if is_hub_id(recipe.get("dataset")) else None
+        base = recipe.get("model")
+        if isinstance(base, str) and (os.path.isdir(base) or is_hub_id(base)):
+            self.sources["base"] = describe_source(base)
+
+    def resume(self, folder: str | os.PathLike):
+        """Count the time of the run that a checkpoint comes from, too."""
+        before = read_run_record(folder)
+        self._seconds = 0.0 if before is None else before["seconds"]
+
+    def start(self):
+        """Training begins."""
+        self._since = time.monotonic()
+
+    def stop(self):
+        """Training ends."""
+        self._seconds, self._since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """Time of training until now."""
+        return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def describe(self, trainer) -> dict:
+        """The record of a trainer's run so far."""
+        args, state = trainer.args, trainer.state
+        trained = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
+        evaluated = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
+        speed = tuple(f"eval_{name}" for name in SPEED_METRICS)
+        return {
+            "model": self.model,
+            "recipe": self.recipe,
+            "hub_dataset": self.hub_dataset,
+            "sources": self.sources,
+            "videos": trainer.num_samples(),
+            "clips_per_video": args.clips_per_video,
+            "effective_batch": args.total_batch_size * args.clips_per_video,
+            "learning_rate": args.learning_rate,
+            "epochs": state.epoch,
+            "steps": state.global_step,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "seed": args.seed,
+            "seconds": round(self.seconds, 1),
+            "hardware": {"device": describe_device(args.device), "count": args.world_size},
+            "training": {key: value for key, value in trained.items() if key not in ("epoch", "step")},
+            "evaluation": {key: value for key, value in evaluated.items() if key not in ("epoch", "step", *speed)},
+            "versions": library_versions(),
+        }
+
+    def save(self, folder: str | os.PathLike, trainer):
+        """Write the record into a folder."""
+        text = json.dumps(self.describe(trainer), indent=2, default=str) + "\n"
+        (Path(folder) / RUN_RECORD_NAME).write_text(text, encoding="utf-8")
