@@ -11,7 +11,7 @@ nothing. Keys: where to (below), what the card says (`mvd_hf.CardDetails`, `mvd_
 import json
 import logging
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mvd_hf import CardDetails, DatasetDetails, publish, publish_dataset
@@ -24,19 +24,15 @@ CARDS = Path(__file__).parents[1] / "model_cards"
 
 @dataclass
 class UploadArguments:
-    """The repository.
-
-    Args:
-        repo: `user/name`.
-        private: whether a new repository is private.
-        revision: branch, `main` by default.
-        dry_run: whether nothing is uploaded.
-    """
+    """The repository `user/name`, whether a new one is `private`, and a branch (`revision`)."""
 
     repo: str
     private: bool = True
     revision: str | None = None
     dry_run: bool = False
+
+    def options(self) -> dict:
+        return {"private": self.private, "revision": self.revision, "dry_run": self.dry_run}
 
 
 @dataclass
@@ -57,32 +53,36 @@ class SourceArguments:
     manifest: str | None = None
 
 
-def model(arguments: list[str]):
+def publish_model(arguments: list[str]):
     to, source, details = parse_arguments(arguments, UploadArguments, ModelArguments, CardDetails)
     if source.row is not None:
         details = replace(details, reported=read_row(CARDS / "zoo.yaml", source.row)["results"])
-    options = {"private": to.private, "revision": to.revision, "dry_run": to.dry_run}
-    return publish(source.folder, to.repo, details, example=source.example, **options)
+    return publish(source.folder, to.repo, details, example=source.example, **to.options())
 
 
-def dataset(arguments: list[str]):
+def publish_clips(arguments: list[str]):
     to, source, details = parse_arguments(arguments, UploadArguments, SourceArguments, DatasetDetails)
-    splits = load_splits(source.dataset, source.root, source.manifest)
-    return publish_dataset(splits, to.repo, details, private=to.private, revision=to.revision, dry_run=to.dry_run)
+    return publish_dataset(load_splits(**asdict(source)), to.repo, details, **to.options())
+
+
+PUBLISHERS = {"model": ("--folder", publish_model), "dataset": ("--dataset", publish_clips)}
 
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for client in ("httpx", "httpx2"):  # which tell of every request
+        logging.getLogger(client).setLevel(logging.WARNING)
     what, *rest = arguments or [""]
     if what == "cards":
-        return [logging.info("%s", path) for path in render_zoo_cards(CARDS / "zoo.yaml", CARDS)]
-    if what not in ("model", "dataset"):
+        logging.info("%d cards written to %s", len(render_zoo_cards(CARDS / "zoo.yaml", CARDS)), CARDS)
+        return
+    if what not in PUBLISHERS:
         raise ValueError(f"Nothing named {what!r} can be published; choose model, dataset or cards.")
+    key, publisher = PUBLISHERS[what]
     if rest and not rest[0].startswith("--"):
-        rest = ["--folder" if what == "model" else "--dataset", json.dumps(rest[0]), *rest[1:]]
-    publication = (model if what == "model" else dataset)(rest)
+        rest = [key, json.dumps(rest[0]), *rest[1:]]  # quoted, as YAML reads the values
+    publication = publisher(rest)
     logging.info("%s\n%s", publication.card, publication.describe())
-    return None
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import http.server
 import json
 import re
 import socket
+import sys
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
@@ -385,6 +386,16 @@ ROUTES = (
 )
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """A server that does not care when those who ask hang up."""
+
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class LoopbackHub:
     """A running Hub; use it in a `with` block.
 
@@ -402,8 +413,8 @@ class LoopbackHub:
         self.breaks: dict[str, int] = {}
 
     def __enter__(self) -> "LoopbackHub":
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.hub, self.server.daemon_threads = self, True
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self

@@ -296,7 +296,7 @@ def dataset_card(name: str, splits: list[Split], writer: ShardWriter, details: D
         license_link=details.license_link,
         task_categories=[task] if writer.label else None,
         size_categories=[next((title for bound, title in SIZE_CATEGORIES if total < bound), "n>1M")],
-        tags=["mvd", "video"],
+        tags=["video"],
         configs=[{"config_name": "default", "data_files": files}],
     )
     DatasetInfosDict({"default": info}).to_dataset_card_data(head)

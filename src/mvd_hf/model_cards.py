@@ -5,6 +5,7 @@ A card claims no number that was not measured with the checkpoint, unless it is 
 
 import importlib.resources
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from .model.configuration_mvd import MVDConfig
 from .model.video_processing_mvd import MVDVideoProcessor
 from .run_record import CARD_NAME, read_run_record
 from .usage import EXAMPLE_NAME, Usage, show_usage
+
+logger = logging.getLogger(__name__)
 
 CONVERSION_NAME, PICTURES = "conversion.json", "pictures"
 PICTURE_SUFFIXES = (".png", ".gif", ".jpg", ".webp")
@@ -72,7 +75,7 @@ class CardDetails:
         license_name, license_link: of a licence that the Hub calls `other`.
         title: the heading; by default the name of the repository.
         base_model: Hub id of the model that this one was fine-tuned from.
-        evaluated_on: name of the data set of the results in `evaluation/metrics.json`.
+        evaluated_on: name of the data set of the results in `evaluation/metrics.json`; by default as in the recipe.
         benchmark, benchmark_task: Hub id of that data set and the name of its task, for `.eval_results/`.
         tags: further tags.
         reported: results of this model that its authors report, as entries of `model_cards/zoo.yaml` have them.
@@ -201,6 +204,12 @@ def read_conversion(folder: str | Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def evaluated_on(run: Mapping | None) -> str | None:
+    """What a run calls the data set that its model was evaluated on."""
+    recipe = {} if run is None else run["recipe"]
+    return recipe.get("eval_dataset") or recipe.get("dataset")
+
+
 def describe_making(run: Mapping | None, conversion: Mapping | None) -> str:
     """Where the weights come from."""
     if conversion is not None:
@@ -282,7 +291,8 @@ def render_card(
     licence = check_licence(details.license, details.license_name, details.license_link)
     config, processor = MVDConfig.from_pretrained(folder), load_processor(folder)
     run, conversion = read_run_record(folder), read_conversion(folder)
-    results = measured_results(folder, details.evaluated_on) + reported_results(details.reported)
+    results = measured_results(folder, details.evaluated_on or evaluated_on(run))
+    results += reported_results(details.reported)
     pictures = sorted(path.name for path in (Path(folder) / PICTURES).glob("*") if path.suffix in PICTURE_SUFFIXES)
     papers = dict.fromkeys([*([] if conversion is None else [conversion["arxiv"]]), "2212.04500"])
     body = read_template("model_card.md").render(
@@ -308,8 +318,10 @@ def render_card(
     return ModelCard(f"---\n{head_of_folder(folder, name, details, results).to_yaml()}\n---\n\n{body}")
 
 
-def write_card(folder: str | Path, name: str, details: CardDetails, with_code: bool = False) -> ModelCard:
+def write_card(folder: str | Path, name: str, details: CardDetails, with_code: bool = False) -> list[str]:
     """Write the card of a checkpoint into its folder, after executing what it says about its use.
+
+    Gives, and logs, a warning for each model it was made from whose licence is stricter.
 
     Args:
         folder: of the checkpoint, with its processor.
@@ -322,6 +334,9 @@ def write_card(folder: str | Path, name: str, details: CardDetails, with_code: b
     """
     load_processor(folder)
     usage = show_usage(folder, name, usage_kind(folder), with_code)
-    card = render_card(folder, name, details, usage, sources_of(read_run_record(folder), HfApi()))
-    card.save(Path(folder) / CARD_NAME)
-    return card
+    sources = sources_of(read_run_record(folder), HfApi())
+    render_card(folder, name, details, usage, sources).save(Path(folder) / CARD_NAME)
+    warnings = licence_warnings(details.license, sources)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    return warnings

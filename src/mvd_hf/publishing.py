@@ -10,10 +10,19 @@ from huggingface_hub import HfApi
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME
 
 from .card_results import METRICS_NAME, eval_result_file, measured_results
-from .licences import check_licence, licence_warnings, sources_of
+from .licences import check_licence
 from .model.configuration_mvd import MVDConfig
-from .model_cards import CLASSIFIER, CONVERSION_NAME, PICTURES, CardDetails, kind_of, load_processor, write_card
-from .run_record import RUN_RECORD_NAME, read_run_record, stored_licence
+from .model_cards import (
+    CLASSIFIER,
+    CONVERSION_NAME,
+    PICTURES,
+    CardDetails,
+    evaluated_on,
+    kind_of,
+    load_processor,
+    write_card,
+)
+from .run_record import CARD_NAME, RUN_RECORD_NAME, read_run_record, stored_licence
 from .usage import EXAMPLE_NAME, write_example
 
 MODEL_CODE = Path(__file__).parent / "model"
@@ -180,15 +189,19 @@ def publish(
     check_licence(details.license, details.license_name, details.license_link)
     with tempfile.TemporaryDirectory() as place:
         stage(folder, place, example)
-        card = write_card(place, repo_id, details, with_code=True)
+        warnings = write_card(place, repo_id, details, with_code=True)
         if details.benchmark is not None:
-            results = measured_results(place, details.evaluated_on)
+            results = measured_results(place, details.evaluated_on or evaluated_on(read_run_record(place)))
+            if not results:
+                raise ValueError(
+                    f"benchmark={details.benchmark!r} needs measured results, there is no {METRICS_NAME}."
+                )
             path = Path(place) / ".eval_results" / f"{details.benchmark.rpartition('/')[2]}.yaml"
             path.parent.mkdir()
             path.write_text(eval_result_file(results, details.benchmark, details.benchmark_task), encoding="utf-8")
         files = {
             str(path.relative_to(place)): path.stat().st_size for path in Path(place).rglob("*") if path.is_file()
         }
-        warnings = licence_warnings(details.license, sources_of(read_run_record(place), HfApi()))
+        card = (Path(place) / CARD_NAME).read_text(encoding="utf-8")
         url = None if dry_run else upload(place, repo_id, private, revision)
-    return Publication(repo_id, files, str(card), warnings, url)
+    return Publication(repo_id, files, card, warnings, url)
