@@ -452,6 +452,7 @@ class LoopbackHub:
         patch.setattr(hf_api.api, "endpoint", self.url)
         patch.setattr(hub, "_hf_api", None)
         patch.setattr(config, "HF_ENDPOINT", self.url)
+        patch.setattr(config, "HF_HUB_OFFLINE", False)
         patch.setenv("HF_TOKEN", TOKEN)
 
     def environment(self, home: str | Path, token: str | None = TOKEN) -> dict[str, str]:
