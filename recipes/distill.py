@@ -73,7 +73,8 @@ def main(arguments: list[str]):
         train_dataset=clips,
         eval_dataset=pretraining_clips(data, config, sizes, evaluation=True, seed=training.seed),
     )
-    trainer.run(read_arguments(arguments))
+    trainer.run_record.set_recipe(read_arguments(arguments))
+    trainer.run()
 
 
 if __name__ == "__main__":

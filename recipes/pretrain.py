@@ -36,7 +36,8 @@ def main(arguments: list[str]):
         train_dataset=pretraining_clips(data, config, clips_per_video=training.clips_per_video, seed=training.seed),
         eval_dataset=pretraining_clips(data, config, evaluation=True, seed=training.seed),
     )
-    trainer.run(read_arguments(arguments))
+    trainer.run_record.set_recipe(read_arguments(arguments))
+    trainer.run()
 
 
 if __name__ == "__main__":

@@ -255,7 +255,8 @@ def trainer_of(folder: Path, **options) -> MVDTrainer:
 
 def test_a_trainer_pushes_privately_with_our_card(hub, quick, tmp_path):
     trainer = trainer_of(tmp_path / "run", license="mit", hub_model_id="me/run", push_to_hub=True)
-    trainer.run({"model": "videomae-b", "dataset": "me/clips"})
+    trainer.run_record.set_recipe({"model": "videomae-b", "dataset": "me/clips"})
+    trainer.run()
     repository = hub.model("me/run")
     assert repository.private
     card = ModelCard(repository.files()["README.md"].content.decode())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mvd_hf.recipe_arguments import merge, parse_arguments, parse_overrides, read_yaml
+from mvd_hf.recipe_arguments import merge, parse_arguments, parse_overrides, read_arguments, read_yaml
 
 
 @dataclass
@@ -40,6 +40,17 @@ def recipe(folder: Path, text: str) -> str:
 def test_without_arguments_the_defaults_hold():
     model, run = parse_arguments([], ModelArguments, RunArguments)
     assert (model, run) == (ModelArguments(), RunArguments())
+
+
+def test_given_keys_are_those_of_the_file_and_the_command_line(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("student: mvd-b\nteachers: {image: a}\n")
+    expected = {"student": "mvd-b", "teachers": {"image": {"model": "a", "weight": 2}}, "seed": 3}
+    assert read_arguments([str(path), "--teachers.image.weight", "2", "--seed=3"]) == expected
+    assert read_arguments(["--seed", "3"]) == {"seed": 3}
+    assert read_arguments([]) == {}
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_arguments([str(tmp_path / "missing.yaml")])
 
 
 def test_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path):

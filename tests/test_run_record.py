@@ -112,7 +112,8 @@ def test_training_writes_it_with_every_checkpoint(tmp_path):
         train_dataset=Clips(config),
         eval_dataset=Clips(config, 4),
     )
-    trainer.run({"model": "videomae-b", "hub_token": "secret"})
+    trainer.run_record.set_recipe({"model": "videomae-b", "hub_token": "secret"})
+    trainer.run()
     record, first = read_run_record(tmp_path), read_run_record(tmp_path / "checkpoint-1")
     assert first["steps"] == 1
     assert not first["evaluation"] or "eval_loss" in first["evaluation"]

@@ -610,26 +610,6 @@ class MVDTrainer(Trainer):
             group["initial_lr"], group["lr"] = rates[i], self.lr_scheduler._last_lr[i]
             group["weight_decay"] = decays[i]
 
-    def train(self, *args, **kwargs):
-        """Train as `Trainer` does, on all processes together even after an evaluation."""
-        # an evaluation marks the model as prepared, which would leave it without DistributedDataParallel
-        if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
-            self.model._is_accelerate_prepared = False
-        self.run_record.start()
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self.run_record.stop()
-
-    def report_bad_videos(self):
-        """Say which videos could not be read, in the log and in `bad_videos.csv` of the output folder."""
-        self.bad_videos.gather()
-        if self.bad_videos.counts:
-            path = Path(self.args.output_dir) / BAD_VIDEOS_NAME
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.bad_videos.save(path)
-            logger.warning("%s\nAll of them are in %s.", self.bad_videos.describe(), path)
-
     def create_model_card(
         self, license: str | None = None, model_name: str | None = None, tags: list[str] | None = None
     ):
@@ -656,7 +636,27 @@ class MVDTrainer(Trainer):
         license = check_licence(license or self.args.license)
         return super().push_to_hub(*args, license=license, **kwargs)
 
-    def run(self, recipe: Mapping | None = None, then: Callable[[], None] | None = None):
+    def train(self, *args, **kwargs):
+        """Train as `Trainer` does, on all processes together even after an evaluation."""
+        # an evaluation marks the model as prepared, which would leave it without DistributedDataParallel
+        if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
+            self.model._is_accelerate_prepared = False
+        self.run_record.start()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.run_record.stop()
+
+    def report_bad_videos(self):
+        """Say which videos could not be read, in the log and in `bad_videos.csv` of the output folder."""
+        self.bad_videos.gather()
+        if self.bad_videos.counts:
+            path = Path(self.args.output_dir) / BAD_VIDEOS_NAME
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.bad_videos.save(path)
+            logger.warning("%s\nAll of them are in %s.", self.bad_videos.describe(), path)
+
+    def run(self, then: Callable[[], None] | None = None):
         """Train from the last checkpoint of the output folder, if there is one, and save the model there.
 
         Logs what the run arrived at and, with an evaluation set, the loss on it before and after. It is the last
@@ -664,13 +664,11 @@ class MVDTrainer(Trainer):
         checkpoint (several processes at the next logging step) and ends the program with exit code 143.
 
         Args:
-            recipe: the keys that the run was started with, for its record.
             then: what remains to be done with the trained model, on all processes.
         """
         is_main = self.is_world_process_zero()
         if is_main:
             logger.info(self.describe())
-        self.run_record.set_recipe(recipe or {})
         checkpoint = last_complete_checkpoint(self.args.output_dir)
         if checkpoint is not None and is_main:
             logger.info("Resuming from %s", checkpoint)

@@ -2,7 +2,6 @@
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import difflib
-import os
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Literal
@@ -138,7 +137,7 @@ class MVDConfig(PreTrainedConfig):
         self.detection_margin = [0.1, 0.05] if self.detection_margin is None else self.detection_margin
         super().__post_init__(**kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Write `config.json`; see [`~transformers.PreTrainedConfig.save_pretrained`].
 
         It names only code that is in the folder.
