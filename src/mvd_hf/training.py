@@ -684,6 +684,7 @@ class MVDTrainer(Trainer):
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         self.save_model()
         self.save_model(_internal_call=True)  # what it is pushed with is known after the evaluation
+        self.save_model()
         if self.eval_dataset is not None:
             trained = self.last_evaluation() or self.evaluate()
             self.report_bad_videos()
@@ -691,10 +692,10 @@ class MVDTrainer(Trainer):
                 self.run_record.save(self.args.output_dir, self)
             if self.args.eval_on_start and is_main:
                 self.describe_progress(trained)
-        if self.args.push_to_hub:
-            self.push_to_hub()
         if then is not None:
             then()
+        if self.args.push_to_hub and not (self.eval_dataset is None and then is None):
+            self.push_to_hub("Results of the evaluation")
         self.leave()
 
     def how_to_go_on(self) -> str:
