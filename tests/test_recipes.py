@@ -128,6 +128,12 @@ def test_the_scheduler_script_is_sound_shell_and_its_files_exist():
     named = re.findall(r"recipes/\S+\.(?:yaml|py|slurm)", script.read_text())
     assert len(named) >= 4
     assert all((ROOT / name).exists() for name in named)
+# what holds after each of the README's snippets
+EXPECTED = (
+    "features.shape == (1, 256, 48)",
+    "(vector.shape, windows['features'].shape, windows['frames'].shape) == ((1, 48), (3, 4, 48), (3, 8))",
+    "0 < loss.item() < 1.6",
+)
 
 
 @pytest.mark.slow
@@ -136,8 +142,9 @@ def test_the_readmes_python_runs(tiny_job):
     snippets = [text for text in blocks(ROOT / "README.md", "python") if "MVDForActionDetection" not in text]
     checks = ["assert features.shape == (1, 256, 48)", "assert 0 < loss.item() < 1.6"]
     for snippet, check in zip(snippets, checks, strict=True):
+    for snippet, expected in zip(blocks(ROOT / "README.md", "python"), EXPECTED, strict=True):
         result = subprocess.run(
-            [sys.executable, "-c", f"{snippet}\n{check}"],
+            [sys.executable, "-c", f"{snippet}\nassert {expected}"],
             cwd=folder,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             capture_output=True,
@@ -166,6 +173,21 @@ def test_the_readmes_python_for_action_detection_runs(tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr[-3000:]
+def test_the_readmes_publications_can_be_tried(tiny_job):
+    folder, _ = tiny_job
+    dry_runs = [words for path, words in COMMANDS if path == ROOT / "README.md" and words[1] == "recipes/publish.py"]
+    for words, expected in zip(dry_runs, ("modeling_mvd.py", "its class in the column `label`"), strict=True):
+        result = subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert expected in result.stderr
+        assert "A dry run: nothing was uploaded" in result.stderr
 
 
 @pytest.mark.slow
@@ -221,6 +243,15 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
         parse_arguments(arguments, module.ConversionArguments, first="checkpoint")
     elif script in ("recipes/detect.py", "recipes/audit.py", "recipes/visualize.py"):
         resolve_detection(script, arguments)
+    elif script == "recipes/publish.py":
+        what, source, *keys = arguments
+        module = load_script(script)
+        kinds = {
+            "model": (module.ModelArguments, module.CardDetails),
+            "dataset": (module.SourceArguments, module.DatasetDetails),
+        }[what]
+        to, *_ = parse_arguments([module.PUBLISHERS[what][0], source, *keys], module.UploadArguments, *kinds)
+        assert to.dry_run
     else:
         assert (script, arguments) in (("recipes/tiny/run.py", []), ("recipes/tiny/run_detection.py", []))
     if "--config_file" in command:

@@ -32,7 +32,7 @@ def describe_device(device: torch.device) -> str:
     """The name of an accelerator, or the kind of processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.machine() if device.type == "cpu" else device.type
+    return f"CPU ({platform.machine()})" if device.type == "cpu" else device.type
 
 
 def without_private_parts(value: Any) -> Any:
