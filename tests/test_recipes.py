@@ -143,8 +143,15 @@ def test_the_readmes_python_runs(tiny_job):
     checks = ["assert features.shape == (1, 256, 48)", "assert 0 < loss.item() < 1.6"]
     for snippet, check in zip(snippets, checks, strict=True):
     for snippet, expected in zip(blocks(ROOT / "README.md", "python"), EXPECTED, strict=True):
+    snippets = blocks(ROOT / "README.md", "python")
+    checks = [
+        "assert features.shape == (1, 256, 48)",
+        "assert (vector.shape, windows['features'].shape, windows['frames'].shape) == ((1, 48), (3, 4, 48), (3, 8))",
+        "assert 0 < loss.item() < 1.6",
+    ]
+    for snippet, check in zip(snippets, checks, strict=True):
         result = subprocess.run(
-            [sys.executable, "-c", f"{snippet}\nassert {expected}"],
+            [sys.executable, "-c", f"{snippet}\n{check}"],
             cwd=folder,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
             capture_output=True,
