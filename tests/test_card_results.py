@@ -38,7 +38,7 @@ def test_measured_results_are_percentages_with_their_protocol(tmp_path):
         {"top-1 of videos": 81.234, "top-5 of videos": 95, "top-1 of single clips": 77, "top-5 of single clips": 93}
     )
     assert not result.reported
-    assert result.remark == "measured on 998 videos, 2 could not be read"
+    assert result.remark == "measured on 1000 videos; 2 more could not be read"
     assert measured_results(write(tmp_path, missing=0), "K")[0].remark == "measured on 1000 videos"
 
 

@@ -103,11 +103,14 @@ def test_only_what_belongs_to_a_checkpoint_is_taken(folder, tmp_path):
     (folder / RUN_RECORD_NAME).write_text(json.dumps(RUN))
     (folder / "pictures").mkdir()
     (folder / "pictures" / "masks.png").write_bytes(b"png")
+    (folder / "evaluation").mkdir()
+    for name in ("confusion.png", "mistakes.png", "predictions.parquet"):
+        (folder / "evaluation" / name).write_bytes(b"private")
     stage(folder, tmp_path / "staged")
     names = {str(path.relative_to(tmp_path / "staged")) for path in (tmp_path / "staged").rglob("*") if path.is_file()}
     assert {name for name in names if not name.endswith(".py")} == {
         *("config.json", "model.safetensors", "video_preprocessor_config.json", "preprocessor_config.json"),
-        *(RUN_RECORD_NAME, "pictures/masks.png", "example.mp4"),
+        *(RUN_RECORD_NAME, "pictures/masks.png", "evaluation/confusion.png", "example.mp4"),
     }
     assert not any("private" in path.read_text(errors="ignore") for path in (tmp_path / "staged").glob("*.json"))
 

@@ -45,7 +45,9 @@ def test_frames_are_those_of_the_reader(suffix, options, tmp_path):
 @pytest.mark.parametrize(("degrees", "mirror"), [(90, False), (180, False), (270, True)])
 def test_frames_are_upright(degrees, mirror, tmp_path):
     path = write(tmp_path / "turned.mp4", tag=lambda stream: stream.set_display_rotation(degrees, hflip=mirror))
-    assert np.array_equal(np.stack(all_frames(path)), read_frames(path, range(60)))
+    frames = all_frames(path)
+    assert np.array_equal(np.stack(frames), read_frames(path, range(60)))
+    assert all(frame.flags.c_contiguous and frame.flags.writeable for frame in frames)  # as torch wants them
 
 
 def test_only_wanted_frames_are_made_but_all_are_counted(tmp_path):

@@ -94,8 +94,8 @@ def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
         raise ValueError(f"{str(path)!r} does not say {', '.join(absent)}: evaluate again.")
     if dataset is None:
         raise ValueError(f"{str(path)!r} holds results: give evaluated_on, the name of their data set.")
-    remark = f"measured on {found['num_videos'] - found['missing']} videos"
-    remark += f", {found['missing']} could not be read" if found["missing"] else ""
+    remark = f"measured on {found['num_videos']} videos"
+    remark += f"; {found['missing']} more could not be read" if found["missing"] else ""
     metrics = {name: 100 * found[key] for name, key in names.items()}
     return [Result(dataset, protocol_in_words(found["protocol"]), metrics, False, remark)]
 

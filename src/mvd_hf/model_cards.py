@@ -26,7 +26,7 @@ from .usage import EXAMPLE_NAME, Usage, show_usage
 
 logger = logging.getLogger(__name__)
 
-CONVERSION_NAME, PICTURES = "conversion.json", "pictures"
+CONVERSION_NAME, PICTURES, CONFUSION_NAME = "conversion.json", "pictures", "evaluation/confusion.png"
 PICTURE_SUFFIXES = (".png", ".gif", ".jpg", ".webp")
 ZOO = f"the model zoo of the authors of [Masked Video Distillation]({PAPER})"
 CLASSIFIER, STUDENT = "MVDForVideoClassification", "MVDForFeatureDistillation"
@@ -223,6 +223,16 @@ def describe_making(run: Mapping | None, conversion: Mapping | None) -> str:
     return "Nothing is recorded of how these weights were made."
 
 
+def find_pictures(folder: str | Path) -> list[Path]:
+    """Pictures for the card of the checkpoint in a folder: those in `pictures/`, and an evaluation's confusion matrix.
+
+    The pictures of an evaluation's mistakes are left out: they show other people's videos.
+    """
+    folder = Path(folder)
+    pictures = [*sorted((folder / PICTURES).glob("*")), folder / CONFUSION_NAME]
+    return [path for path in pictures if path.is_file() and path.suffix in PICTURE_SUFFIXES]
+
+
 def describe_licence(details: CardDetails, conversion: Mapping | None) -> str:
     """Under which terms the weights are."""
     name = details.license
@@ -293,7 +303,7 @@ def render_card(
     run, conversion = read_run_record(folder), read_conversion(folder)
     results = measured_results(folder, details.evaluated_on or evaluated_on(run))
     results += reported_results(details.reported)
-    pictures = sorted(path.name for path in (Path(folder) / PICTURES).glob("*") if path.suffix in PICTURE_SUFFIXES)
+    pictures = [str(path.relative_to(folder)) for path in find_pictures(folder)]
     papers = dict.fromkeys([*([] if conversion is None else [conversion["arxiv"]]), "2212.04500"])
     body = read_template("model_card.md").render(
         title=details.title or name.rpartition("/")[2],
@@ -309,7 +319,7 @@ def render_card(
         facts={} if run is None else facts_of_run(run),
         sources=sources,
         recipe=yaml.safe_dump(run["recipe"], sort_keys=False) if run and run["recipe"] else "",
-        pictures=[f"{PICTURES}/{picture}" for picture in pictures],
+        pictures=pictures,
         frames=frames_of(config),
         licence=describe_licence(details, conversion),
         warnings=licence_warnings(licence, sources),

@@ -15,9 +15,9 @@ from .model.configuration_mvd import MVDConfig
 from .model_cards import (
     CLASSIFIER,
     CONVERSION_NAME,
-    PICTURES,
     CardDetails,
     evaluated_on,
+    find_pictures,
     kind_of,
     load_processor,
     write_card,
@@ -113,8 +113,7 @@ def stage(folder: str | Path, target: str | Path, example: str | Path | None = N
         raise ValueError(f"{str(folder)!r} holds no checkpoint: it needs {CONFIG_NAME} and safetensors files.")
     optional = [SAFE_WEIGHTS_INDEX_NAME, RUN_RECORD_NAME, CONVERSION_NAME, METRICS_NAME]
     optional = [folder / name for name in optional if (folder / name).is_file()]
-    pictures = sorted((folder / PICTURES).glob("*"))
-    for path in (*weights, folder / CONFIG_NAME, *optional, *pictures):
+    for path in (*weights, folder / CONFIG_NAME, *optional, *find_pictures(folder)):
         copy = target / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
