@@ -3,8 +3,11 @@
 import argparse
 import copy
 import hashlib
+import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from mvd_hf import (
 )
 from mvd_hf.conversion import infer_config, save_converted
 from mvd_hf.model.modeling_mvd import position_table
+from mvd_hf.usage import write_example
 
 # official names of our weights, family by family; every rule whose pattern is found applies, in this order
 FAMILY_NAMES = {
@@ -557,6 +561,22 @@ def test_folder_holds_weights_configuration_processor_and_card(family, tmp_path)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
     arxiv = {"mae": "2111.06377", "videomae": "2203.12602"}.get(family, "2212.04500")
     assert f"arxiv.org/abs/{arxiv}" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["classification", "mae"])
+def test_snippet_of_the_card_runs(family, tmp_path):
+    source, model = converted(family, tmp_path)
+    save_converted(model, source, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    write_example(tmp_path / "video.mp4")
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert ("LABEL_" if family == "classification" else "torch.Size") in result.stdout
 
 
 def test_licence_of_own_weights_is_written_as_given(tmp_path):
