@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mvd_hf.model.frame_sampling import (
-    SlidingWindows,
     dense_frames,
     dense_test_frames,
     key_frame_clip,

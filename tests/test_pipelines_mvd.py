@@ -22,7 +22,8 @@ from mvd_hf import (
     VideoReadError,
     read_frames,
 )
-from mvd_hf.model.frame_sampling import SlidingWindows
+from mvd_hf.mixing import Mixup
+from mvd_hf.model.sliding_windows import SlidingWindows
 from mvd_hf.toy import toy_frames, write_video
 
 SIZES = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -159,6 +160,19 @@ def test_decoded_videos_are_taken_too(classifier, videos):
     ):
         assert classify(video) == expected
     assert classify([images]) == [expected]  # a list is a list of videos
+
+
+def test_the_stock_pipeline_of_a_model_trained_with_soft_labels(classifier, videos, tmp_path):
+    model = MVDForVideoClassification.from_pretrained(classifier).train()
+    clips = {"pixel_values": torch.rand(2, 4, 3, 16, 16), "labels": torch.tensor([1, 4])}
+    mixed = Mixup(num_classes=6)(clips, torch.Generator().manual_seed(0))
+    assert mixed["labels"].is_floating_point()
+    model(**mixed).loss.backward()
+    model.save_pretrained(tmp_path)
+    AutoVideoProcessor.from_pretrained(classifier).save_pretrained(tmp_path)
+    for task in ("video-classification", VIEWS):
+        scores = load(task, tmp_path)(videos["long"], top_k=6)
+        assert sum(item["score"] for item in scores) == pytest.approx(1)  # softmax, not sigmoid
 
 
 # features

@@ -34,7 +34,6 @@ from mvd_hf import (
     read_frames,
 )
 from mvd_hf import MVDConfig, MVDForVideoClassification, MVDVideoProcessor, VideoReadError, read_frames
-from mvd_hf.mixing import Mixup
 from mvd_hf.model.frame_sampling import dense_test_frames, uniform_test_frames
 from mvd_hf.model.video_processing_mvd import crop_offsets, resize_bilinear, resize_short_side
 from mvd_hf.toy import toy_frames, write_video
@@ -527,18 +526,6 @@ def test_the_stock_pipeline_saves_the_processor(model_folder, videos, tmp_path):
     again = pipeline("video-classification", model=str(tmp_path), device="cpu")
     assert again.video_processor.to_dict() == classify.video_processor.to_dict()
     assert again(str(videos["long"])) == classify(str(videos["long"]))
-
-
-def test_the_stock_pipeline_of_a_model_trained_with_soft_labels(model_folder, videos, tmp_path):
-    model = MVDForVideoClassification.from_pretrained(model_folder).train()
-    clips = {"pixel_values": torch.rand(2, 4, 3, SIZE, SIZE), "labels": torch.tensor([1, 4])}
-    mixed = Mixup(num_classes=6)(clips, torch.Generator().manual_seed(0))
-    assert mixed["labels"].is_floating_point()
-    model(**mixed).loss.backward()
-    model.save_pretrained(tmp_path)
-    AutoVideoProcessor.from_pretrained(model_folder).save_pretrained(tmp_path)
-    scores = pipeline("video-classification", model=str(tmp_path), device="cpu")(str(videos["long"]), top_k=6)
-    assert sum(item["score"] for item in scores) == pytest.approx(1)  # softmax, not sigmoid
 
 
 @pytest.mark.slow

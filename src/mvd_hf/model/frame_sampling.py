@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: the paper's samplers for pre-training, fine-tuning and testing; windows.
+"""Which frames of a video make a clip: the paper's samplers for pre-training, fine-tuning and testing.
 
 Every function takes the number of frames of the video and gives frame numbers from 0 as an int64 array, one row per
 clip. Randomness comes from the generator that is passed in. Videos that are too short repeat their last reachable
@@ -7,8 +7,6 @@ frame. Letters in shapes: K clips, T frames per clip.
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -180,3 +178,4 @@ __all__ = [
     "key_frame_clip",
     "SlidingWindows",
 ]
+__all__ = ["pretraining_frames", "dense_frames", "uniform_frames", "dense_test_frames", "uniform_test_frames"]

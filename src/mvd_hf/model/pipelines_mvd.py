@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers.pipelines.base import ChunkPipeline
 
-from .frame_sampling import SlidingWindows
+from .sliding_windows import SlidingWindows
 from .video_processing_mvd import download, is_encoded, stack_frames
 from .video_streaming import VideoStream
 

@@ -403,6 +403,25 @@ class MVDVideoProcessor(BaseVideoProcessor):
             return uniform_test_frames(total, num_frames, num_clips).ravel()
         return dense_test_frames(total, num_frames, options["frame_sampling_rate"], num_clips).ravel()
 
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Write `video_preprocessor_config.json`; see [`~transformers.BaseVideoProcessor.save_pretrained`].
+
+        A second file, `preprocessor_config.json`, makes this the checkpoint's image processor too: only where there is
+        one do the pipelines of transformers make batches and save what prepares them.
+        """
+        forget_absent_code(self, save_directory)
+        pointer = {"image_processor_type": type(self).__name__}
+        if self._auto_class is not None or "auto_map" in vars(self):
+            pointer["auto_map"] = {"AutoImageProcessor": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
+        os.makedirs(save_directory, exist_ok=True)
+        text = json.dumps(pointer, indent=2, sort_keys=True) + "\n"
+        (Path(save_directory) / IMAGE_PROCESSOR_NAME).write_text(text, encoding="utf-8")
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
+        """Upload the processor; a new repository is private unless told otherwise."""
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
     def fetch_videos(self, video_url_or_urls, sample_indices_fn: Callable | None = None):
         """Decoded frames (n, H, W, 3) uint8 and metadata of a video, or, for a list, of every video.
 
