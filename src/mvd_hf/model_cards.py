@@ -37,6 +37,9 @@ KINDS = {
     "MVDForPixelReconstruction": f"A masked autoencoder, as those that teach in [Masked Video Distillation]({PAPER})",
     "MVDModel": f"An encoder in the manner of [Masked Video Distillation]({PAPER})",
 }
+# classes with a head of their own, as `mvd_hf.usage.SNIPPETS` and as the Hub names them
+USAGE_KINDS = {CLASSIFIER: "classifier"}
+TASKS = {CLASSIFIER: "video-classification"}
 # by arXiv number
 CITATIONS = {
     "2212.04500": r"""@inproceedings{wang2023masked,
@@ -118,8 +121,9 @@ def read_shapes(folder: str | Path) -> dict[str, list[int]]:
 
 def usage_kind(folder: str | Path) -> str:
     """What the checkpoint in a folder is, as `mvd_hf.usage.SNIPPETS` has it."""
-    if kind_of(MVDConfig.from_pretrained(folder)) == CLASSIFIER:
-        return "classifier"
+    kind = kind_of(MVDConfig.from_pretrained(folder))
+    if kind in USAGE_KINDS:
+        return USAGE_KINDS[kind]
     has_norm = any(name.removeprefix("mvd.") == "layernorm.weight" for name in read_shapes(folder))
     return "encoder" if has_norm else "encoder without final norm"
 
@@ -147,7 +151,7 @@ def summarise(config: MVDConfig, kind: str, parameters: int) -> str:
     """What a checkpoint is, in a sentence or two."""
     text = f"{KINDS[kind]}: a vision transformer of {config.num_hidden_layers} layers and width {config.hidden_size} "
     text += f"for {frames_of(config)}; {parameters:,} parameters"
-    if kind == CLASSIFIER:
+    if kind in USAGE_KINDS:
         return f"{text}, {config.num_labels} classes."
     if kind == STUDENT:
         teachers = " and ".join(f"`{name}` (width {width})" for name, width in config.teacher_dims.items())
@@ -271,16 +275,14 @@ def card_head(name: str, task: str, details: CardDetails, results: Sequence[Resu
 def head_of_folder(folder: str | Path, name: str, details: CardDetails, results: Sequence[Result]) -> ModelCardData:
     """The head of the card of the checkpoint in a folder: its task, its data set of the Hub, and an example to try."""
     run = read_run_record(folder)
-    is_classifier = kind_of(MVDConfig.from_pretrained(folder)) == CLASSIFIER
+    task = TASKS.get(kind_of(MVDConfig.from_pretrained(folder)), "feature-extraction")
     options: dict = {}
     if run is not None and run["hub_dataset"] is not None:
         options["datasets"] = [run["hub_dataset"]]
-    if is_classifier and (Path(folder) / EXAMPLE_NAME).is_file():
+    if task == "video-classification" and (Path(folder) / EXAMPLE_NAME).is_file():
         address = f"https://huggingface.co/{name}/resolve/main/{EXAMPLE_NAME}"
         options["widget"] = [{"src": address, "example_title": "An example"}]
-    return card_head(
-        name, "video-classification" if is_classifier else "feature-extraction", details, results, **options
-    )
+    return card_head(name, task, details, results, **options)
 
 
 def render_card(

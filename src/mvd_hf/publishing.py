@@ -36,8 +36,10 @@ AUTO_MAP = {
 }
 PROCESSOR_CLASS = "video_processing_mvd.MVDVideoProcessor"
 PROCESSOR_MAPS = {VIDEO_PROCESSOR_NAME: "AutoVideoProcessor", IMAGE_PROCESSOR_NAME: "AutoImageProcessor"}
-FEATURES_PIPELINE = "pipelines_mvd.MVDFeatureExtractionPipeline"
-VIEWS_PIPELINE = "pipelines_mvd.MVDMultiViewClassificationPipeline"
+# the class of transformers that loads a model with a head of its own, and the pipelines that use it, by task
+FEATURES = {"video-feature-extraction": "pipelines_mvd.MVDFeatureExtractionPipeline"}
+VIEWS = {"video-multiview-classification": "pipelines_mvd.MVDMultiViewClassificationPipeline"}
+PIPELINES = {CLASSIFIER: ("AutoModelForVideoClassification", FEATURES | VIEWS)}
 
 
 @dataclass
@@ -80,11 +82,7 @@ def write_code(folder: str | Path):
         folder: of the checkpoint, with its processor.
     """
     folder = Path(folder)
-    is_classifier = kind_of(MVDConfig.from_pretrained(folder)) == CLASSIFIER
-    auto_class = "AutoModelForVideoClassification" if is_classifier else "AutoModel"
-    pipelines = {"video-feature-extraction": FEATURES_PIPELINE}
-    if is_classifier:
-        pipelines["video-multiview-classification"] = VIEWS_PIPELINE
+    auto_class, pipelines = PIPELINES.get(kind_of(MVDConfig.from_pretrained(folder)), ("AutoModel", FEATURES))
     for path in sorted(MODEL_CODE.glob("*.py")):
         if path.stem != "__init__":
             shutil.copyfile(path, folder / path.name)

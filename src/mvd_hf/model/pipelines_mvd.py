@@ -38,6 +38,12 @@ def mark_last(chunks: Iterable[dict]) -> Iterator[dict]:
         yield {**previous, "is_last": True}
 
 
+def fetch(video: Any) -> Any:
+    """A video that must be decoded, downloaded if it is an http(s) URL."""
+    is_url = isinstance(video, str) and video.startswith(("http://", "https://"))
+    return download(video) if is_url else video
+
+
 class MVDVideoPipeline(ChunkPipeline):
     """What our pipelines share: a video processor is needed, views of a video are the parts that make a batch."""
 
@@ -172,8 +178,7 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
             for number, frame in enumerate(stack_frames(video)):
                 yield prepare(frame) if windows.is_used(number) else None
             return
-        is_url = isinstance(video, str) and video.startswith(("http://", "https://"))
-        with VideoStream(download(video) if is_url else video) as stream:
+        with VideoStream(fetch(video)) as stream:
             for frame in stream.frames(windows.is_used):
                 yield None if frame is None else prepare(frame)
 
