@@ -134,6 +134,18 @@ def test_what_the_run_recorded(folder):
     assert "- The licence of me/videomae (video) is not known" in card.text
 
 
+@pytest.mark.parametrize("is_local", [True, False])
+def test_the_model_that_was_fine_tuned(folder, is_local):
+    base = {"model": "me/student", "is_local": is_local}
+    (folder / RUN_RECORD_NAME).write_text(json.dumps(RUN | {"sources": {"base": base}}))
+    data = card_of(folder).data.to_dict()
+    assert ("base_model" in data) != is_local  # a folder of somebody's machine is no base model
+    if not is_local:
+        assert (data["base_model"], data["base_model_relation"]) == ("me/student", "finetune")
+    named = card_of(folder, CardDetails(license="mit", base_model="me/published")).data
+    assert named.base_model == "me/published"
+
+
 def test_measured_results_name_their_protocol(folder):
     (folder / METRICS_NAME).parent.mkdir()
     (folder / METRICS_NAME).write_text(json.dumps(METRICS))

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jinja2
@@ -77,7 +77,7 @@ class CardDetails:
         license: of the weights, as the Hub writes it.
         license_name, license_link: of a licence that the Hub calls `other`.
         title: the heading; by default the name of the repository.
-        base_model: Hub id of the model that this one was fine-tuned from.
+        base_model: Hub id of the model that this one was fine-tuned from; by default what the run recorded.
         evaluated_on: name of the data set of the results in `evaluation/metrics.json`; by default as in the recipe.
         benchmark, benchmark_task: Hub id of that data set and the name of its task, for `.eval_results/`.
         tags: further tags.
@@ -272,9 +272,16 @@ def card_head(name: str, task: str, details: CardDetails, results: Sequence[Resu
     )
 
 
+def hub_base(run: Mapping | None) -> str | None:
+    """The model of the Hub that a run fine-tuned, if it was one."""
+    base = {} if run is None else run["sources"].get("base", {})
+    return None if base.get("is_local", True) else base["model"]
+
+
 def head_of_folder(folder: str | Path, name: str, details: CardDetails, results: Sequence[Result]) -> ModelCardData:
     """The head of the card of the checkpoint in a folder: its task, its data set of the Hub, and an example to try."""
     run = read_run_record(folder)
+    details = replace(details, base_model=details.base_model or hub_base(run))
     task = TASKS.get(kind_of(MVDConfig.from_pretrained(folder)), "feature-extraction")
     options: dict = {}
     if run is not None and run["hub_dataset"] is not None:
