@@ -15,7 +15,8 @@ from transformers import AutoModelForVideoClassification
 
 from mvd_hf.classifiers import load_processor
 from mvd_hf.data import evaluation_rows
-from mvd_hf.evaluation import PAPER_VIEWS, evaluate_views
+from mvd_hf.evaluation import evaluate_views
+from mvd_hf.model.frame_sampling import PAPER_VIEWS
 from mvd_hf.recipe_arguments import parse_arguments
 from mvd_hf.reports import write_report
 

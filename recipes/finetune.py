@@ -20,7 +20,7 @@ from mvd_hf.adaptation import Adaptation, AdaptationArguments
 from mvd_hf.data import DataArguments, FinetuningClipArguments
 from mvd_hf.preparation import PreparationArguments
 from mvd_hf.probing import ProbeArguments
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.recipe_arguments import parse_arguments, read_arguments
 
 KINDS = (
     AdaptationArguments,
@@ -44,9 +44,10 @@ def with_recipe(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    *keys, training = parse_arguments(with_recipe(arguments), *KINDS)
+    arguments = with_recipe(arguments)
+    *keys, training = parse_arguments(arguments, *KINDS)
     set_seed(training.seed)
-    Adaptation(*keys, training).run()
+    Adaptation(*keys, training).run(read_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCardData, parse_eval_result_entries
+from safetensors.torch import save_file
 
 from mvd_hf.card_results import METRICS_NAME, eval_result_file, measured_results, protocol_in_words, reported_results
+from mvd_hf.digests import digest_of_checkpoint
 
 METRICS = {
     "protocol": "16x5x3",
@@ -22,7 +25,8 @@ METRICS = {
 def write(folder, **changes):
     path = folder / METRICS_NAME
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({key: value for key, value in (METRICS | changes).items() if value is not None}))
+    metrics = METRICS | {"weights": digest_of_checkpoint(folder)} | changes
+    path.write_text(json.dumps({key: value for key, value in metrics.items() if value is not None}))
     return folder
 
 
@@ -44,6 +48,14 @@ def test_measured_results_are_percentages_with_their_protocol(tmp_path):
 
 def test_without_an_evaluation_there_are_none(tmp_path):
     assert measured_results(tmp_path, None) == []
+
+
+def test_results_of_other_weights_are_left_out(tmp_path, caplog):
+    write(tmp_path)
+    save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert measured_results(tmp_path, "K") == []
+    assert "is of other weights than those in the folder" in caplog.text
+    assert len(measured_results(write(tmp_path), "K")) == 1
 
 
 def test_incomplete_results_are_refused(tmp_path):

@@ -131,6 +131,7 @@ def made_up(logits: np.ndarray, labels: list[int], **fields) -> Evaluation:
         logits=logits.astype(np.float32),
         names=["dog", "cat", "class"],
         protocol="16x5x3",
+        weights="digest",
         **fields,
     )
 

@@ -20,6 +20,7 @@ from mvd_hf import (
     model_cards,
 )
 from mvd_hf.card_results import METRICS_NAME
+from mvd_hf.digests import digest_of_checkpoint
 from mvd_hf.licences import Source
 from mvd_hf.model_cards import (
     CONVERSION_NAME,
@@ -60,6 +61,12 @@ RUN = {
 CONVERSION = {"title": "VideoMAE", "arxiv": "2203.12602", "file": "videomae.pth", "sha256": "0" * 64}
 METRICS = {"protocol": "16x5x3", "num_videos": 100, "missing": 0}
 METRICS |= {"video_top1": 0.5125, "video_top5": 0.75, "clip_top1": 0.5, "clip_top5": 0.7}
+
+
+def write_metrics(folder: Path):
+    """Leave in a folder what a test of its checkpoint leaves."""
+    (folder / METRICS_NAME).parent.mkdir()
+    (folder / METRICS_NAME).write_text(json.dumps(METRICS | {"weights": digest_of_checkpoint(folder)}))
 
 
 def save(folder: Path, kind=MVDForVideoClassification, processor=None, **fields) -> Path:
@@ -134,6 +141,16 @@ def test_what_the_run_recorded(folder):
     assert "- The licence of me/videomae (video) is not known" in card.text
 
 
+def test_a_run_without_steps_of_a_trainer(folder):
+    run = {key: value for key, value in RUN.items() if key not in ("steps", "epochs", "effective_batch", "evaluation")}
+    run |= {"is_average": True, "training": {"L2 penalty": 1e-4}}
+    del run["learning_rate"]
+    (folder / RUN_RECORD_NAME).write_text(json.dumps(run))
+    text = card_of(folder).text
+    assert "| data | me/clips: 1,234 videos |\n| weights | moving average over the steps |\n| hardware" in text
+    assert "| last logged in training | L2 penalty 0.0001 |\n| versions" in text
+
+
 @pytest.mark.parametrize("is_local", [True, False])
 def test_the_model_that_was_fine_tuned(folder, is_local):
     base = {"model": "me/student", "is_local": is_local}
@@ -147,8 +164,7 @@ def test_the_model_that_was_fine_tuned(folder, is_local):
 
 
 def test_measured_results_name_their_protocol(folder):
-    (folder / METRICS_NAME).parent.mkdir()
-    (folder / METRICS_NAME).write_text(json.dumps(METRICS))
+    write_metrics(folder)
     (folder / RUN_RECORD_NAME).write_text(json.dumps(RUN))
     card = card_of(folder, CardDetails(license="mit", evaluated_on="Kinetics-400"))
     row = "| Kinetics-400 | 16 frames x 5 clips x 3 crops | top-1 of videos | 51.25 | measured on 100 videos |"

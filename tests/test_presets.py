@@ -16,8 +16,8 @@ from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDTrainingArguments, T
 from mvd_hf.augmentation import FinetuningAugmentation
 from mvd_hf.costs import teacher_size
 from mvd_hf.data import DataArguments, FinetuningClipArguments
-from mvd_hf.evaluation import PAPER_VIEWS
 from mvd_hf.mixing import Mixup
+from mvd_hf.model.frame_sampling import PAPER_VIEWS
 from mvd_hf.recipe_arguments import parse_arguments, read_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from mvd_hf.card_results import METRICS_NAME
 from mvd_hf.publishing import AUTO_MAP, MODEL_CODE, PROCESSOR_CLASS, stage, write_code
 from mvd_hf.run_record import RUN_RECORD_NAME
 from mvd_hf.toy import toy_frames, write_video
-from test_model_cards import METRICS, RUN, save
+from test_model_cards import RUN, save, write_metrics
 
 MIT = CardDetails(license="mit")
 
@@ -232,8 +232,7 @@ def test_results_go_into_the_card_and_to_the_benchmark(folder, hub, quick):
     details = CardDetails(license="mit", evaluated_on="Kinetics-400", benchmark="me/kinetics")
     with pytest.raises(ValueError, match=r"'me/kinetics' needs measured results"):
         publish(folder, "me/tiny", details, dry_run=True)
-    (folder / METRICS_NAME).parent.mkdir()
-    (folder / METRICS_NAME).write_text(json.dumps(METRICS))
+    write_metrics(folder)
     publish(folder, "me/tiny", details)
     files = hub.model("me/tiny").files()
     (entry,) = yaml.safe_load(files[".eval_results/kinetics.yaml"].content)

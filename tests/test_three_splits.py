@@ -29,8 +29,9 @@ result = json.loads(Path(keys["eval_dataset"]).read_text())
 if result == "fail":
     sys.exit(3)
 if result is not None:
-    (folder / "evaluation").mkdir()
-    (folder / "evaluation" / "metrics.json").write_text(json.dumps(result))
+    folder = folder / keys.get("test_weights", "") / "evaluation"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(result))
 """
 
 
@@ -79,6 +80,14 @@ def test_each_split_is_run_with_its_lists_and_folder(job):
             "recipe": str(job / "finetune.yaml"),
             "launched": False,
         }
+
+
+def test_results_lie_beside_the_weights_that_were_tested(job):
+    runs(job, '--test_weights="best"', splits=[1]).run()
+    assert (job / "outputs" / "split1" / "best" / "evaluation" / "metrics.json").exists()
+    assert runs(job, '--test_weights="best"', splits=[1]).collect()["mean"]["video_top1"] == pytest.approx(0.81)
+    with pytest.raises(ValueError, match="None of the splits 1 has a result"):
+        runs(job, splits=[1]).collect()
 
 
 def test_mean_and_sample_standard_deviation(job):

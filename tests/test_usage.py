@@ -41,7 +41,7 @@ def test_it_runs_without_network_and_with_an_empty_home(tmp_path):
     assert run(snippet, tmp_path) == "1 False\n"
 
 
-@pytest.mark.parametrize("with_code", [True, False])
+@pytest.mark.parametrize("with_code", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_with_code_the_package_is_out_of_reach(with_code, tmp_path):
     snippet = "try:\n    import mvd_hf\nexcept ImportError:\n    print('none')\nelse:\n    print('there')\n"
     assert run(snippet, tmp_path, with_code) == ("none\n" if with_code else "there\n")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -15,21 +16,24 @@ from transformers.utils import is_peft_available
 
 from .classifiers import load_classifier
 from .data import DataArguments, FinetuningClipArguments, finetuning_clips
-from .evaluation import PAPER_VIEWS, evaluate_views, read_labels
+from .evaluation import evaluate_views, read_labels
 from .finetuning import BEST_FOLDER, EMA_FOLDER, FinetuningArguments, FinetuningTrainer
 from .metrics import top_k_accuracy
+from .model.frame_sampling import PAPER_VIEWS
 from .model.modeling_mvd import MVDForVideoClassification
 from .model.video_processing_mvd import MVDVideoProcessor
 from .preparation import PreparationArguments, choose_clips, prepare_videos
 from .probing import ProbeArguments, cache_features, fit_attentive, fit_linear, nearest_neighbours, pooled_features
 from .reports import write_report
+from .run_record import RunRecord
 from .views import ViewResults, protocol_of
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("full", "lora", "linear_probe", "attentive_probe", "knn")
+TRAINED = ("full", "lora")  # by the trainer
+METHODS = (*TRAINED, "linear_probe", "attentive_probe", "knn")
 WEIGHTS = {"last": "", "best": BEST_FOLDER, "ema": EMA_FOLDER}
-# folders, inside the output folder, of cached features and of the test's results
+# folders of cached features, inside the output folder, and of the test's results, beside the weights that were tested
 FEATURES_FOLDER, TEST_FOLDER = "features", "evaluation"
 
 
@@ -91,6 +95,9 @@ class Adaptation:
         self.folder = Path(training.output_dir)
         if training.ema_decay is None and recipe.test_weights == "ema":
             raise ValueError("test_weights=ema needs ema_decay, the decay of the averaged weights.")
+        if training.push_to_hub and recipe.method not in TRAINED:
+            raise ValueError(f"method={recipe.method} cannot push_to_hub: publish its output_dir afterwards.")
+        self.record = RunRecord()
         num_labels = recipe.config.get("num_labels")
         self.videos = prepare_videos(data, keys, preparation, self.folder, num_labels=num_labels, seed=training.seed)
         config = recipe.config | ({"use_attentive_pooling": True} if recipe.method == "attentive_probe" else {})
@@ -100,8 +107,15 @@ class Adaptation:
             self.model.config, sampling=self.keys.sampling, frame_sampling_rate=self.data.stride
         )
 
-    def run(self):
-        """Adapt the model, save it with its processor, and test it."""
+    def run(self, given: Mapping | None = None):
+        """Adapt the model, save it with its processor, and test it.
+
+        Args:
+            given: the recipe's keys as they were given, for the record that is saved with the model.
+        """
+        self.record.model = type(self.model).__name__
+        self.record.set_recipe(given or {})
+        self.record.start()
         getattr(self, self.recipe.method)()
 
     def full(self):
@@ -143,6 +157,7 @@ class Adaptation:
             eval_dataset=validation,
             processing_class=self.processor,
         )
+        trainer.run_record = self.record
         trainer.run(then=self.test)
 
     def linear_probe(self):
@@ -152,7 +167,7 @@ class Adaptation:
             *(part.to(self.training.device) for part in (features, labels, rows)), self.model.classifier
         )
         logger.info("Linear probe on %d clips; L2 penalty %g, chosen on every fifth video.", len(features), penalty)
-        self.save_and_test()
+        self.save_and_test({"training": {"L2 penalty": penalty}})
 
     def attentive_probe(self):
         """Train a pooler and the linear layer on the frozen tokens."""
@@ -160,7 +175,15 @@ class Adaptation:
             self.model, self.training_features(), self.videos.labels, self.probe, self.training.seed
         )
         logger.info("Attentive probe: training loss %.4f in the first epoch, %.4f in the last.", losses[0], losses[-1])
-        self.save_and_test()
+        probe = self.probe
+        self.save_and_test(
+            {
+                "effective_batch": probe.probe_batch_size,
+                "learning_rate": probe.probe_learning_rate,
+                "epochs": probe.probe_epochs,
+                "training": {"loss": losses[-1]},
+            }
+        )
 
     def knn(self):
         """Let the nearest training clips vote; nothing is trained."""
@@ -216,11 +239,14 @@ class Adaptation:
         kind = torch.bfloat16 if self.training.bf16 else torch.float16 if self.training.fp16 else None
         return nullcontext() if kind is None else torch.autocast(self.training.device.type, kind)
 
-    def save_and_test(self):
-        """Save a probe's model and processor, and test it."""
+    def save_and_test(self, facts: Mapping):
+        """Save a probe's model and processor with the record of how it was fitted, and test it."""
+        self.record.stop()
         if PartialState().is_main_process:
             self.model.save_pretrained(self.folder)
             self.processor.save_pretrained(self.folder)
+            videos = {"videos": len(self.videos.train), "clips_per_video": self.probe.probe_clips}
+            self.record.save(self.folder, self.training, videos | facts)
         self.test()
 
     def needed_validation(self) -> datasets.Dataset:
@@ -242,7 +268,7 @@ class Adaptation:
         return processor
 
     def test(self):
-        """Test what was saved, on all views, and write the report into the folder `evaluation`."""
+        """Test what was saved, on all views, and write the report into the folder `evaluation` beside it."""
         state = PartialState()
         state.wait_for_everyone()  # the main process has saved
         if self.videos.validation is None:
@@ -256,12 +282,12 @@ class Adaptation:
             self.test_processor(),
             label_column=self.keys.label_column,
             label_names=self.keys.label_names,
-            folder=self.folder / TEST_FOLDER,
+            folder=source / TEST_FOLDER,
             autocast=self.autocast,
             views_per_pass=self.training.eval_batch_size,
             num_workers=self.training.dataloader_num_workers,
         )
         if state.is_main_process:
-            write_report(evaluation, self.videos.validation, self.folder / TEST_FOLDER)
-            logger.info("%s\nThe model is in %s, its test in %s", evaluation.describe(), source, TEST_FOLDER)
+            write_report(evaluation, self.videos.validation, source / TEST_FOLDER)
+            logger.info("%s\nThe model is in %s, its test in %s", evaluation.describe(), source, source / TEST_FOLDER)
         state.wait_for_everyone()

@@ -1,6 +1,7 @@
 """Results for a model card: measured with the checkpoint, or reported by the authors and marked so."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+
+from .digests import digest_of_checkpoint
+
+logger = logging.getLogger(__name__)
 
 METRICS_NAME = "evaluation/metrics.json"
 PAPER = "https://arxiv.org/abs/2212.04500"
@@ -74,7 +79,7 @@ def reported_results(entries: Sequence[Mapping]) -> list[Result]:
 
 
 def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
-    """The results that an evaluation with several views left in a folder.
+    """The results that an evaluation with several views left in a folder; those of other weights do not count.
 
     Args:
         folder: of the checkpoint.
@@ -89,9 +94,12 @@ def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
     found = json.loads(path.read_text(encoding="utf-8"))
     names = {"top-1 of videos": "video_top1", "top-5 of videos": "video_top5"}
     names |= {"top-1 of single clips": "clip_top1", "top-5 of single clips": "clip_top5"}
-    absent = [key for key in ("protocol", "num_videos", "missing", *names.values()) if key not in found]
+    absent = [key for key in ("protocol", "num_videos", "missing", "weights", *names.values()) if key not in found]
     if absent:
         raise ValueError(f"{str(path)!r} does not say {', '.join(absent)}: evaluate again.")
+    if found["weights"] != digest_of_checkpoint(folder):
+        logger.warning("%s is of other weights than those in the folder and is left out: evaluate again.", path)
+        return []
     if dataset is None:
         raise ValueError(f"{str(path)!r} holds results: give evaluated_on, the name of their data set.")
     remark = f"measured on {found['num_videos']} videos"

@@ -19,15 +19,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
+from .digests import digest_of_weights
 from .metrics import class_accuracies, confusion_matrix, mean_class_accuracy, softmax, top_k_hits
 from .model.video_processing_mvd import MVDVideoProcessor
 from .sources import LabelReader, column_names, media_column, media_name
-from .views import VideoViews, digest_of_weights, map_views, protocol_of
+from .views import VideoViews, map_views, protocol_of
 
 logger = logging.getLogger(__name__)
 
-# clips and crops of the paper's tests, by how the frames of a clip are chosen
-PAPER_VIEWS = {"dense": (5, 3), "uniform": (2, 3)}
 FOLDER_OF_VIEWS = "views"
 
 
@@ -42,6 +41,7 @@ class Evaluation:
         logits: (N, V, K) float32, all crops of the first clip first.
         names: (K,) names of the classes.
         protocol: frames x clips x crops, such as `16x5x3`.
+        weights: digest of the model's weights, see `mvd_hf.digests`.
         missing: (name, reason) of each other video of the data set, which could not be read.
     """
 
@@ -51,6 +51,7 @@ class Evaluation:
     logits: np.ndarray
     names: list[str]
     protocol: str
+    weights: str
     missing: list[tuple[str, str]] = field(default_factory=list)
 
     @cached_property
@@ -72,7 +73,7 @@ class Evaluation:
         """The figures of a test, accuracies as parts of 1.
 
         `video_*` are over videos, from the mean of their views' probabilities (what the paper reports); `clip_*` are
-        over single views. `missing` videos are in none of them.
+        over single views. `missing` videos are in none of them. `weights` tells which model was tested.
         """
         views, labels = self.logits.reshape(-1, len(self.names)), np.repeat(self.labels, self.logits.shape[1])
         return {
@@ -82,6 +83,7 @@ class Evaluation:
             **{f"video_top{k}": float(top_k_hits(self.probabilities, self.labels, k).mean()) for k in (1, 5)},
             **{f"clip_top{k}": float(top_k_hits(views, labels, k).mean()) for k in (1, 5)},
             "mean_class_accuracy": mean_class_accuracy(self.predictions, self.labels, len(self.names)),
+            "weights": self.weights,
         }
 
     def per_class(self) -> list[dict]:
@@ -235,7 +237,7 @@ def evaluate_views(
     """
     state, names, num_labels = PartialState(), class_names(model), model.config.num_labels
     labels = read_labels(rows, label_column, num_labels, names, label_names)
-    videos = VideoViews(rows, processor, takes_bytes(model, processor))
+    videos, weights = VideoViews(rows, processor, takes_bytes(model, processor)), digest_of_weights(model.state_dict())
     temporary = [mkdtemp(prefix="mvd_views_") if folder is None and state.is_main_process else None]
     if folder is None:
         broadcast_object_list(temporary)
@@ -251,7 +253,7 @@ def evaluate_views(
         classify,
         videos,
         temporary[0] if folder is None else Path(folder) / FOLDER_OF_VIEWS,
-        {"weights": digest_of_weights(model)},
+        {"weights": weights},
         views_per_pass=views_per_pass,
         num_workers=num_workers,
     )
@@ -275,5 +277,6 @@ def evaluate_views(
         logits=logits,
         names=names or [str(i) for i in range(num_labels)],
         protocol=protocol_of(processor),
+        weights=weights,
         missing=[(file_names[row], problem) for row, problem in sorted(results.problems.items())],
     )

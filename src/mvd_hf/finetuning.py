@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from .mixing import Mixup
 from .model.modeling_mvd import MVDForVideoClassification
 from .optimization import without_adapters
+from .run_record import facts_of
 from .training import MVDTrainer, MVDTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -195,15 +196,17 @@ class FinetuningTrainer(MVDTrainer):
         Adapters of `peft` are merged into the model at the end of a run; they alone are in the folder `adapter`.
         """
         folder = Path(output_dir or self.args.output_dir)
-        if _internal_call or not self.has_adapters:
+        is_checkpoint = _internal_call and output_dir is not None  # what is pushed to the Hub is no checkpoint
+        if self.args.should_save and not is_checkpoint:
+            if self.average is not None:
+                self.save_whole(self.average.averaged.module.state_dict(), folder / EMA_FOLDER, is_average=True)
+            if self.has_adapters:
+                self.model.save_pretrained(folder / ADAPTER_FOLDER)
+                self.save_whole(self.model.state_dict(), folder)
+        if is_checkpoint or not self.has_adapters:
             super().save_model(output_dir, _internal_call)
-        if _internal_call or not self.args.should_save:
-            return
-        if self.has_adapters:
-            self.model.save_pretrained(folder / ADAPTER_FOLDER)
-            self.save_whole(self.model.state_dict(), folder)
-        if self.average is not None:
-            self.save_whole(self.average.averaged.module.state_dict(), folder / EMA_FOLDER)
+        elif self.args.push_to_hub and not _internal_call:
+            self.push_to_hub("Model save")
 
     def _determine_best_metric(self, metrics, trial) -> bool:
         """Whether an evaluation was the best so far; its weights are then saved in the folder `best` at once."""
@@ -221,13 +224,13 @@ class FinetuningTrainer(MVDTrainer):
             super().save_model(str(unfinished), _internal_call=True)  # with all processes, which may hold parts
         elif self.args.should_save:
             source = self.average.averaged.module if is_average else self.model
-            self.save_whole(source.state_dict(), unfinished)
+            self.save_whole(source.state_dict(), unfinished, is_average)
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
 
-    def save_whole(self, weights: Mapping[str, torch.Tensor], folder: Path):
-        """Save a model with these weights, its adapters merged, and the video processor."""
+    def save_whole(self, weights: Mapping[str, torch.Tensor], folder: Path, is_average: bool = False):
+        """Save a model with these weights, its adapters merged, the video processor, and the record of the run."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(weights)
         if without_adapters(model) is not model:
@@ -235,6 +238,7 @@ class FinetuningTrainer(MVDTrainer):
         model.save_pretrained(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
+        self.run_record.save(folder, self.args, facts_of(self, is_average))
 
     def describe(self) -> str:
         """What the run arrived at, and how many clips each video gives."""

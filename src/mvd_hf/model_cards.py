@@ -15,13 +15,13 @@ import jinja2
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from safetensors import safe_open
-from transformers.utils import VIDEO_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME
 
-from .card_results import PAPER, REPORTED, Result, measured_results, reported_results
+from .card_results import METRICS_NAME, PAPER, REPORTED, Result, measured_results, reported_results
 from .licences import Source, check_licence, licence_warnings, sources_of
 from .model.configuration_mvd import MVDConfig
 from .model.video_processing_mvd import MVDVideoProcessor
-from .run_record import CARD_NAME, read_run_record
+from .run_record import CARD_NAME, RUN_RECORD_NAME, read_run_record
 from .usage import EXAMPLE_NAME, Usage, show_usage
 
 logger = logging.getLogger(__name__)
@@ -187,17 +187,18 @@ def describe_sampling(processor: MVDVideoProcessor) -> str:
 def facts_of_run(run: Mapping) -> dict[str, str]:
     """A run's record as the rows of a table."""
     hardware, hours = run["hardware"], run["seconds"] / 3600
-    epochs = "" if run["epochs"] is None else f"{run['epochs']:g} epochs, "
-    facts = {
-        "data": f"{run['recipe'].get('dataset', 'not recorded')}: {run['videos']:,} videos",
-        "length": f"{epochs}{run['steps']:,} steps",
-        "effective batch": f"{run['effective_batch']} clips",
-        "peak learning rate": f"{run['learning_rate']:g}",
+    counts = [f"{run[name]:{form}} {name}" for name, form in (("epochs", "g"), ("steps", ",")) if run.get(name)]
+    facts = {"data": f"{run['recipe'].get('dataset', 'not recorded')}: {run['videos']:,} videos"}
+    facts |= {"weights": "moving average over the steps"} if run.get("is_average") else {}
+    facts |= {"length": ", ".join(counts)} if counts else {}
+    facts |= {"effective batch": f"{run['effective_batch']} clips"} if "effective_batch" in run else {}
+    facts |= {"peak learning rate": f"{run['learning_rate']:g}"} if "learning_rate" in run else {}
+    facts |= {
         "hardware": f"{hardware['count']} x {hardware['device']}, {run['precision']}",
         "time": f"{hours:.2f} hours, {hours * hardware['count']:.2f} device hours",
     }
     for name, title in (("training", "last logged in training"), ("evaluation", "on held-out videos, after training")):
-        values = [f"{key} {value:.4g}" for key, value in run[name].items() if isinstance(value, int | float)]
+        values = [f"{key} {value:.4g}" for key, value in run.get(name, {}).items() if isinstance(value, int | float)]
         facts |= {title: ", ".join(values)} if values else {}
     return facts | {"versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items())}
 
@@ -235,6 +236,19 @@ def find_pictures(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     pictures = [*sorted((folder / PICTURES).glob("*")), folder / CONFUSION_NAME]
     return [path for path in pictures if path.is_file() and path.suffix in PICTURE_SUFFIXES]
+
+
+def checkpoint_files(folder: str | Path) -> list[Path]:
+    """The files of a folder that belong to its checkpoint.
+
+    Weights, configuration, processor, card, where it comes from, its test's figures and pictures; of everything else,
+    such as optimizer states, lists of videos and logs, nothing.
+    """
+    folder = Path(folder)
+    names = [CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, CARD_NAME]
+    names += [RUN_RECORD_NAME, CONVERSION_NAME, METRICS_NAME]
+    files = [*sorted(folder.glob("*.safetensors")), *(folder / name for name in names), *find_pictures(folder)]
+    return [path for path in files if path.is_file()]
 
 
 def describe_licence(details: CardDetails, conversion: Mapping | None) -> str:

@@ -16,12 +16,13 @@ from accelerate.utils import broadcast
 from torch import nn
 from tqdm import tqdm
 
+from .digests import digest_of_weights
 from .evaluation import takes_bytes
 from .metrics import knn_scores
 from .model.modeling_mvd import MVDForVideoClassification
 from .model.video_processing_mvd import MVDVideoProcessor
 from .optimization import cosine_schedule
-from .views import VideoViews, ViewResults, digest_of_weights, map_views
+from .views import VideoViews, ViewResults, map_views
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def cache_features(
         encode,
         VideoViews(rows, processor, takes_bytes(model, processor)),
         folder,
-        {"encoder": digest_of_weights(model.mvd), "kind": "pooled" if model.pooler is None else "tokens"},
+        {"encoder": digest_of_weights(model.mvd.state_dict()), "kind": "pooled" if model.pooler is None else "tokens"},
         views_per_pass=views_per_pass,
         num_workers=num_workers,
     )

@@ -7,22 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from .card_results import METRICS_NAME, eval_result_file, measured_results
 from .licences import check_licence
 from .model.configuration_mvd import MVDConfig
 from .model_cards import (
     CLASSIFIER,
-    CONVERSION_NAME,
     CardDetails,
+    checkpoint_files,
     evaluated_on,
-    find_pictures,
     kind_of,
     load_processor,
     write_card,
 )
-from .run_record import CARD_NAME, RUN_RECORD_NAME, read_run_record, stored_licence
+from .run_record import CARD_NAME, read_run_record, stored_licence
 from .usage import EXAMPLE_NAME, write_example
 
 MODEL_CODE = Path(__file__).parent / "model"
@@ -106,16 +105,14 @@ def stage(folder: str | Path, target: str | Path, example: str | Path | None = N
         ValueError: if the folder holds no checkpoint or no processor, or the example is no mp4 file.
     """
     folder, target = Path(folder), Path(target)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not (folder / CONFIG_NAME).is_file() or not weights:
+    if not (folder / CONFIG_NAME).is_file() or not list(folder.glob("*.safetensors")):
         raise ValueError(f"{str(folder)!r} holds no checkpoint: it needs {CONFIG_NAME} and safetensors files.")
-    optional = [SAFE_WEIGHTS_INDEX_NAME, RUN_RECORD_NAME, CONVERSION_NAME, METRICS_NAME]
-    optional = [folder / name for name in optional if (folder / name).is_file()]
-    for path in (*weights, folder / CONFIG_NAME, *optional, *find_pictures(folder)):
+    for path in checkpoint_files(folder):
         copy = target / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     load_processor(folder).save_pretrained(target)
+    (target / CARD_NAME).unlink(missing_ok=True)  # it is written anew
     write_code(target)
     if example is None:
         write_example(target / EXAMPLE_NAME)

@@ -75,9 +75,9 @@ def is_hub_id(name: Any) -> bool:
 
 
 def describe_source(model: str) -> dict:
-    """A model that a run starts or learns from: its name, whether it is a local folder, its licence, its own run."""
-    source = {"model": without_private_parts(model), "is_local": os.path.isdir(model)}
-    if source["is_local"]:
+    """A model that a run starts or learns from: its name, whether it is on this machine, its licence, its own run."""
+    source = {"model": without_private_parts(model), "is_local": os.path.exists(model)}
+    if os.path.isdir(model):
         source |= {"license": stored_licence(model), "run": read_run_record(model)}
     return {key: value for key, value in source.items() if value is not None}
 
@@ -101,11 +101,11 @@ class RunRecord:
         self._since: float | None = None
 
     def set_recipe(self, recipe: Mapping):
-        """Remember the keys of a recipe; a model's folder or Hub id among them is where the run starts from."""
+        """Remember the keys of a recipe; a model's folder, file or Hub id among them is where the run starts from."""
         self.recipe = without_private_parts(recipe)
         self.hub_dataset = recipe["dataset"] if is_hub_id(recipe.get("dataset")) else None
         base = recipe.get("model")
-        if isinstance(base, str) and (os.path.isdir(base) or is_hub_id(base)):
+        if isinstance(base, str) and (os.path.exists(base) or is_hub_id(base)):
             self.sources["base"] = describe_source(base)
 
     def resume(self, folder: str | os.PathLike):
@@ -126,33 +126,52 @@ class RunRecord:
         """Time of training until now."""
         return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
-    def describe(self, trainer) -> dict:
-        """The record of a trainer's run so far."""
-        args, state = trainer.args, trainer.state
-        trained = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
-        evaluated = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
-        speed = tuple(f"eval_{name}" for name in SPEED_METRICS)
+    def describe(self, args, facts: Mapping) -> dict:
+        """The record so far.
+
+        Args:
+            args: the training arguments.
+            facts: what was trained on and how far, see [`facts_of`].
+        """
         return {
             "model": self.model,
             "recipe": self.recipe,
             "hub_dataset": self.hub_dataset,
             "sources": self.sources,
-            "videos": trainer.num_samples(),
-            "clips_per_video": args.clips_per_video,
-            "effective_batch": args.total_batch_size * args.clips_per_video,
-            "learning_rate": args.learning_rate,
-            "epochs": state.epoch,
-            "steps": state.global_step,
+            **facts,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "seed": args.seed,
             "seconds": round(self.seconds, 1),
             "hardware": {"device": describe_device(args.device), "count": args.world_size},
-            "training": {key: value for key, value in trained.items() if key not in ("epoch", "step")},
-            "evaluation": {key: value for key, value in evaluated.items() if key not in ("epoch", "step", *speed)},
             "versions": library_versions(),
         }
 
-    def save(self, folder: str | os.PathLike, trainer):
-        """Write the record into a folder."""
-        text = json.dumps(self.describe(trainer), indent=2, default=str) + "\n"
+    def save(self, folder: str | os.PathLike, args, facts: Mapping):
+        """Write the record into a folder; see [`describe`]."""
+        text = json.dumps(self.describe(args, facts), indent=2, default=str) + "\n"
         (Path(folder) / RUN_RECORD_NAME).write_text(text, encoding="utf-8")
+
+
+def facts_of(trainer, is_average: bool = False) -> dict:
+    """What a trainer trained on, how far, and what it logged last.
+
+    Args:
+        trainer: the trainer.
+        is_average: whether this is of the averaged weights, whose evaluations have other names.
+    """
+    args, state = trainer.args, trainer.state
+    prefix = "eval_ema_" if is_average else "eval_"
+    trained = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
+    evaluated = next((entry for entry in reversed(state.log_history) if f"{prefix}loss" in entry), {})
+    left_out = ("epoch", "step", *(f"{prefix}{name}" for name in SPEED_METRICS))
+    return {
+        "videos": trainer.num_samples(),
+        "clips_per_video": args.clips_per_video,
+        "effective_batch": args.total_batch_size * args.clips_per_video,
+        "learning_rate": args.learning_rate,
+        "epochs": state.epoch,
+        "steps": state.global_step,
+        "is_average": is_average,
+        "training": {key: value for key, value in trained.items() if key not in left_out},
+        "evaluation": {key: value for key, value in evaluated.items() if key not in left_out},
+    }

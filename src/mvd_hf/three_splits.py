@@ -13,7 +13,7 @@ from .recipe_arguments import merge, parse_overrides, read_yaml
 
 logger = logging.getLogger(__name__)
 
-# where a fine-tuning writes the result of its test, and what is in it
+# where a fine-tuning writes the result of its test, beside the weights it tested, and what is in it
 METRICS_FILE = Path("evaluation", "metrics.json")
 ACCURACIES = ("video_top1", "video_top5", "clip_top1", "clip_top5")
 # keys of the fine-tuning that differ from split to split
@@ -34,6 +34,7 @@ class SplitRuns:
 
     Attributes:
         output_dir: the recipe's; the run of each split has the folder `split<N>` in it.
+        tested: folder, inside the run's, of the weights that it tests.
 
     Raises:
         ValueError: if the recipe has no `output_dir`, or an argument differs from split to split.
@@ -53,14 +54,21 @@ class SplitRuns:
             raise ValueError(f"--{taken[0]} differs from split to split: give --data, the folder of all lists.")
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits={list(self.splits)} must be different numbers.")
-        output_dir = merge(read_yaml(self.recipe), given).get("output_dir")
+        keys = merge(read_yaml(self.recipe), given)
+        output_dir = keys.get("output_dir")
         if not output_dir:
             raise ValueError(f"The recipe {self.recipe!r} has no output_dir: add --output_dir.")
         self.output_dir = Path(str(output_dir))
+        weights = keys.get("test_weights", "last")
+        self.tested = "" if weights == "last" else weights
 
     def folder(self, split: int) -> Path:
         """Where the run of a split writes."""
         return self.output_dir / f"split{split}"
+
+    def tested_folder(self, split: int) -> Path:
+        """Where the weights are that the run of a split tests."""
+        return self.folder(split) / self.tested
 
     def command(self, split: int) -> list[str]:
         """The command that fine-tunes and tests on a split.
@@ -88,18 +96,18 @@ class SplitRuns:
             ValueError: if a list file is missing, or a result cannot be read.
             RuntimeError: naming the split that failed.
         """
-        unfinished = [split for split in self.splits if read_result(self.folder(split)) is None]
+        unfinished = [split for split in self.splits if read_result(self.tested_folder(split)) is None]
         commands = {split: self.command(split) for split in unfinished}
         for split in self.splits:
             if split not in commands:
-                logger.info("Split %d is finished: %s", split, self.folder(split) / METRICS_FILE)
+                logger.info("Split %d is finished: %s", split, self.tested_folder(split) / METRICS_FILE)
                 continue
             logger.info("Split %d: %s", split, " ".join(commands[split]))
             code = subprocess.run(commands[split], check=False).returncode
             if code != 0:
                 raise RuntimeError(f"Split {split} failed with exit code {code}. Start again to continue from there.")
-            if read_result(self.folder(split)) is None:
-                raise RuntimeError(f"Split {split} ended without {str(self.folder(split) / METRICS_FILE)!r}.")
+            if read_result(self.tested_folder(split)) is None:
+                raise RuntimeError(f"Split {split} ended without {str(self.tested_folder(split) / METRICS_FILE)!r}.")
 
     def collect(self) -> dict:
         """The results of all splits together, also written to `<output_dir>/three_splits.json`.
@@ -107,7 +115,7 @@ class SplitRuns:
         Raises:
             ValueError: if there is no result, one cannot be read, or they are of different test protocols.
         """
-        results = {split: read_result(self.folder(split)) for split in self.splits}
+        results = {split: read_result(self.tested_folder(split)) for split in self.splits}
         summary = summarize(results)
         path = self.output_dir / "three_splits.json"
         unfinished = path.with_suffix(".json.new")

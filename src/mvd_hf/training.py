@@ -15,6 +15,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo, HfApi
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -26,9 +27,9 @@ from .collation import BAD_VIDEOS, IS_BLANK, collate_clips
 from .interruption import Processes, StopRequest, is_disk_full, outlive_signals
 from .licences import check_licence
 from .model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
-from .model_cards import CardDetails, write_card
+from .model_cards import CardDetails, checkpoint_files, write_card
 from .optimization import cosine_schedule, parameter_groups, without_adapters
-from .run_record import RunRecord
+from .run_record import RunRecord, facts_of
 from .streaming import StreamingClips
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class MVDTrainingArguments(TrainingArguments):
             batch sizes count videos.
         license: of the trained weights, as the Hub writes it; nothing is pushed to the Hub without it.
         hub_private_repo: whether a new repository of the Hub is private; it is, unless told otherwise.
+        hub_strategy: when to push; only `end` leaves the logs and lists of the output folder on this machine.
     """
 
     base_learning_rate: float | None = field(default=1.5e-4)
@@ -78,6 +80,7 @@ class MVDTrainingArguments(TrainingArguments):
     dataloader_persistent_workers: bool = field(default=True)
     remove_unused_columns: bool | None = field(default=False)
     hub_private_repo: bool | None = field(default=True)
+    hub_strategy: str = field(default="end")
     ddp_find_unused_parameters: bool | None = field(default=False)
 
     def __post_init__(self):
@@ -578,7 +581,8 @@ class MVDTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.train_dataset is not None:
-            self.run_record.save(self.args.output_dir if output_dir is None else output_dir, self)
+            folder = self.args.output_dir if output_dir is None else output_dir
+            self.run_record.save(folder, self.args, facts_of(self))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         change = self.processes.compare(Processes.load(Path(resume_from_checkpoint)))
@@ -624,17 +628,44 @@ class MVDTrainer(Trainer):
             details = CardDetails(license=license or self.args.license, title=model_name, tags=tags or [])
             write_card(self.args.output_dir, self.hub_model_id or model_name, details)
 
-    def push_to_hub(self, *args, license: str | None = None, **kwargs):
-        """Upload model, processor and card; see [`~transformers.Trainer.push_to_hub`].
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        license: str | None = None,
+        **kwargs,
+    ) -> CommitInfo | None:
+        """Upload the last weights, processor, card and test results; of all else in the output folder, nothing.
 
         Args:
+            commit_message, blocking, token, revision: see [`~transformers.Trainer.push_to_hub`].
             license: of the weights; by default that of the arguments.
+            kwargs: arguments of [`create_model_card`].
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is no licence.
         """
         license = check_licence(license or self.args.license)
-        return super().push_to_hub(*args, license=license, **kwargs)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(license=license, **kwargs)
+        self._finish_current_push()
+        folder = Path(self.args.output_dir)
+        return HfApi().upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            run_as_future=not blocking,
+            allow_patterns=[path.relative_to(folder).as_posix() for path in checkpoint_files(folder)],
+            revision=revision or self.args.hub_revision,
+        )
 
     def train(self, *args, **kwargs):
         """Train as `Trainer` does, on all processes together even after an evaluation."""
@@ -689,7 +720,7 @@ class MVDTrainer(Trainer):
             trained = self.last_evaluation() or self.evaluate()
             self.report_bad_videos()
             if is_main:
-                self.run_record.save(self.args.output_dir, self)
+                self.run_record.save(self.args.output_dir, self.args, facts_of(self))
             if self.args.eval_on_start and is_main:
                 self.describe_progress(trained)
         if then is not None:

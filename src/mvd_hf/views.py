@@ -7,8 +7,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -20,6 +19,7 @@ from pyarrow import feather
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from .digests import digest_of_names
 from .model.video_processing_mvd import MVDVideoProcessor
 from .model.video_reading import VideoReadError
 from .sources import media_column, media_content, media_name
@@ -70,23 +70,6 @@ def num_views(processor: MVDVideoProcessor) -> int:
 def protocol_of(processor: MVDVideoProcessor) -> str:
     """The test protocol as it is quoted: frames x clips x crops, such as `16x5x3`."""
     return f"{processor.num_frames}x{processor.num_clips}x{processor.num_crops}"
-
-
-def digest_of(names: Iterable[str]) -> str:
-    """A short digest of names in their order."""
-    digest = blake2b(digest_size=16)
-    for name in names:
-        digest.update(name.encode(errors="surrogateescape") + b"\0")
-    return digest.hexdigest()
-
-
-def digest_of_weights(model: torch.nn.Module) -> str:
-    """A digest of a model's weights, by which the results of one are not taken for those of another."""
-    digest = blake2b(digest_size=16)
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class ViewResults:
@@ -233,7 +216,7 @@ def map_views(
     state, folder = PartialState(), Path(folder)
     names = [media_name(item) for item in videos.rows[videos.column]]
     settings = videos.processor.to_dict()
-    claim_folder(folder, {**identity, "processor": settings, "videos": len(names), "names": digest_of(names)})
+    claim_folder(folder, {**identity, "processor": settings, "videos": len(names), "names": digest_of_names(names)})
     known = ViewResults(folder, len(names))
     left = [row for row in range(len(names)) if row not in known.place]
     own = left[state.process_index :: state.num_processes]

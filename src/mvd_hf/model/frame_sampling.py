@@ -11,6 +11,9 @@ import itertools
 import numpy as np
 import torch
 
+# clips and crops of the paper's tests, by how the frames of a clip are chosen
+PAPER_VIEWS = {"dense": (5, 3), "uniform": (2, 3)}
+
 
 def draw(low: int, high: int, generator: torch.Generator | None) -> int:
     """A uniform integer from low to high, both included."""

@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from transformers.pipelines.base import ChunkPipeline
 
+from .frame_sampling import PAPER_VIEWS
 from .sliding_windows import SlidingWindows
 from .video_processing_mvd import download, is_encoded, stack_frames
 from .video_streaming import VideoStream
 
 FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
 FUNCTION_OF_PROBLEM = {"regression": "none", "multi_label_classification": "sigmoid"}
-# clips and crops of the paper's tests, by the way in which a model's clips are sampled
-TEST_VIEWS = {"dense": {"num_clips": 5, "num_crops": 3}, "uniform": {"num_clips": 2, "num_crops": 3}}
 FEATURES = ("pooled", "tubelets", "tokens")
 SAMPLING_OPTIONS = ("sampling", "num_frames", "frame_sampling_rate", "num_clips", "num_crops")
 # options of sliding windows, which are neither chosen clips nor crops
@@ -103,7 +102,8 @@ class MVDMultiViewClassificationPipeline(MVDVideoPipeline):
         """The views of a video."""
         stored = self.video_processor
         if stored.num_clips * stored.num_crops == 1:
-            options = TEST_VIEWS[options.get("sampling") or stored.sampling] | options
+            clips, crops = PAPER_VIEWS[options.get("sampling") or stored.sampling]
+            options = {"num_clips": clips, "num_crops": crops} | options
         yield from mark_last(self.sample_views(video, options))
 
     def _forward(self, inputs: dict) -> dict:
