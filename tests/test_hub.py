@@ -295,6 +295,7 @@ def test_a_student_is_distilled_from_a_stream_of_the_hub_and_pushed_there(hub, w
         "output_dir": str(workplace / "distilled"),
         "license": "apache-2.0",
         "push_to_hub": True,
+        "logging_steps": 1,
         "hub_model_id": "me/distilled",
     }
     path = workplace / "distill.yaml"
