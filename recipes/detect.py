@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor
 from mvd_hf.detection import DetectionArguments, DetectionTrainer
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.recipe_arguments import parse_arguments, read_arguments
 
 
 @dataclass
@@ -70,9 +70,8 @@ def main(arguments: list[str]):
     if recipe.evaluate_only:
         trainer.run_evaluation()
         return
-    trainer.run()
-    if trainer.eval_dataset is not None:
-        trainer.save_evaluation()
+    trainer.run_record.set_recipe(read_arguments(arguments))
+    trainer.run(then=None if trainer.eval_dataset is None else trainer.save_evaluation)
 
 
 if __name__ == "__main__":

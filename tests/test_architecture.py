@@ -85,6 +85,7 @@ ALLOWED = {
         "clips",
         "collation",
         "detection_augmentation",
+        "digests",
         "key_frames",
         "training",
         "video_folders",

@@ -32,6 +32,7 @@ def write(folder, **changes):
 
 def test_protocols_in_words():
     assert protocol_in_words("16x5x3") == "16 frames x 5 clips x 3 crops"
+    assert protocol_in_words("16x4") == "16 frames at a distance of 4"
     assert protocol_in_words("16 frames, stride 4") == "16 frames, stride 4"
 
 
@@ -101,3 +102,12 @@ def test_results_for_a_benchmark(tmp_path):
     (entry,) = parse_eval_result_entries(yaml.safe_load(eval_result_file(results, "me/kinetics", "default")))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("me/kinetics", "default", 81.23)
     assert "16 frames x 5 clips x 3 crops" in entry.notes
+
+
+def test_the_result_of_an_action_detector_goes_to_its_benchmark(tmp_path):
+    found = {"protocol": "16x4", "num_key_frames": 9, "missing": 0, "mAP": 0.25}
+    (tmp_path / METRICS_NAME).parent.mkdir()
+    (tmp_path / METRICS_NAME).write_text(json.dumps(found | {"weights": digest_of_checkpoint(tmp_path)}))
+    results = measured_results(tmp_path, "AVA")
+    (entry,) = parse_eval_result_entries(yaml.safe_load(eval_result_file(results, "me/ava", "default")))
+    assert (entry.value, entry.notes) == (25, "mAP in percent, 16 frames at a distance of 4; measured on 9 key frames")

@@ -180,6 +180,9 @@ def test_the_processor_is_the_stored_one_or_follows_the_given_sampling(config, t
     MVDVideoProcessor.for_model(config, sampling="uniform", frame_sampling_rate=3).save_pretrained(tmp_path)
     stored = load_processor(str(tmp_path), config)
     assert (stored.sampling, stored.frame_sampling_rate, stored.num_frames) == ("uniform", 3, 4)
+    (tmp_path / "video_preprocessor_config.json").unlink()  # the file beside it does not say it
+    with pytest.raises(ValueError, match=r"give sampling, dense or uniform .*only preprocessor_config\.json"):
+        load_processor(str(tmp_path), config)
 
 
 def test_a_videomae_of_transformers_gets_our_processor_with_its_normalisation(tmp_path):

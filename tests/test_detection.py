@@ -24,8 +24,11 @@ from mvd_hf import (
 )
 from mvd_hf.ava import ava_map, read_boxes
 from mvd_hf.ava_actions import AVA_ACTIONS, SCORED_ACTIONS
+from mvd_hf.card_results import measured_results
 from mvd_hf.detection import DetectionArguments, DetectionTrainer, detection_table, mean_grey
+from mvd_hf.digests import digest_of_weights
 from mvd_hf.key_frames import KeyFrames
+from mvd_hf.run_record import read_run_record
 from mvd_hf.toy import write_video
 from mvd_hf.toy_detection import ACTIONS, ToyDetectionSettings, make_toy_detection_dataset
 
@@ -198,6 +201,7 @@ def test_evaluation_scores_what_it_wrote(toy, tmp_path):
     assert (saved["missing"], saved["num_key_frames"]) == (0, len(run.eval_dataset))
     folder = tmp_path / "evaluation"
     assert json.loads((folder / "metrics.json").read_text()) == saved
+    assert saved["weights"] == digest_of_weights(run.model.state_dict())
     result = ava_map(data.eval_annotations, folder / "detections.csv", label_map=data.label_map)
     assert result["mAP"] == pytest.approx(metrics["eval_mAP"], abs=1e-12)
     table = pd.read_csv(folder / "average_precision.csv")
@@ -374,6 +378,9 @@ def test_a_detector_learns_what_people_do(trained):
     metrics = json.loads((trained / "detector" / "evaluation" / "metrics.json").read_text())
     assert metrics["mAP"] > 0.6  # a quarter is chance
     assert (trained / "detector" / "video_preprocessor_config.json").exists()
+    assert read_run_record(trained / "detector")["recipe"]["annotations"] == "train.csv"
+    (result,) = measured_results(trained / "detector", "toy")
+    assert result.metrics == {"mAP": pytest.approx(100 * metrics["mAP"])}
     assert MVDForActionDetection.from_pretrained(trained / "detector").config.id2label[0] == ACTIONS[1]
 
 

@@ -10,10 +10,17 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from transformers import pipeline
 
 from conftest import TINY as TINY_STUDENT
 from loopback_hub import LoopbackHub
-from mvd_hf import MVDForFeatureDistillation, MVDForVideoClassification
+from mvd_hf import (
+    MVDConfig,
+    MVDForActionDetection,
+    MVDForFeatureDistillation,
+    MVDForVideoClassification,
+    MVDVideoProcessor,
+)
 from mvd_hf.publishing import stage
 from mvd_hf.toy import make_toy_dataset
 from mvd_hf.usage import write_example
@@ -41,13 +48,15 @@ else:
 EVERYTHING = """
 import os, sys, json, torch, transformers
 student, classifier, video, output, trust = *sys.argv[1:5], json.loads(sys.argv[5])
-attentive = student.replace("student", "attentive")
+attentive, detector = (student.replace("student", name) for name in ("attentive", "detector"))
+boxes = [[0.1, 0.2, 0.5, 0.9], [0.5, 0.1, 0.9, 0.6]]
 load = {"trust_remote_code": True} if trust else {}
 heads = {
     "AutoModel": {},
     "AutoModelForPreTraining": {},
     "AutoModelForMaskedImageModeling": {"ignore_mismatched_sizes": True},
     "AutoModelForVideoClassification": {"num_labels": 3},
+    "AutoModelForObjectDetection": {"num_labels": 3},
 }
 names = {}
 for auto, options in heads.items():
@@ -71,6 +80,9 @@ torch.save({
         "views": pipe("video-multiview-classification", classifier)(video, top_k=6, batch_size=4),
         "features": pipe("video-feature-extraction", student)(video, window_step=16)["features"],
         "pooled": pipe("video-feature-extraction", classifier)(video)["features"],
+        "people": (
+            pipe("video-action-detection", detector)(video, boxes=boxes, time=1) if os.path.isdir(detector) else None
+        ),
     } if trust else {}),
 }, output)
 """
@@ -90,6 +102,10 @@ def workplace(tmp_path_factory) -> Path:
     for name, kind in (("student", MVDForFeatureDistillation), ("classifier", MVDForVideoClassification)):
         save(folder / name, kind, {"sampling": "uniform"})
     save(folder / "attentive", processor={"sampling": "uniform"}, use_attentive_pooling=True)
+    save(folder / "detector", MVDForActionDetection)
+    MVDVideoProcessor.for_detection(MVDConfig.from_pretrained(folder / "detector")).save_pretrained(
+        folder / "detector"
+    )
     write_example(folder / "clip.mp4")
     return folder
 
@@ -142,8 +158,6 @@ def check(found: dict, expected: dict, is_remote: bool):
 
 def check_pipelines(found: dict, workplace: Path):
     """Our pipelines, against this process's own."""
-    from transformers import pipeline
-
     video = str(workplace / "clip.mp4")
     views = pipeline("video-multiview-classification", model=str(workplace / "classifier"), device="cpu")(
         video, top_k=6
@@ -161,6 +175,7 @@ def test_every_head_is_what_it_should_be(expected):
         "AutoModelForPreTraining": "MVDForFeatureDistillation",
         "AutoModelForMaskedImageModeling": "MVDForPixelReconstruction",
         "AutoModelForVideoClassification": "MVDForVideoClassification",
+        "AutoModelForObjectDetection": "MVDForActionDetection",
     }
     assert expected["processor"] == ["MVDVideoProcessor", "uniform", 4]
 
@@ -184,15 +199,21 @@ def test_not_installed_from_a_local_folder(published, workplace, expected):
     program += "for name in ('student', 'classifier'): get(f'me/{name}', local_dir=f'{sys.argv[1]}/{name}')"
     run(published, workplace / "home-download", "-c", program, str(place))
     assert (place / "student" / "modeling_mvd.py").exists()
-    # an attentive probe, too, which spares an upload
-    (place / "attentive").mkdir()
-    stage(workplace / "attentive", place / "attentive")
+    for name in ("attentive", "detector"):  # as they would be downloaded, which spares two uploads
+        (place / name).mkdir()
+        stage(workplace / name, place / name)
     found = everything(published, workplace, "local", WITHOUT_PACKAGE, place, trust=True)
     check(found, expected, is_remote=True)
     check_pipelines(found, workplace)
     assert [item["label"] for item in found["attentive"]] == [item["label"] for item in expected["attentive"]]
     scores = [[item["score"] for item in result["attentive"]] for result in (found, expected)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    detect = pipeline("video-action-detection", model=str(workplace / "detector"), device="cpu")
+    people = detect(str(workplace / "clip.mp4"), boxes=[[0.1, 0.2, 0.5, 0.9], [0.5, 0.1, 0.9, 0.6]], time=1)
+    for person, right in zip(found["people"], people, strict=True):
+        assert person["box"] == right["box"]
+        scores = [{action["label"]: action["score"] for action in one["actions"]} for one in (person, right)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_what_was_loaded_from_code_saves_what_it_names(published, workplace):

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from mvd_hf import (
     CardDetails,
     MVDConfig,
+    MVDForActionDetection,
     MVDForFeatureDistillation,
     MVDForPixelReconstruction,
     MVDForVideoClassification,
@@ -151,6 +152,24 @@ def test_a_run_without_steps_of_a_trainer(folder):
     assert "| last logged in training | L2 penalty 0.0001 |\n| versions" in text
 
 
+def test_an_action_detector(tmp_path):
+    folder = save(tmp_path / "detector", MVDForActionDetection)
+    recipe = {"model": "me/student", "annotations": ["ava_train.csv", "own.csv"], "eval_annotations": "ava_val.csv"}
+    (folder / RUN_RECORD_NAME).write_text(json.dumps(RUN | {"recipe": recipe}))
+    (folder / METRICS_NAME).parent.mkdir()
+    metrics = {"protocol": "16x4", "num_key_frames": 50, "missing": 2, "mAP": 0.3125, "loss": 0.1}
+    (folder / METRICS_NAME).write_text(json.dumps(metrics | {"weights": digest_of_checkpoint(folder)}))
+    card = card_of(folder)
+    assert card.data.pipeline_tag == "video-classification"
+    assert usage_kind(folder) == "detector"
+    assert "A detector of the actions of each person" in card.text
+    assert "| data | ava_train.csv, own.csv: 1,234 key frames |" in card.text
+    remark = "measured on 50 key frames; 2 could not be read and count as not found"
+    assert f"| ava_val.csv | 16 frames at a distance of 4 | mAP | 31.25 | {remark} |" in card.text
+    (result,) = card.data.eval_results
+    assert (result.task_name, result.metric_type, result.metric_value) == ("Action detection", "mAP", 31.25)
+
+
 @pytest.mark.parametrize("is_local", [True, False])
 def test_the_model_that_was_fine_tuned(folder, is_local):
     base = {"model": "me/student", "is_local": is_local}
@@ -262,9 +281,12 @@ def test_shapes_of_several_files(tmp_path):
 def test_images_and_samplings_in_words():
     config = MVDConfig(**(TINY | {"num_frames": 1, "tubelet_size": 1}))
     assert "for images of 16 x 16 pixels; 7 parameters" in summarise(config, "MVDModel", 7)
-    assert describe_sampling(MVDVideoProcessor(num_frames=1)) == "Its middle frame is taken."
-    assert "0, 4, 8, ... of a clip of 64 in the middle" in describe_sampling(MVDVideoProcessor())
-    assert "middles of 16 equal parts" in describe_sampling(MVDVideoProcessor(sampling="uniform"))
+    assert describe_sampling(MVDVideoProcessor(num_frames=1), "MVDModel") == "Its middle frame is taken."
+    assert "0, 4, 8, ... of a clip of 64 in the middle" in describe_sampling(MVDVideoProcessor(), "MVDModel")
+    assert "middles of 16 equal parts" in describe_sampling(MVDVideoProcessor(sampling="uniform"), "MVDModel")
+    told = describe_sampling(MVDVideoProcessor.for_detection(MVDConfig()), "MVDForActionDetection")
+    assert "16 frames are taken as in training, at a distance of 4 around that of the people" in told
+    assert "their short side is resized to 256 pixels" in told
 
 
 def test_what_is_missing_is_named(folder, tmp_path):

@@ -13,8 +13,10 @@ from PIL import Image
 from transformers import AutoModel, AutoVideoProcessor, pipeline
 
 from mvd_hf import (
+    MVDActionDetectionPipeline,
     MVDConfig,
     MVDFeatureExtractionPipeline,
+    MVDForActionDetection,
     MVDForFeatureDistillation,
     MVDForVideoClassification,
     MVDMultiViewClassificationPipeline,
@@ -23,12 +25,14 @@ from mvd_hf import (
     read_frames,
 )
 from mvd_hf.mixing import Mixup
+from mvd_hf.model.frame_sampling import key_frame_clip
 from mvd_hf.model.sliding_windows import SlidingWindows
 from mvd_hf.toy import toy_frames, write_video
 
 SIZES = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 LENGTHS = {"long": 40, "short": 5}
-VIEWS, FEATURES = "video-multiview-classification", "video-feature-extraction"
+VIEWS, FEATURES, PEOPLE = "video-multiview-classification", "video-feature-extraction", "video-action-detection"
+BOXES = [[0.1, 0.2, 0.5, 0.9], [0.5, 0.1, 0.9, 0.6], [0.0, 0.0, 1.0, 1.0]]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,13 @@ def classifier(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def student(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp("student"), MVDForFeatureDistillation)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> Path:
+    folder = save(tmp_path_factory.mktemp("detector"), MVDForActionDetection)
+    MVDVideoProcessor.for_detection(MVDConfig.from_pretrained(folder), frame_sampling_rate=2).save_pretrained(folder)
+    return folder
 
 
 def load(task: str, folder: Path, **options):
@@ -311,12 +322,95 @@ def test_a_model_without_processor_is_refused(classifier, tmp_path):
         load(VIEWS, tmp_path)
 
 
+# people
+
+
+def people_by_hand(folder: Path, frames: np.ndarray, boxes=BOXES, **options) -> list[dict]:
+    """What the model says of the people in the middle of a clip."""
+    model, processor = MVDForActionDetection.from_pretrained(folder), AutoVideoProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        outputs = model(**processor(frames, boxes=boxes, return_tensors="pt", **options))
+    (people,) = processor.post_process_action_detection(outputs, 0.0, target_sizes=[frames.shape[1:3]])
+    return people
+
+
+def check_people(found: list[dict], expected: list[dict]):
+    for person, right in zip(found, expected, strict=True):
+        assert list(person["box"].values()) == pytest.approx(right["box"].tolist(), abs=1e-3)
+        scores = [action["score"] for action in person["actions"]]
+        assert scores == pytest.approx(right["scores"][: len(scores)].tolist(), abs=1e-5)
+        assert [int(action["label"].removeprefix("LABEL_")) for action in person["actions"]] == (
+            right["labels"][: len(scores)].tolist()
+        )
+
+
+@pytest.mark.parametrize(("time", "numbers"), [(None, [16, 18, 20, 22]), (0.4, [7, 9, 11, 13]), (0.0, [0, 0, 1, 3])])
+def test_people_are_those_of_a_frame_within_its_clip(detector, videos, time, numbers):
+    run = load(PEOPLE, detector)
+    assert isinstance(run, MVDActionDetectionPipeline)
+    people = run(videos["long"], boxes=BOXES, time=time, top_k=6)
+    check_people(people, people_by_hand(detector, read_frames(videos["long"], lambda total: numbers)))
+    assert [list(person["box"]) for person in people] == [["xmin", "ymin", "xmax", "ymax"]] * 3
+    assert [len(person["actions"]) for person in people] == [6] * 3
+    whole = {"xmin": 0, "ymin": 0, "xmax": 32, "ymax": 24}
+    assert people[2]["box"] == pytest.approx(whole, abs=1e-3)
+    sets = [tuple(action["score"] for action in person["actions"]) for person in people]
+    assert len(set(sets)) == 3
+
+
+def test_people_in_pixels_in_decoded_frames_and_nobody(detector, videos):
+    run = load(PEOPLE, detector)
+    expected = run(videos["long"], boxes=BOXES)
+    pixels = (np.array(BOXES) * [32, 24, 32, 24]).tolist()
+    check = [action["score"] for person in expected for action in person["actions"]]
+    frames = read_frames(videos["long"], range)
+    clip = frames[key_frame_clip(19, 40, 4, 2)[0]]
+    for people in (
+        run(videos["long"], boxes=pixels, box_unit="pixels"),
+        run({"video": frames, "boxes": np.array(BOXES)}),
+        run(clip, boxes=torch.tensor(BOXES), frame_sampling_rate=1),
+    ):
+        assert [a["score"] for person in people for a in person["actions"]] == pytest.approx(check, abs=1e-5)
+    assert run(videos["long"], boxes=[]) == []
+    assert [p["actions"] for p in run(videos["long"], boxes=BOXES, threshold=1.0)] == [[], [], []]
+
+
+def test_frames_of_several_videos_make_batches_with_their_own_people(detector, videos):
+    run = load(PEOPLE, detector)
+    inputs = [{"video": videos["long"], "boxes": BOXES[:count], "time": 0.2 * count} for count in (1, 3, 0, 2)]
+    for together, single in zip(run(inputs, batch_size=3), map(run, inputs), strict=True):
+        assert [person["box"] for person in together] == [person["box"] for person in single]
+        for one, other in zip(together, single, strict=True):
+            assert [a["score"] for a in one["actions"]] == pytest.approx(
+                [a["score"] for a in other["actions"]], abs=1e-5
+            )
+
+
+@pytest.mark.parametrize(
+    ("video", "options", "message"),
+    [
+        ("long", {}, "boxes are needed"),
+        ("long", {"boxes": [[0.5, 0.5, 0.1, 0.9]]}, "ends before it begins"),
+        ("long", {"boxes": [[1, 2, 30, 20]]}, "pass box_unit='pixels'"),
+        ("long", {"boxes": BOXES, "time": 9.0}, "the time 9 s was asked for, the video has 1.60 s"),
+        ("long", {"boxes": BOXES, "num_crops": 3}, "has no argument num_crops"),
+        (np.zeros((4, 24, 32, 3), np.uint8), {"boxes": BOXES, "time": 0.0}, "of decoded frames the middle one"),
+        ({"file": "x.mp4"}, {"boxes": BOXES}, "The input 'file' must be video, boxes"),
+    ],
+    ids=lambda value: None,
+)
+def test_what_an_action_detector_needs(detector, videos, video, options, message):
+    run = load(PEOPLE, detector)
+    with pytest.raises(ValueError, match=message):
+        run(videos[video] if isinstance(video, str) else video, **options)
+
+
 # saving
 
 
 @pytest.mark.slow
-def test_saved_pipelines_are_loaded_by_a_fresh_interpreter(classifier, videos, tmp_path):
-    originals = {task: load(task, classifier) for task in (VIEWS, FEATURES)}
+def test_saved_pipelines_are_loaded_by_a_fresh_interpreter(classifier, detector, videos, tmp_path):
+    originals = {task: load(task, classifier) for task in (VIEWS, FEATURES)} | {PEOPLE: load(PEOPLE, detector)}
     for task, original in originals.items():
         original.save_pretrained(tmp_path / task)
         assert set(json.loads((tmp_path / task / "config.json").read_text())["custom_pipelines"]) == {task}
@@ -326,7 +420,8 @@ def test_saved_pipelines_are_loaded_by_a_fresh_interpreter(classifier, videos, t
         "for task in tasks:\n"
         "    run = pipeline(task, model=f'{folder}/{task}', trust_remote_code=True, device='cpu')\n"
         "    assert type(run).__module__.startswith('transformers_modules')\n"
-        "    torch.save(run(video), f'{folder}/{task}.pt')\n"
+        f"    options = {{'boxes': {BOXES}}} if 'detection' in task else {{}}\n"
+        "    torch.save(run(video, **options), f'{folder}/{task}.pt')\n"
     )
     arguments = [str(tmp_path), videos["long"], *originals]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
@@ -335,6 +430,9 @@ def test_saved_pipelines_are_loaded_by_a_fresh_interpreter(classifier, videos, t
     )
     assert result.returncode == 0, result.stderr[-3000:]
     outputs = {task: torch.load(tmp_path / f"{task}.pt") for task in originals}
-    expected = {task: original(videos["long"]) for task, original in originals.items()}
+    expected = {task: originals[task](videos["long"]) for task in (VIEWS, FEATURES)}
+    scores = [action["score"] for person in outputs[PEOPLE] for action in person["actions"]]
+    people = originals[PEOPLE](videos["long"], boxes=BOXES)
+    assert scores == pytest.approx([action["score"] for person in people for action in person["actions"]], abs=1e-5)
     assert [item["label"] for item in outputs[VIEWS]] == [item["label"] for item in expected[VIEWS]]
     assert torch.allclose(outputs[FEATURES]["features"], expected[FEATURES]["features"], atol=1e-5)

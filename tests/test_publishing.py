@@ -8,7 +8,15 @@ import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard
 
-from mvd_hf import CardDetails, MVDForFeatureDistillation, MVDForVideoClassification, MVDTrainer, publish, usage
+from mvd_hf import (
+    CardDetails,
+    MVDForActionDetection,
+    MVDForFeatureDistillation,
+    MVDForVideoClassification,
+    MVDTrainer,
+    publish,
+    usage,
+)
 from mvd_hf.card_results import METRICS_NAME
 from mvd_hf.publishing import AUTO_MAP, MODEL_CODE, PROCESSOR_CLASS, stage, write_code
 from mvd_hf.run_record import RUN_RECORD_NAME
@@ -70,10 +78,10 @@ def test_every_class_of_the_map_is_in_its_file(folder):
 
 
 def test_every_head_is_in_the_map():
-    source = ast.parse((MODEL_CODE / "modeling_mvd.py").read_text())
     heads = {
         node.name
-        for node in source.body
+        for path in MODEL_CODE.glob("*.py")
+        for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.ClassDef) and any(getattr(b, "id", "") == "MVDPreTrainedModel" for b in node.bases)
     }
     assert heads == {reference.partition(".")[2] for reference in AUTO_MAP.values()} - {"MVDConfig"}
@@ -85,6 +93,10 @@ def test_pipelines_suit_the_checkpoint(folder, tmp_path):
     pipelines = read(folder, "config.json")["custom_pipelines"]
     assert set(pipelines) == {"video-multiview-classification", "video-feature-extraction"}
     assert {tuple(entry["pt"]) for entry in pipelines.values()} == {("AutoModelForVideoClassification",)}
+    detector = save(tmp_path / "detector", MVDForActionDetection)
+    write_code(detector)
+    (task, entry), *others = read(detector, "config.json")["custom_pipelines"].items()
+    assert (task, entry["pt"], others) == ("video-action-detection", ["AutoModelForObjectDetection"], [])
     student = save(tmp_path / "student", MVDForFeatureDistillation)
     write_code(student)
     assert read(student, "config.json")["custom_pipelines"] == {
@@ -279,6 +291,7 @@ def test_a_trainer_does_not_push_without_a_licence(hub, quick, tmp_path):
     with pytest.raises(ValueError, match="without a licence"):
         trainer.push_to_hub()
     assert not hub.repositories
-    trainer.push_to_hub(license="apache-2.0", tags=["toy"])
+    trainer.push_to_hub(license="apache-2.0", tags=["toy"], private=False)
+    assert not hub.model("me/run").private
     card = ModelCard(hub.model("me/run").files()["README.md"].content.decode())
     assert (card.data.license, "toy" in card.data.tags) == ("apache-2.0", True)

@@ -128,22 +128,12 @@ def test_the_scheduler_script_is_sound_shell_and_its_files_exist():
     named = re.findall(r"recipes/\S+\.(?:yaml|py|slurm)", script.read_text())
     assert len(named) >= 4
     assert all((ROOT / name).exists() for name in named)
-# what holds after each of the README's snippets
-EXPECTED = (
-    "features.shape == (1, 256, 48)",
-    "(vector.shape, windows['features'].shape, windows['frames'].shape) == ((1, 48), (3, 4, 48), (3, 8))",
-    "0 < loss.item() < 1.6",
-)
 
 
 @pytest.mark.slow
 def test_the_readmes_python_runs(tiny_job):
     folder, _ = tiny_job
     snippets = [text for text in blocks(ROOT / "README.md", "python") if "MVDForActionDetection" not in text]
-    checks = ["assert features.shape == (1, 256, 48)", "assert 0 < loss.item() < 1.6"]
-    for snippet, check in zip(snippets, checks, strict=True):
-    for snippet, expected in zip(blocks(ROOT / "README.md", "python"), EXPECTED, strict=True):
-    snippets = blocks(ROOT / "README.md", "python")
     checks = [
         "assert features.shape == (1, 256, 48)",
         "assert (vector.shape, windows['features'].shape, windows['frames'].shape) == ((1, 48), (3, 4, 48), (3, 8))",
@@ -180,6 +170,9 @@ def test_the_readmes_python_for_action_detection_runs(tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
 def test_the_readmes_publications_can_be_tried(tiny_job):
     folder, _ = tiny_job
     dry_runs = [words for path, words in COMMANDS if path == ROOT / "README.md" and words[1] == "recipes/publish.py"]
@@ -248,8 +241,6 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
     elif script == "recipes/convert.py":
         module = load_script(script)
         parse_arguments(arguments, module.ConversionArguments, first="checkpoint")
-    elif script in ("recipes/detect.py", "recipes/audit.py", "recipes/visualize.py"):
-        resolve_detection(script, arguments)
     elif script == "recipes/publish.py":
         what, source, *keys = arguments
         module = load_script(script)
@@ -259,6 +250,8 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
         }[what]
         to, *_ = parse_arguments([module.PUBLISHERS[what][0], source, *keys], module.UploadArguments, *kinds)
         assert to.dry_run
+    elif script in ("recipes/detect.py", "recipes/audit.py", "recipes/visualize.py"):
+        resolve_detection(script, arguments)
     else:
         assert (script, arguments) in (("recipes/tiny/run.py", []), ("recipes/tiny/run_detection.py", []))
     if "--config_file" in command:

@@ -33,7 +33,6 @@ from mvd_hf import (
     VideoReadError,
     read_frames,
 )
-from mvd_hf import MVDConfig, MVDForVideoClassification, MVDVideoProcessor, VideoReadError, read_frames
 from mvd_hf.model.frame_sampling import dense_test_frames, uniform_test_frames
 from mvd_hf.model.video_processing_mvd import crop_offsets, resize_bilinear, resize_short_side
 from mvd_hf.toy import toy_frames, write_video
@@ -533,8 +532,8 @@ def test_as_code_that_comes_with_a_model(tmp_path, videos):
     folder = tmp_path / "model"
     processor().save_pretrained(folder)
     sources = Path(video_processing.__file__).parent
-    for name in ("video_processing_mvd", "video_reading", "torchcodec_reading", "frame_sampling", "boxes_mvd"):
-    for name in ("video_processing_mvd", "video_reading", "torchcodec_reading", "frame_sampling", "saving_mvd"):
+    siblings = ("video_reading", "torchcodec_reading", "frame_sampling", "saving_mvd", "boxes_mvd")
+    for name in ("video_processing_mvd", *siblings):
         shutil.copy(sources / f"{name}.py", folder)
     file = folder / "video_preprocessor_config.json"
     entry = {"auto_map": {"AutoVideoProcessor": "video_processing_mvd.MVDVideoProcessor"}}

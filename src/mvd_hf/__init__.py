@@ -5,6 +5,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForMaskedImageModeling,
+    AutoModelForObjectDetection,
     AutoModelForPreTraining,
     AutoModelForVideoClassification,
     AutoVideoProcessor,
@@ -17,8 +18,8 @@ from .clips import ClipCutter, ClipDataset
 from .collation import collate_clips
 from .conversion import convert_checkpoint
 from .data import load_clips
-from .detection import DetectionTrainer
 from .dataset_publishing import DatasetDetails, publish_dataset
+from .detection import DetectionTrainer
 from .distillation import DistillationTrainer, distillation_losses
 from .evaluation import Evaluation, evaluate_views
 from .finetuning import FinetuningArguments, FinetuningTrainer
@@ -31,7 +32,11 @@ from .model.modeling_mvd import (
     MVDForVideoClassification,
     MVDModel,
 )
-from .model.pipelines_mvd import MVDFeatureExtractionPipeline, MVDMultiViewClassificationPipeline
+from .model.pipelines_mvd import (
+    MVDActionDetectionPipeline,
+    MVDFeatureExtractionPipeline,
+    MVDMultiViewClassificationPipeline,
+)
 from .model.video_processing_mvd import MVDVideoProcessor
 from .model.video_reading import VideoReadError, read_frames
 from .model_cards import CardDetails
@@ -48,6 +53,7 @@ AutoModel.register(MVDConfig, MVDModel, exist_ok=True)
 AutoModelForPreTraining.register(MVDConfig, MVDForFeatureDistillation, exist_ok=True)
 AutoModelForMaskedImageModeling.register(MVDConfig, MVDForPixelReconstruction, exist_ok=True)
 AutoModelForVideoClassification.register(MVDConfig, MVDForVideoClassification, exist_ok=True)
+AutoModelForObjectDetection.register(MVDConfig, MVDForActionDetection, exist_ok=True)
 AutoVideoProcessor.register(MVDConfig, MVDVideoProcessor, exist_ok=True)
 AutoImageProcessor.register(MVDConfig, image_processor_classes={"torchvision": MVDVideoProcessor}, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
@@ -62,6 +68,9 @@ PIPELINE_REGISTRY.register_pipeline(
     pt_model=(AutoModel, AutoModelForVideoClassification),
     type="video",
 )
+PIPELINE_REGISTRY.register_pipeline(
+    "video-action-detection", MVDActionDetectionPipeline, pt_model=AutoModelForObjectDetection, type="video"
+)
 
 __all__ = [
     "MVDConfig",
@@ -73,6 +82,7 @@ __all__ = [
     "MVDVideoProcessor",
     "MVDMultiViewClassificationPipeline",
     "MVDFeatureExtractionPipeline",
+    "MVDActionDetectionPipeline",
     "read_frames",
     "VideoReadError",
     "read_signatures",

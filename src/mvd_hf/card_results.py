@@ -17,6 +17,11 @@ logger = logging.getLogger(__name__)
 METRICS_NAME = "evaluation/metrics.json"
 PAPER = "https://arxiv.org/abs/2212.04500"
 REPORTED = "reported by the authors"
+PROTOCOLS = {r"(\d+)x(\d+)x(\d+)": "{} frames x {} clips x {} crops", r"(\d+)x(\d+)": "{} frames at a distance of {}"}
+# what an evaluation of classifiers, and one of action detectors, writes: figures by their names on a card
+CLASSIFICATION = {"top-1 of videos": "video_top1", "top-5 of videos": "video_top5"}
+CLASSIFICATION |= {"top-1 of single clips": "clip_top1", "top-5 of single clips": "clip_top5"}
+DETECTION = {"mAP": "mAP"}
 
 
 @dataclass
@@ -59,9 +64,11 @@ class Result:
 
 
 def protocol_in_words(protocol: str) -> str:
-    """`16x5x3` as 16 frames x 5 clips x 3 crops; what has another form stays as it is."""
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", protocol)
-    return protocol if match is None else "{} frames x {} clips x {} crops".format(*match.groups())
+    """`16x5x3` as 16 frames x 5 clips x 3 crops, `16x4` as 16 frames at a distance of 4; else as it is."""
+    for pattern, words in PROTOCOLS.items():
+        if match := re.fullmatch(pattern, protocol):
+            return words.format(*match.groups())
+    return protocol
 
 
 def reported_results(entries: Sequence[Mapping]) -> list[Result]:
@@ -79,7 +86,7 @@ def reported_results(entries: Sequence[Mapping]) -> list[Result]:
 
 
 def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
-    """The results that an evaluation with several views left in a folder; those of other weights do not count.
+    """The results that an evaluation left in a folder; those of other weights do not count.
 
     Args:
         folder: of the checkpoint.
@@ -92,9 +99,8 @@ def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
     if not path.is_file():
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
-    names = {"top-1 of videos": "video_top1", "top-5 of videos": "video_top5"}
-    names |= {"top-1 of single clips": "clip_top1", "top-5 of single clips": "clip_top5"}
-    absent = [key for key in ("protocol", "num_videos", "missing", "weights", *names.values()) if key not in found]
+    names, unit = (DETECTION, "key_frames") if "mAP" in found else (CLASSIFICATION, "videos")
+    absent = [key for key in ("protocol", f"num_{unit}", "missing", "weights", *names.values()) if key not in found]
     if absent:
         raise ValueError(f"{str(path)!r} does not say {', '.join(absent)}: evaluate again.")
     if found["weights"] != digest_of_checkpoint(folder):
@@ -102,8 +108,11 @@ def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
         return []
     if dataset is None:
         raise ValueError(f"{str(path)!r} holds results: give evaluated_on, the name of their data set.")
-    remark = f"measured on {found['num_videos']} videos"
-    remark += f"; {found['missing']} more could not be read" if found["missing"] else ""
+    remark = f"measured on {found[f'num_{unit}']} {unit.replace('_', ' ')}"
+    if found["missing"]:
+        is_counted = unit == "key_frames"
+        told = "could not be read and count as not found" if is_counted else "more could not be read"
+        remark += f"; {found['missing']} {told}"
     metrics = {name: 100 * found[key] for name, key in names.items()}
     return [Result(dataset, protocol_in_words(found["protocol"]), metrics, False, remark)]
 
@@ -115,14 +124,14 @@ def eval_result_file(results: Sequence[Result], benchmark: str, task: str) -> st
         results: of which those that the authors report are left out.
         benchmark, task: Hub id of the data set, and its task.
     """
+    firsts = [(next(iter(result.metrics.items())), result) for result in results if not result.reported]
     entries = [
         EvalResultEntry(
             dataset_id=benchmark,
             task_id=task,
-            value=round(result.metrics["top-1 of videos"], 2),
-            notes=f"top-1 of videos in percent, {result.protocol}; {result.remark}",
+            value=round(value, 2),
+            notes=f"{name} in percent, {result.protocol}; {result.remark}",
         )
-        for result in results
-        if not result.reported
+        for (name, value), result in firsts
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)

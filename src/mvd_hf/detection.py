@@ -16,6 +16,7 @@ from .ava_actions import AVA_ACTIONS, named_actions
 from .clips import SampleDataset
 from .collation import IS_BLANK
 from .detection_augmentation import DetectionTestAugmentation, DetectionTrainingAugmentation
+from .digests import digest_of_weights
 from .key_frames import (
     KeyFrameReader,
     KeyFrames,
@@ -259,7 +260,8 @@ class DetectionTrainer(MVDTrainer):
             probabilities = np.concatenate([part[1] for part in found])[order]
             rows = np.concatenate([np.arange(starts[n], ends[n]) for n in np.flatnonzero(counts)])
             table = detection_table(key_frames, rows, probabilities, self.data.scored, self.data.top_k)
-        self.evaluation = {"detections": table, "num_key_frames": len(key_frames)}
+        weights = digest_of_weights(self.model.state_dict())
+        self.evaluation = {"detections": table, "num_key_frames": len(key_frames), "weights": weights}
         truth = read_boxes(self.data.eval_annotations)
         return ava_map(truth, table, self.data.top_k, excluded=self.data.eval_excluded, label_map=self.data.scored)
 
@@ -295,7 +297,7 @@ class DetectionTrainer(MVDTrainer):
         config = self.model.config
         counts = {"num_key_frames": self.evaluation["num_key_frames"]}
         protocol = {"protocol": f"{config.num_frames}x{self.data.stride}"}
-        metrics = {**protocol, **counts, **self.evaluation["metrics"]}
+        metrics = {**protocol, **counts, **self.evaluation["metrics"], "weights": self.evaluation["weights"]}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         names = self.data.scored
         rows = [(number, names[number], value) for number, value in self.evaluation["AP"].items()]

@@ -30,16 +30,18 @@ CONVERSION_NAME, PICTURES, CONFUSION_NAME = "conversion.json", "pictures", "eval
 PICTURE_SUFFIXES = (".png", ".gif", ".jpg", ".webp")
 ZOO = f"the model zoo of the authors of [Masked Video Distillation]({PAPER})"
 CLASSIFIER, STUDENT = "MVDForVideoClassification", "MVDForFeatureDistillation"
+DETECTOR = "MVDForActionDetection"
 # what a checkpoint is, by the class of its model
 KINDS = {
     CLASSIFIER: "A classifier of videos",
+    DETECTOR: "A detector of the actions of each person in the middle frame of a clip, given where they are",
     STUDENT: f"An encoder of videos, the student of [Masked Video Distillation]({PAPER})",
     "MVDForPixelReconstruction": f"A masked autoencoder, as those that teach in [Masked Video Distillation]({PAPER})",
     "MVDModel": f"An encoder in the manner of [Masked Video Distillation]({PAPER})",
 }
 # classes with a head of their own, as `mvd_hf.usage.SNIPPETS` and as the Hub names them
-USAGE_KINDS = {CLASSIFIER: "classifier"}
-TASKS = {CLASSIFIER: "video-classification"}
+USAGE_KINDS = {CLASSIFIER: "classifier", DETECTOR: "detector"}
+TASKS = {CLASSIFIER: "video-classification", DETECTOR: "video-classification"}
 # by arXiv number
 CITATIONS = {
     "2212.04500": r"""@inproceedings{wang2023masked,
@@ -165,17 +167,24 @@ def load_processor(folder: str | Path) -> MVDVideoProcessor:
     Raises:
         ValueError: if there is none.
     """
-    if not (Path(folder) / VIDEO_PROCESSOR_NAME).is_file():
+    try:
+        return MVDVideoProcessor.from_pretrained(folder)
+    except OSError as error:
         raise ValueError(
             f"{str(folder)!r} holds no {VIDEO_PROCESSOR_NAME}, so nobody would know how to make the model's input: "
             "save MVDVideoProcessor.for_model(model.config, ...) there, with sampling as in training."
-        )
-    return MVDVideoProcessor.from_pretrained(folder)
+        ) from error
 
 
-def describe_sampling(processor: MVDVideoProcessor) -> str:
-    """How the processor of a checkpoint chooses frames."""
+def describe_sampling(processor: MVDVideoProcessor, kind: str) -> str:
+    """How a checkpoint of a kind chooses frames."""
     count, rate = processor.num_frames, processor.frame_sampling_rate
+    if kind == DETECTOR:
+        side = processor.size["shortest_edge"]
+        return (
+            f"By default {count} frames are taken as in training, at a distance of {rate} around that of the people; "
+            f"their short side is resized to {side} pixels."
+        )
     if count == 1:
         return "Its middle frame is taken."
     chosen = f"frames number 0, {rate}, {2 * rate}, ... of a clip of {count * rate} in the middle"
@@ -188,7 +197,10 @@ def facts_of_run(run: Mapping) -> dict[str, str]:
     """A run's record as the rows of a table."""
     hardware, hours = run["hardware"], run["seconds"] / 3600
     counts = [f"{run[name]:{form}} {name}" for name, form in (("epochs", "g"), ("steps", ",")) if run.get(name)]
-    facts = {"data": f"{run['recipe'].get('dataset', 'not recorded')}: {run['videos']:,} videos"}
+    recipe = run["recipe"]
+    unit = "key frames" if "annotations" in recipe else "videos"
+    data = recipe.get("dataset") or recipe.get("annotations") or "not recorded"
+    facts = {"data": f"{data if isinstance(data, str) else ', '.join(map(str, data))}: {run['videos']:,} {unit}"}
     facts |= {"weights": "moving average over the steps"} if run.get("is_average") else {}
     facts |= {"length": ", ".join(counts)} if counts else {}
     facts |= {"effective batch": f"{run['effective_batch']} clips"} if "effective_batch" in run else {}
@@ -212,7 +224,8 @@ def read_conversion(folder: str | Path) -> dict | None:
 def evaluated_on(run: Mapping | None) -> str | None:
     """What a run calls the data set that its model was evaluated on."""
     recipe = {} if run is None else run["recipe"]
-    return recipe.get("eval_dataset") or recipe.get("dataset")
+    names = ("eval_dataset", "dataset", "eval_annotations")
+    return next((recipe[name] for name in names if recipe.get(name)), None)
 
 
 def describe_making(run: Mapping | None, conversion: Mapping | None) -> str:
@@ -296,11 +309,12 @@ def head_of_folder(folder: str | Path, name: str, details: CardDetails, results:
     """The head of the card of the checkpoint in a folder: its task, its data set of the Hub, and an example to try."""
     run = read_run_record(folder)
     details = replace(details, base_model=details.base_model or hub_base(run))
-    task = TASKS.get(kind_of(MVDConfig.from_pretrained(folder)), "feature-extraction")
+    kind = kind_of(MVDConfig.from_pretrained(folder))
+    task = TASKS.get(kind, "feature-extraction")
     options: dict = {}
     if run is not None and run["hub_dataset"] is not None:
         options["datasets"] = [run["hub_dataset"]]
-    if task == "video-classification" and (Path(folder) / EXAMPLE_NAME).is_file():
+    if kind == CLASSIFIER and (Path(folder) / EXAMPLE_NAME).is_file():
         address = f"https://huggingface.co/{name}/resolve/main/{EXAMPLE_NAME}"
         options["widget"] = [{"src": address, "example_title": "An example"}]
     return card_head(name, task, details, results, **options)
@@ -333,7 +347,7 @@ def render_card(
         summary=summarise(config, kind_of(config), sum(math.prod(shape) for shape in read_shapes(folder).values())),
         preparation="",
         usage=usage,
-        sampling=describe_sampling(processor),
+        sampling=describe_sampling(processor, kind_of(config)),
         results=results,
         has_reported=any(result.reported for result in results),
         reported=REPORTED,

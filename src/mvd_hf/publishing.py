@@ -14,6 +14,7 @@ from .licences import check_licence
 from .model.configuration_mvd import MVDConfig
 from .model_cards import (
     CLASSIFIER,
+    DETECTOR,
     CardDetails,
     checkpoint_files,
     evaluated_on,
@@ -32,13 +33,18 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_mvd.MVDForFeatureDistillation",
     "AutoModelForMaskedImageModeling": "modeling_mvd.MVDForPixelReconstruction",
     "AutoModelForVideoClassification": "modeling_mvd.MVDForVideoClassification",
+    "AutoModelForObjectDetection": "detection_mvd.MVDForActionDetection",
 }
 PROCESSOR_CLASS = "video_processing_mvd.MVDVideoProcessor"
 PROCESSOR_MAPS = {VIDEO_PROCESSOR_NAME: "AutoVideoProcessor", IMAGE_PROCESSOR_NAME: "AutoImageProcessor"}
 # the class of transformers that loads a model with a head of its own, and the pipelines that use it, by task
 FEATURES = {"video-feature-extraction": "pipelines_mvd.MVDFeatureExtractionPipeline"}
 VIEWS = {"video-multiview-classification": "pipelines_mvd.MVDMultiViewClassificationPipeline"}
-PIPELINES = {CLASSIFIER: ("AutoModelForVideoClassification", FEATURES | VIEWS)}
+PEOPLE = {"video-action-detection": "pipelines_mvd.MVDActionDetectionPipeline"}
+PIPELINES = {
+    CLASSIFIER: ("AutoModelForVideoClassification", FEATURES | VIEWS),
+    DETECTOR: ("AutoModelForObjectDetection", PEOPLE),
+}
 
 
 @dataclass

@@ -634,13 +634,14 @@ class MVDTrainer(Trainer):
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
+        private: bool | None = None,
         license: str | None = None,
         **kwargs,
     ) -> CommitInfo | None:
         """Upload the last weights, processor, card and test results; of all else in the output folder, nothing.
 
         Args:
-            commit_message, blocking, token, revision: see [`~transformers.Trainer.push_to_hub`].
+            commit_message, blocking, token, revision, private: see [`~transformers.Trainer.push_to_hub`].
             license: of the weights; by default that of the arguments.
             kwargs: arguments of [`create_model_card`].
 
@@ -649,6 +650,8 @@ class MVDTrainer(Trainer):
         """
         license = check_licence(license or self.args.license)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if private is not None:
+            self.args.hub_private_repo = private
         if self.hub_model_id is None:
             self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)
@@ -713,8 +716,6 @@ class MVDTrainer(Trainer):
             sys.exit(128 + signal.SIGTERM)
         if self.is_fsdp_enabled:  # checkpoints may be divided, the model is whole
             self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        self.save_model()
-        self.save_model(_internal_call=True)  # what it is pushed with is known after the evaluation
         self.save_model()
         if self.eval_dataset is not None:
             trained = self.last_evaluation() or self.evaluate()

@@ -24,6 +24,16 @@ print(classify("video.mp4", top_k=3))
 classify = pipeline("video-multiview-classification", model="{name}"{trust})
 print(classify("video.mp4", top_k=3))
 """,
+    "detector": """\
+{import_line}from transformers import pipeline
+
+detect = pipeline("video-action-detection", model="{name}"{trust})
+# who is in the middle frame: x1, y1, x2, y2 as parts of its width and height, as a person detector tells them
+print(detect("video.mp4", boxes=[[0.1, 0.2, 0.5, 0.9], [0.5, 0.2, 0.8, 0.9]], top_k=3))
+
+# who is in the frame after one second
+print(detect("video.mp4", boxes=[[0.2, 0.2, 0.6, 0.9]], time=1.0, top_k=3))
+""",
     "encoder": """\
 {import_line}from transformers import pipeline
 

@@ -76,7 +76,7 @@ def render_zoo_card(name: str, row: Mapping, recipe: Mapping) -> str:
         summary=summarise(config, STUDENT, sum(parameter.numel() for parameter in student.parameters())),
         preparation=describe_preparation(name, row, recipe["num_train_epochs"]),
         usage=Usage(usage_snippet(name, "encoder", with_code=False)),
-        sampling=describe_sampling(MVDVideoProcessor.for_model(config)),
+        sampling=describe_sampling(MVDVideoProcessor.for_model(config), STUDENT),
         results=results,
         has_reported=True,
         reported=REPORTED,

@@ -1,4 +1,4 @@
-"""Pipelines that know what is particular to video: several views of one, and features of long ones.
+"""Pipelines that know what is particular to video: several views, features of long ones, people and their actions.
 
 They travel with a checkpoint. Letters in shapes: V views (or windows) of a video, T frames, C channels, H x W pixels;
 t x h x w the grid of patches, D the width of their features.
@@ -6,16 +6,18 @@ t x h x w the grid of patches, D the width of their features.
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.pipelines.base import ChunkPipeline
 
-from .frame_sampling import PAPER_VIEWS
+from .frame_sampling import PAPER_VIEWS, key_frame_clip
 from .sliding_windows import SlidingWindows
 from .video_processing_mvd import download, is_encoded, stack_frames
+from .video_reading import VideoReader
 from .video_streaming import VideoStream
 
 FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
@@ -24,6 +26,8 @@ FEATURES = ("pooled", "tubelets", "tokens")
 SAMPLING_OPTIONS = ("sampling", "num_frames", "frame_sampling_rate", "num_clips", "num_crops")
 # options of sliding windows, which are neither chosen clips nor crops
 WINDOW_OPTIONS = ("num_frames", "frame_sampling_rate")
+# what a frame's people are told of
+PEOPLE_OPTIONS = ("boxes", "time", "num_frames", "frame_sampling_rate", "box_unit")
 
 
 def mark_last(chunks: Iterable[dict]) -> Iterator[dict]:
@@ -41,6 +45,11 @@ def fetch(video: Any) -> Any:
     """A video that must be decoded, downloaded if it is an http(s) URL."""
     is_url = isinstance(video, str) and video.startswith(("http://", "https://"))
     return download(video) if is_url else video
+
+
+def middle_of(total_frames: int) -> int:
+    """Number of the middle frame; of an even number the first of the two, around which a clip of all of them lies."""
+    return (total_frames - 1) // 2
 
 
 class MVDVideoPipeline(ChunkPipeline):
@@ -218,4 +227,86 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
                 yield {"features": features, "frames": frames}
 
 
-__all__ = ["MVDMultiViewClassificationPipeline", "MVDFeatureExtractionPipeline"]
+class MVDActionDetectionPipeline(MVDVideoPipeline):
+    """Says what each person in a frame of a video does, given where they are, as in AVA.
+
+    `pipe(video, boxes=boxes)`, or `pipe({"video": ..., "boxes": ..., "time": ...})`, gives for each person, in the
+    order of the boxes, `{"box": {"xmin": ..., "ymin": ..., "xmax": ..., "ymax": ...}, "actions": [...]}`: the box in
+    pixels of the video, and the actions as `{"score": ..., "label": ...}`, most likely first. A list of such inputs
+    gives a list. Videos are what `MVDVideoProcessor` takes. Arguments, of the pipeline or of a call:
+
+    - `boxes`: (people, 4) x1, y1, x2, y2 of the people in the frame, from a person detector.
+    - `box_unit`: `relative`, parts of the frame's width and height, or `pixels`; by default what the processor stores.
+    - `time`: seconds from the beginning at which the frame is shown; by default it is the middle one.
+    - `num_frames`, `frame_sampling_rate`: frames of the clip around it, and their distance; by default what the
+      processor stores. Decoded frames that are such a clip already need a distance of 1.
+    - `top_k`: number of actions of each person, 5 by default; `threshold`: their least score, 0 by default.
+    - `batch_size`: frames per forward pass, of videos of one size.
+    """
+
+    def _sanitize_parameters(self, threshold: float | None = None, top_k: int | None = None, **options):
+        unknown = options.keys() - set(PEOPLE_OPTIONS)
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}.")
+        given = {"threshold": threshold, "top_k": top_k}
+        return options, {}, {name: value for name, value in given.items() if value is not None}
+
+    def preprocess(self, video: Any, **options) -> Iterator[dict]:
+        """The clip around a frame of a video, with its people."""
+        given = {**video} if isinstance(video, Mapping) else {"video": video}
+        unknown = given.keys() - {"video", *PEOPLE_OPTIONS}
+        if unknown or "video" not in given:
+            raise ValueError(f"The input {', '.join(map(repr, given))} must be video, boxes, and perhaps time.")
+        yield {**self._place_people(**(options | given)), "is_last": True}
+
+    def _place_people(
+        self,
+        video: Any,
+        boxes: Any = None,
+        time: float | None = None,
+        num_frames: int | None = None,
+        frame_sampling_rate: int | None = None,
+        box_unit: str | None = None,
+    ) -> dict:
+        """The model's input, and the (height, width) of the video as `sizes` (1, 2)."""
+        if boxes is None:
+            raise ValueError("boxes are needed: x1, y1, x2, y2 of each person, such as boxes=[[0.2, 0.1, 0.5, 0.9]].")
+        stored = self.video_processor
+        shape = num_frames or stored.num_frames, frame_sampling_rate or stored.frame_sampling_rate
+        if is_encoded(video):
+            with VideoReader(fetch(video)) as reader:
+                frame = middle_of(len(reader)) if time is None else reader.frame_at(time)
+                frames = stack_frames(reader.read(key_frame_clip(frame, len(reader), *shape)[0]))
+        elif time is not None:
+            raise ValueError(f"time={time} is of a video file; of decoded frames the middle one is taken.")
+        else:
+            frames = stack_frames(video)
+            frames = frames[key_frame_clip(middle_of(len(frames)), len(frames), *shape)[0]]
+        inputs = stored(frames, boxes=boxes, box_unit=box_unit, do_sample_frames=False, return_tensors="pt")
+        return {**inputs, "sizes": torch.tensor([frames.shape[-2:]])}
+
+    def _forward(self, inputs: dict) -> dict:
+        outputs = self.model(**{name: inputs[name] for name in ("pixel_values", "boxes", "box_mask")})
+        kept = {name: inputs[name] for name in ("boxes", "box_mask", "sizes", "is_last")}
+        return {"logits": outputs.logits, **kept}
+
+    def postprocess(self, frames: list[dict], threshold: float = 0.0, top_k: int = 5) -> list[dict]:
+        """The people of a frame and their actions."""
+        (frame,) = frames
+        names = self.model.config.id2label
+        (people,) = self.video_processor.post_process_action_detection(
+            SimpleNamespace(**frame), threshold, top_k, target_sizes=frame["sizes"].tolist()
+        )
+        return [
+            {
+                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), person["box"].tolist(), strict=True)),
+                "actions": [
+                    {"score": score, "label": names[label]}
+                    for score, label in zip(person["scores"].tolist(), person["labels"].tolist(), strict=True)
+                ],
+            }
+            for person in people
+        ]
+
+
+__all__ = ["MVDMultiViewClassificationPipeline", "MVDFeatureExtractionPipeline", "MVDActionDetectionPipeline"]

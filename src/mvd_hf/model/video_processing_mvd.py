@@ -23,7 +23,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, PILImageResampling
 from transformers.processing_utils import VideosKwargs
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
@@ -324,24 +324,6 @@ class MVDVideoProcessor(BaseVideoProcessor):
             "size_divisor": config.patch_size,
         }
         return cls.for_model(config, **(fields | kwargs))
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """Write `video_preprocessor_config.json`; see [`~transformers.BaseVideoProcessor.save_pretrained`].
-
-        A second file, `preprocessor_config.json`, makes this the checkpoint's image processor too: only where there is
-        one do the pipelines of transformers make batches and save what prepares them.
-        """
-        forget_absent_code(self, save_directory)
-        pointer = {"image_processor_type": type(self).__name__}
-        if self._auto_class is not None or "auto_map" in vars(self):
-            pointer["auto_map"] = {"AutoImageProcessor": f"{__name__.rpartition('.')[2]}.{type(self).__name__}"}
-        os.makedirs(save_directory, exist_ok=True)
-        text = json.dumps(pointer, indent=2, sort_keys=True) + "\n"
-        (Path(save_directory) / IMAGE_PROCESSOR_NAME).write_text(text, encoding="utf-8")
-        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
-        """Upload the processor; a new repository is private unless told otherwise."""
-        return super().push_to_hub(repo_id, private=private, **kwargs)
 
     def _check(self, kwargs: dict, is_file: bool = False):
         """Refuse unknown arguments, wrong types and what has no meaning here.
@@ -417,6 +399,19 @@ class MVDVideoProcessor(BaseVideoProcessor):
         text = json.dumps(pointer, indent=2, sort_keys=True) + "\n"
         (Path(save_directory) / IMAGE_PROCESSOR_NAME).write_text(text, encoding="utf-8")
         return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    @classmethod
+    def get_video_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
+        """The stored arguments; see [`~transformers.BaseVideoProcessor.get_video_processor_dict`].
+
+        Raises:
+            OSError: if only the second file of [`save_pretrained`] is there, which does not hold them.
+        """
+        stored, kwargs = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if stored.get("image_processor_type") == cls.__name__:
+            source = str(pretrained_model_name_or_path)
+            raise OSError(f"{source!r} has no {VIDEO_PROCESSOR_NAME}, only {IMAGE_PROCESSOR_NAME}.")
+        return stored, kwargs
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
         """Upload the processor; a new repository is private unless told otherwise."""
