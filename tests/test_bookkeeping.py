@@ -216,3 +216,12 @@ def test_a_description_ends_after_twenty_files():
     assert lines[0].startswith("25 videos could not be read")
     assert lines[1] == "  30 x 0.mp4: no such file"
     assert lines[-1] == "  ... and 5 more"
+
+
+@pytest.mark.parametrize(
+    "text", ["split,file\na,b\n", "split,file,reason,times\na,b,c\n", "split,file,reason,times\na,b,c,d\n"]
+)
+def test_a_damaged_list_of_bad_videos_is_named(tmp_path, text):
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"bad\.csv' is damaged"):
+        BadVideos().load(tmp_path / "bad.csv")

@@ -194,3 +194,22 @@ def test_a_videomae_of_transformers_gets_our_processor_with_its_normalisation(tm
     assert dict(processor.crop_size)["height"] == 32
     model, _ = load_classifier(str(tmp_path), 3)
     assert list(model.config.image_std) == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"nothing", "The weights of the model .* cannot be read"),
+        (
+            "config.json",
+            b'{"model_type": "mvd", "num_frames": []}',
+            r"config\.json of the model .* is not an MVD model's",
+        ),
+        ("config.json", b"[" * 100_000, "The model .* cannot be had"),
+    ],
+)
+def test_damaged_files_of_a_model_are_named(config, tmp_path, name, content, message):
+    MVDForVideoClassification(config).save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_classifier(str(tmp_path), 2)

@@ -612,6 +612,13 @@ def test_deepspeed_folder_is_read(latest, tmp_path):
     assert_same_model(convert_checkpoint(tmp_path, **options("classification")), model)
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "", "a" * 300, b"\xff\xfe"])
+def test_deepspeed_folder_that_names_no_folder_of_its_own_is_refused(tmp_path, name):
+    (tmp_path / "latest").write_bytes(name if isinstance(name, bytes) else name.encode())
+    with pytest.raises(ValueError, match=r"'latest' in .* does not name one of its folders"):
+        convert_checkpoint(tmp_path)
+
+
 def test_deepspeed_folder_of_several_parts_or_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"needs mp_rank_00_model_states\.pt alone, found none"):
         convert_checkpoint(tmp_path)

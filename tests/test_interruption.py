@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from mvd_hf.interruption import Processes, StopRequest, is_disk_full, outlive_signals
+from mvd_hf.interruption import PROCESSES, Processes, StopRequest, is_disk_full, outlive_signals
 
 
 def test_a_request_to_stop_is_remembered_and_no_more_than_that():
@@ -89,6 +89,13 @@ next(iterator)
 )
 def test_a_full_disk_is_recognised(error, is_full):
     assert is_disk_full(error) == is_full
+
+
+@pytest.mark.parametrize("text", ["{", '{"processes": 2}', "[1, 2, 3]"])
+def test_a_damaged_record_of_processes_is_named(tmp_path, text):
+    (tmp_path / PROCESSES).write_text(text)
+    with pytest.raises(ValueError, match=r"processes\.json' is damaged .*delete its checkpoint"):
+        Processes.load(tmp_path)
 
 
 def test_other_processes_are_compared_with_those_of_the_checkpoint(tmp_path):

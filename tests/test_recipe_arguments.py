@@ -213,6 +213,8 @@ def test_quoted_text_that_looks_like_a_number_stays_text(tmp_path):
         (["--a", "1", "--a.b", "2"], "--a.b reaches into 'a', which another argument sets to 1"),
         (["--a", "["], "The value of --a is not valid YAML"),
         (["--a=x: y: z"], "The value of --a is not valid YAML"),
+        (["--a", "[" * 3000], "The value of --a is not valid YAML"),
+        (["--a=2001-99-99"], "The value of --a is not valid YAML"),
     ],
 )
 def test_values_that_cannot_be_read_are_refused_by_key(arguments, message):

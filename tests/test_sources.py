@@ -632,3 +632,16 @@ def test_a_stream_is_kept_once_and_again_when_the_folder_changes(tmp_path, toy):
     assert numbers_of(keep_stream(str(tmp_path), "train")) == [0, 1, 4, 5, 3]
     (tmp_path / "train-0.parquet").unlink()
     assert numbers_of(keep_stream(str(tmp_path), "train")) == [4, 5, 3]
+
+
+def test_label_names_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"label names '.*names\.txt' cannot be read"):
+        read_label_names(str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize("line", ["a.mp4 " + "9" * 30, "a" * 140_000 + " 1"])
+def test_lines_beyond_all_measure_are_refused_by_number(tmp_path, line):
+    (tmp_path / "list.txt").write_text(f"b.mp4 0\n{line}\n")
+    with pytest.raises(ValueError, match=r"Line 2 of "):
+        read_list_file(tmp_path / "list.txt")

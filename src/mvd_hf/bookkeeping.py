@@ -128,10 +128,13 @@ class BadVideos:
             writer.writerows([*event, times] for event, times in sorted(self.counts.items()))
 
     def load(self, path: str | os.PathLike):
-        """Add the counts of a file that [`save`] wrote."""
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                self.counts[row["split"], row["file"], row["reason"]] += int(row["times"])
+        """Add the counts of a file that [`save`] wrote; raises ValueError if it is damaged."""
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            self.counts.update({(row["split"], row["file"], row["reason"]): int(row["times"]) for row in rows})
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{str(path)!r} is damaged ({error}): delete its checkpoint to go on.") from error
 
     def describe(self) -> str:
         """How many files could not be read, how often, and the first of them."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForVideoClassification, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
@@ -40,7 +42,7 @@ def read_stored_config(source: str) -> dict:
     """
     try:
         stored, _ = PreTrainedConfig.get_config_dict(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"The model {source!r} cannot be had: give a folder with a {CONFIG_NAME}, the id of a model of the Hub, a "
             f".pth file, or, to train from scratch, a published size such as mvd-s ({error})."
@@ -78,7 +80,10 @@ def load_source(source: str, overrides: Mapping) -> tuple[MVDConfig, Weights | N
         raise ValueError(
             f"The model {source!r} is of the type {stored.get('model_type')!r}; fine-tuning takes MVD and VideoMAE."
         )
-    return MVDConfig.from_pretrained(source), None
+    try:
+        return MVDConfig.from_pretrained(source), None
+    except (StrictDataclassError, TypeError, AttributeError) as error:
+        raise ValueError(f"The {CONFIG_NAME} of the model {source!r} is not an MVD model's: {error}") from error
 
 
 def has_class_names(config: PreTrainedConfig) -> bool:
@@ -145,14 +150,17 @@ def load_classifier(
     if names is None and own is not None and len(own) == classes:
         labels = {**as_labels(own), "problem_type": labels["problem_type"]}
     kept = {key: value for key, value in stored.to_diff_dict().items() if key not in ("id2label", "label2id")}
-    model, report = MVDForVideoClassification.from_pretrained(
-        None if weights is not None else source,
-        config=MVDConfig(**(kept | labels | overrides)),
-        state_dict=weights,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # judged below, by name
-        output_loading_info=True,
-    )
+    try:
+        model, report = MVDForVideoClassification.from_pretrained(
+            None if weights is not None else source,
+            config=MVDConfig(**(kept | labels | overrides)),
+            state_dict=weights,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # judged below, by name
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"The weights of the model {source!r} cannot be read: {error}") from error
     problems = {
         "missing": set(report["missing_keys"]),
         "unexpected": set(report["unexpected_keys"]),

@@ -102,7 +102,10 @@ def find_weights(path: str | Path) -> Path:
     if not path.is_dir():
         return path
     if (path / DEEPSPEED_LATEST).is_file():
-        path = path / (path / DEEPSPEED_LATEST).read_text().strip()
+        name = (path / DEEPSPEED_LATEST).read_bytes().decode("utf-8", "replace").strip()
+        if not re.fullmatch(r"[\w.-]{0,200}\w", name):
+            raise ValueError(f"{DEEPSPEED_LATEST!r} in {str(path)!r} does not name one of its folders: {name!r}.")
+        path = path / name
     parts = sorted(path.glob("mp_rank_*_model_states.pt"))
     if [part.name for part in parts] != [DEEPSPEED_WEIGHTS]:
         found = ", ".join(part.name for part in parts) or "none"

@@ -105,7 +105,12 @@ class Processes:
     def load(cls, folder: Path) -> "Processes | None":
         """Read it from a checkpoint; `None` if an earlier version wrote that."""
         path = folder / PROCESSES
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{str(path)!r} is damaged ({error}): delete its checkpoint to go on.") from error
 
     def compare(self, former: "Processes | None") -> str | None:
         """What changes for a run that was begun otherwise; `None` if nothing does."""

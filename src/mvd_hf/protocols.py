@@ -208,6 +208,8 @@ def read_ssv2(folder: str | Path) -> Protocol:
     for kind in ("train", "validation"):
         path, entries = read_json(Path(folder), kind)
         lists[kind] = []
+        if not isinstance(entries, list):
+            raise ValueError(f"{str(path)!r} is not a list of videos.")
         for number, entry in enumerate(entries, start=1):
             template = entry.get("template") if isinstance(entry, dict) else None
             label = label_of.get(re.sub(r"[\[\]]", "", str(template)))
@@ -226,7 +228,7 @@ def read_json(folder: Path, kind: str) -> tuple[Path, dict | list]:
         path = folder / f"{kind}.json"
     try:
         return path, json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"The split file {str(path)!r} is not valid JSON: {error}") from error
 
 
@@ -263,19 +265,21 @@ def kinetics_videos(path: Path) -> list[tuple[str, str]]:
         ValueError: if the file is missing or has other columns, or naming a malformed line.
     """
     table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        rows = [(table.line_num, row) for row in table]
+    except csv.Error as error:
+        raise ValueError(f"The split file {str(path)!r} cannot be read as CSV: {error}") from error
     columns = set(table.fieldnames or ())
     if not {"youtube_id", "time_start", "time_end"} <= columns:
         raise ValueError(f"The split file {str(path)!r} needs the columns label, youtube_id, time_start and time_end.")
     videos = []
-    for row in table if "label" in columns else ():
+    for number, row in rows if "label" in columns else ():
         try:
             start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-        except (TypeError, ValueError) as error:
-            raise malformed(
-                path, table.line_num, ",".join(map(str, row.values())), "a video with its times"
-            ) from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise malformed(path, number, ",".join(map(str, row.values())), "a video with its times") from error
         if not row["youtube_id"] or not row["label"]:
-            raise malformed(path, table.line_num, ",".join(map(str, row.values())), "a video with its label")
+            raise malformed(path, number, ",".join(map(str, row.values())), "a video with its label")
         videos.append((f"{row['youtube_id']}_{start:06d}_{end:06d}.mp4", row["label"]))
     return videos
 

@@ -32,7 +32,7 @@ def read_value(text: str, where: str) -> Any:
     """A YAML value; raises ValueError, saying where it stands, if it is not valid."""
     try:
         return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # also of dates and numbers
         raise ValueError(f"{where} is not valid YAML: {error}") from error
 
 
@@ -121,7 +121,7 @@ def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | N
     known = [{field.name for field in fields(kind) if field.init} for kind in dataclasses]
     for key in values:
         if not any(key in names for names in known):
-            close = difflib.get_close_matches(key, sorted(set().union(*known)), n=1)
+            close = difflib.get_close_matches(str(key), sorted(set().union(*known)), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"Unknown key {key!r} in the recipe or on the command line.{hint}")
     for kind in dataclasses:

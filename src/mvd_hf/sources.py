@@ -49,8 +49,11 @@ def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets
     delimiter = next((sign for sign in (",", "\t") if all(sign in line for _, line in filled)), " ")
     videos, labels = [], []
     for number, line in filled:
-        row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-        if not row[0] or len(row) > 2 or (len(row) == 2 and not re.fullmatch(r"\s*-?[0-9]+\s*", row[1])):
+        try:
+            row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+        except csv.Error as error:
+            raise ValueError(f"Line {number} of {str(path)!r} cannot be read: {error}.") from error
+        if not row[0] or len(row) > 2 or (len(row) == 2 and not re.fullmatch(r"\s*-?[0-9]{1,18}\s*", row[1])):
             raise ValueError(
                 f"Line {number} of {str(path)!r} is not 'path label' with an integer label: {line!r}. "
                 "Put a path that contains spaces or commas in double quotes."
@@ -221,12 +224,16 @@ def read_label_names(names: Sequence[str] | str | None) -> list[str] | None:
     """Names of the classes, in order: a list, or a text file with a name per line.
 
     Raises:
-        ValueError: if the file is missing or a name occurs twice.
+        ValueError: if the file is missing or no text, or a name occurs twice.
     """
     if isinstance(names, str):
         if not os.path.isfile(names):
             raise ValueError(f"label_names={names!r} is neither a list of names nor a file with a name per line.")
-        names = [line.strip() for line in Path(names).read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            text = Path(names).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"The label names {names!r} cannot be read: {error}") from error
+        names = [line.strip() for line in text.splitlines() if line.strip()]
     if names is None:
         return None
     names = [str(name) for name in names]
