@@ -93,7 +93,7 @@ def train(config, teachers, folder, epochs, resume=None):
         num_train_epochs=epochs,
         schedule_epochs=2,
         warmup_epochs=0,
-        base_learning_rate=0.01,
+        base_learning_rate=0.1,
     )
     trainer = DistillationTrainer(
         MVDForFeatureDistillation(config),
