@@ -27,6 +27,15 @@ class RunArguments:
 
 
 @dataclass
+class ListArguments:
+    models: list[str] | dict = field(default_factory=list)
+    heads: list[int] | None = None
+    names: list[str] | str | None = None
+    examples: list[str] = field(default_factory=list)
+    seed: int = 0
+
+
+@dataclass
 class Required:
     dataset: str
 
@@ -243,3 +252,16 @@ def test_no_is_text_and_switches_are_true_or_false(tmp_path):
     for text in ("yes", "on", "no", "1", "null"):
         with pytest.raises(ValueError, match=rf"compile={'None' if text == 'null' else ''}.* must be true or false"):
             parse_arguments([f"--compile={text}"], RunArguments)
+
+
+def test_keys_that_take_lists_take_several_words():
+    arguments = ["--models", "a", "b", "c", "--seed", "3", "--heads=1", "2"]
+    (lists,) = parse_arguments(arguments, ListArguments)
+    assert lists == ListArguments(["a", "b", "c"], [1, 2], seed=3)
+    (one,) = parse_arguments(["--models", "a", "--heads", "[4]", "--names", "a", "--examples", "x"], ListArguments)
+    assert one == ListArguments(["a"], [4], "a", ["x"])
+    (named,) = parse_arguments(["--models.one", "a", "--models.two", "b", "--names", "a", "b"], ListArguments)
+    assert named == ListArguments({"one": "a", "two": "b"}, names=["a", "b"])
+    with pytest.raises(ValueError, match="'4' is not an argument"):
+        parse_arguments(["--seed", "3", "4"], ListArguments)
+    assert read_arguments(arguments) == {"models": ["a", "b", "c"], "seed": 3, "heads": [1, 2]}

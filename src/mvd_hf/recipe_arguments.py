@@ -3,10 +3,11 @@
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -48,8 +49,13 @@ def read_yaml(path: str | Path) -> dict:
     return content
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict:
-    """`--key value`, `--key=value` and `--flag` as a mapping; dots reach inside: `--teachers.image.weight 2`."""
+def parse_overrides(arguments: Sequence[str], lists: Container[str] | None = ()) -> dict:
+    """`--key value`, `--key=value` and `--flag` as a mapping; dots reach inside: `--teachers.image.weight 2`.
+
+    Args:
+        arguments: what follows a recipe's script and YAML file.
+        lists: keys that take several words, up to the next key, as a list; `None` for any.
+    """
     overrides: dict = {}
     waiting = list(arguments)
     while waiting:
@@ -59,13 +65,17 @@ def parse_overrides(arguments: Sequence[str]) -> dict:
         key, equals, value = argument[2:].partition("=")
         if not equals:
             value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
+        words = [value]
+        while (lists is None or key in lists) and waiting and not waiting[0].startswith("--"):
+            words.append(waiting.pop(0))
         *path, last = key.split(".")
         target = overrides
         for part in path:
             target = target.setdefault(part, {})
             if not isinstance(target, dict):
                 raise ValueError(f"--{key} reaches into {part!r}, which another argument sets to {target!r}.")
-        target[last] = read_value(value, f"The value of --{key}")
+        values = [read_value(word, f"The value of --{key}") for word in words]
+        target[last] = values[0] if len(values) == 1 else values
     return overrides
 
 
@@ -80,6 +90,24 @@ def merge(base: dict, overrides: dict) -> dict:
     return merged
 
 
+def members(hint: Any) -> tuple:
+    """The types of a union; any other type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def takes_a_list(hint: Any) -> bool:
+    """Whether a field of this type can be a list: `list[str]`, or a union with it."""
+    return any(list in (kind, get_origin(kind)) for kind in members(hint))
+
+
+def wrap_single_words(values: dict, kind: type):
+    """Make a list of a single text or number where a field takes lists and neither of these."""
+    for name, hint in get_type_hints(kind).items():
+        scalars = {str, int, float} & set(members(hint))
+        if takes_a_list(hint) and not scalars and isinstance(values.get(name), str | int | float):
+            values[name] = [values[name]]
+
+
 def check_switches(values: dict, kind: type):
     """Raise ValueError if a switch is given anything but true or false: other text would count as true."""
     for name, hint in get_type_hints(kind).items():
@@ -88,12 +116,13 @@ def check_switches(values: dict, kind: type):
             raise ValueError(f"{name}={values[name]!r} must be true or false.")
 
 
-def read_arguments(arguments: Sequence[str], first: str | None = None) -> dict:
+def read_arguments(arguments: Sequence[str], first: str | None = None, lists: Container[str] | None = None) -> dict:
     """The keys that are given: those of a YAML file, and over them those of the command line.
 
     Args:
         arguments: `[recipe.yaml] [--key value ...]`, as in `sys.argv[1:]`.
         first: key of what comes first, if that is neither a key nor a YAML file.
+        lists: keys that take several words; by default any, as where [`parse_arguments`] has refused what is wrong.
 
     Raises:
         ValueError: naming an argument that cannot be read.
@@ -103,7 +132,7 @@ def read_arguments(arguments: Sequence[str], first: str | None = None) -> dict:
     if first is not None and not is_named:
         arguments = [f"--{first}", json.dumps(arguments[0]), *arguments[1:]]  # quoted, as YAML reads the values
     values = read_yaml(arguments.pop(0)) if arguments and not arguments[0].startswith("--") else {}
-    return merge(values, parse_overrides(arguments))
+    return merge(values, parse_overrides(arguments, lists))
 
 
 def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | None = None) -> list:
@@ -117,7 +146,8 @@ def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | N
     Raises:
         ValueError: naming an unknown key and the nearest known one, or an argument that cannot be read.
     """
-    values = read_arguments(arguments, first)
+    lists = {name for kind in dataclasses for name, hint in get_type_hints(kind).items() if takes_a_list(hint)}
+    values = read_arguments(arguments, first, lists)
     known = [{field.name for field in fields(kind) if field.init} for kind in dataclasses]
     for key in values:
         if not any(key in names for names in known):
@@ -126,6 +156,7 @@ def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | N
             raise ValueError(f"Unknown key {key!r} in the recipe or on the command line.{hint}")
     for kind in dataclasses:
         check_switches(values, kind)
+        wrap_single_words(values, kind)
     try:
         return [
             kind(**{key: value for key, value in values.items() if key in names})
