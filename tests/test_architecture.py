@@ -91,6 +91,7 @@ ALLOWED = {
         "video_folders",
     },
     "toy_detection": {"toy"},
+    "exporting": {MODEL, "classifiers"},
     "visualization": {MODEL, "ava", "toy"},
     "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }
