@@ -1,29 +1,37 @@
-"""Pictures of what models see and say, by name.
+"""Pictures of what models see and say, by name: a PNG or mp4 file, and the numbers beside it.
 
-    python recipes/visualize.py detect --model outputs/tiny/detector --video video.mp4 --boxes boxes.csv
+    python recipes/visualize.py similarity --models outputs/a outputs/b --dataset outputs/tiny/data --stride 2
 
-`detect` draws the people of a video's key frames and what they do, as an mp4 file; keys:
-`mvd_hf.visualization.DetectionPictureArguments`.
+| name | what is drawn | its keys, below |
+|---|---|---|
+| `similarity` | how alike features are from frame to frame (the paper's analysis) | `SimilarityArguments` |
+| `tokens` | what teachers and student see, as colours | `TokenPictureArguments` |
+| `reconstruction` | what VideoMAE or MAE makes of what it does not see | `ReconstructionArguments` |
+| `attention` | where a patch looks, over space and time | `AttentionArguments` |
+| `curves` | losses, cosines and rates of one or more runs | `CurveArguments` |
+| `detect` | people and what they do, in a video's key frames | `DetectionPictureArguments` |
 """
 
 import logging
 import sys
 
-from mvd_hf import MVDForActionDetection, MVDVideoProcessor
+from mvd_hf.attention_pictures import AttentionArguments, write_attention
+from mvd_hf.detection_pictures import DetectionPictureArguments, write_detections
+from mvd_hf.feature_similarity import SimilarityArguments, write_similarity
 from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.visualization import DetectionPictureArguments, detection_pictures, write_pictures
+from mvd_hf.reconstruction_pictures import ReconstructionArguments, write_reconstruction
+from mvd_hf.token_pictures import TokenPictureArguments, write_tokens
+from mvd_hf.training_curves import CurveArguments, write_curves
 
-
-def detect(arguments: list[str]):
-    """People and their actions in the key frames of a video."""
-    (drawing,) = parse_arguments(arguments, DetectionPictureArguments)
-    model = MVDForActionDetection.from_pretrained(drawing.model)
-    processor = MVDVideoProcessor.from_pretrained(drawing.model)
-    count = write_pictures(drawing.output, detection_pictures(model, processor, drawing), drawing.hold)
-    logging.info("%d key frames written to %s", count, drawing.output)
-
-
-PICTURES = {"detect": detect}
+# the keys of each kind of picture, and what draws it
+PICTURES = {
+    "similarity": (SimilarityArguments, write_similarity),
+    "tokens": (TokenPictureArguments, write_tokens),
+    "reconstruction": (ReconstructionArguments, write_reconstruction),
+    "attention": (AttentionArguments, write_attention),
+    "curves": (CurveArguments, write_curves),
+    "detect": (DetectionPictureArguments, write_detections),
+}
 
 
 def main(arguments: list[str]):
@@ -31,7 +39,9 @@ def main(arguments: list[str]):
     name, *rest = arguments or [""]
     if name not in PICTURES:
         raise ValueError(f"There are no pictures {name!r}; choose {', '.join(PICTURES)}.")
-    PICTURES[name](rest)
+    kind, write = PICTURES[name]
+    (drawing,) = parse_arguments(rest, kind)
+    logging.info("Written to %s", write(drawing))
 
 
 if __name__ == "__main__":

@@ -91,8 +91,20 @@ ALLOWED = {
         "video_folders",
     },
     "toy_detection": {"toy"},
+    "film_strips": {"toy"},
+    "detection_pictures": {MODEL, "ava", "film_strips"},
+    "viewing": {MODEL, "sources", "teacher_families", "teachers"},
+    "feature_similarity": {"data", "film_strips", "teacher_families", "viewing"},
+    "token_pictures": {"film_strips", "teacher_families", "viewing"},
+    "reconstruction_pictures": {MODEL, "film_strips", "masking", "viewing"},
+    "attention_pictures": {MODEL, "film_strips", "viewing"},
+    "training_curves": {"film_strips"},
     "exporting": {MODEL, "classifiers"},
-    "visualization": {MODEL, "ava", "toy"},
+    "window_predictions": {MODEL},
+    "demo": {
+        *(MODEL, "classifiers", "feature_similarity", "film_strips", "masking", "reconstruction_pictures"),
+        *("viewing", "window_predictions"),
+    },
     "benchmarks": {MODEL, "augmentation", "clips", "collation", "masking", "toy"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

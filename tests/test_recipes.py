@@ -16,11 +16,12 @@ from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVi
 from mvd_hf.ava_actions import read_label_map
 from mvd_hf.ava_audit import AvaAuditArguments
 from mvd_hf.data import DataArguments
+from mvd_hf.demo import DemoArguments
 from mvd_hf.detection import DetectionArguments
+from mvd_hf.exporting import ExportArguments
 from mvd_hf.model.modeling_mvd import MVDLayer
 from mvd_hf.recipe_arguments import parse_arguments
 from mvd_hf.toy_detection import ToyDetectionSettings, make_toy_detection_dataset
-from mvd_hf.visualization import DetectionPictureArguments
 
 ROOT = Path(__file__).parents[1]
 READMES = sorted([ROOT / "README.md", *ROOT.glob("recipes/*/README.md")])
@@ -74,8 +75,8 @@ def resolve_detection(script: str, arguments: list[str]) -> list:
     if script == "recipes/audit.py":
         return parse_arguments(arguments, AvaAuditArguments)
     if script == "recipes/visualize.py":
-        assert arguments[0] in load_script(script).PICTURES
-        return parse_arguments(arguments[1:], DetectionPictureArguments)
+        kind, _ = load_script(script).PICTURES[arguments[0]]
+        return parse_arguments(arguments[1:], kind)
     kinds = load_script(script).DetectorArguments, DetectionArguments, MVDTrainingArguments
     return parse_arguments([*arguments, "--use_cpu"], *kinds)
 
@@ -149,6 +150,29 @@ def test_the_readmes_python_runs(tiny_job):
             timeout=120,
         )
         assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_readmes_pictures_and_programs_are_made(tiny_job):
+    folder, _ = tiny_job
+    scripts = "recipes/visualize.py", "recipes/export.py"
+    commands = [words for path, words in COMMANDS if path == ROOT / "README.md" and words[1] in scripts]
+    commands = [words for words in commands if words[2] != "detect"]
+    assert len(commands) == 6
+    for words in commands:
+        result = subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+    made = {path.name for path in (folder / "outputs" / "pictures").glob("*")}
+    names = "similarity", "tokens", "reconstruction", "attention", "curves"
+    assert made >= {f"{name}.png" for name in names} | {"similarity.json", "tokens.mp4", "attention.npz"}
+    assert (folder / "outputs" / "export" / "model.pt2").exists()
 
 
 @pytest.mark.slow
@@ -241,6 +265,10 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
     elif script == "recipes/convert.py":
         module = load_script(script)
         parse_arguments(arguments, module.ConversionArguments, first="checkpoint")
+    elif script == "recipes/demo.py":
+        parse_arguments(arguments, DemoArguments, first="model")
+    elif script == "recipes/export.py":
+        parse_arguments(arguments, ExportArguments, first="model")
     elif script == "recipes/publish.py":
         what, source, *keys = arguments
         module = load_script(script)

@@ -206,6 +206,8 @@ def test_the_run_says_what_it_arrived_at(tmp_path, caplog):
     assert "8 samples, 1 steps per epoch, 1 epochs. Precision fp32 on cpu" in text
     assert "Held-out loss" in text
     assert (tmp_path / "model.safetensors").exists()
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [0, 1]
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):

@@ -724,6 +724,7 @@ class MVDTrainer(Trainer):
                 self.run_record.save(self.args.output_dir, self.args, facts_of(self))
             if self.args.eval_on_start and is_main:
                 self.describe_progress(trained)
+        self.save_state()  # the log, which `recipes/visualize.py curves` draws
         if then is not None:
             then()
         if self.args.push_to_hub and not (self.eval_dataset is None and then is None):

@@ -1,10 +1,9 @@
-"""Pictures of what models see and say: people and their actions in the key frames of a video.
+"""Pictures of what an action detector says: people and their actions in the key frames of a video.
 
 Pictures are (H, W, 3) uint8. Boxes are x1, y1, x2, y2 in pixels.
 """
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from .ava import BOX, KEY, read_boxes, read_person_boxes
+from .film_strips import write_pictures
 from .model.detection_mvd import MVDForActionDetection
 from .model.frame_sampling import key_frame_clip
 from .model.video_processing_mvd import MVDVideoProcessor
 from .model.video_reading import VideoReader
-from .toy import write_video
 
 # colours of people, told apart by those who do not see red and green alike (Okabe and Ito)
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -184,16 +183,9 @@ def shared_area(panel: Box, other: Box) -> float:
     return max(width, 0) * max(height, 0)
 
 
-def write_pictures(path: str | Path, pictures: Iterable[np.ndarray], hold: float = 1.0, fps: int = 4) -> int:
-    """Write pictures of one size as an mp4 file, each for `hold` seconds; returns how many there are."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-
-    def frames() -> Iterator[np.ndarray]:
-        nonlocal count
-        for picture in pictures:
-            count += 1
-            yield from itertools.repeat(picture, max(1, round(hold * fps)))
-
-    write_video(path, frames(), fps=fps)
-    return count
+def write_detections(arguments: DetectionPictureArguments) -> Path:
+    """Draw the key frames of a video as an mp4 file; returns its path."""
+    model = MVDForActionDetection.from_pretrained(arguments.model)
+    processor = MVDVideoProcessor.from_pretrained(arguments.model)
+    write_pictures(arguments.output, detection_pictures(model, processor, arguments), arguments.hold)
+    return Path(arguments.output)

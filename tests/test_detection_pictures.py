@@ -9,16 +9,15 @@ import pytest
 import torch
 
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDVideoProcessor
-from mvd_hf.model.video_reading import VideoReader, VideoReadError
-from mvd_hf.toy import write_video
-from mvd_hf.visualization import (
+from mvd_hf.detection_pictures import (
     COLORS,
     DetectionPictureArguments,
     detection_pictures,
     draw_people,
     shared_area,
-    write_pictures,
 )
+from mvd_hf.model.video_reading import VideoReader, VideoReadError
+from mvd_hf.toy import write_video
 
 ROOT = Path(__file__).parents[1]
 BLUE = (0, 114, 178)
@@ -122,7 +121,8 @@ def test_people_of_a_detector_of_annotations_and_of_neither(detector, video, tmp
 def test_only_what_is_likely_is_told(detector, video, monkeypatch):
     told = []
     monkeypatch.setattr(
-        "mvd_hf.visualization.draw_people", lambda frame, boxes, texts, title: told.append((texts, title)) or frame
+        "mvd_hf.detection_pictures.draw_people",
+        lambda frame, boxes, texts, title: told.append((texts, title)) or frame,
     )
     pictures(detector, video=str(video))
     assert told == [([["hop 0.88", "sit 0.50"]], f"{second} s") for second in range(3)]
@@ -157,16 +157,6 @@ def test_what_is_missing_is_named(detector, video):
         pictures(detector, video="nowhere.mp4")
 
 
-def test_a_film_holds_each_picture(tmp_path):
-    frames = [np.full((48, 64, 3), level, dtype=np.uint8) for level in (30, 220)]
-    assert write_pictures(tmp_path / "new" / "film.mp4", iter(frames), hold=1.5, fps=4) == 2
-    with VideoReader(tmp_path / "new" / "film.mp4") as reader:
-        assert len(reader) == 12
-        assert [round(frame.mean(), -1) for frame in reader.read([0, 5, 6, 11])] == [30, 30, 220, 220]
-    with pytest.raises(ValueError, match="no frame to write"):
-        write_pictures(tmp_path / "empty.mp4", iter([]))
-
-
 def test_the_command_writes_a_film(detector, video, tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("visualize_recipe", ROOT / "recipes" / "visualize.py")
     module = importlib.util.module_from_spec(spec)
@@ -177,5 +167,5 @@ def test_the_command_writes_a_film(detector, video, tmp_path, monkeypatch):
     with VideoReader(output) as reader:
         assert len(reader) == 12
         assert reader.read([0]).shape[1:] == (480, 640, 3)
-    with pytest.raises(ValueError, match="choose detect"):
+    with pytest.raises(ValueError, match=r"choose similarity, .*detect"):
         module.main(["paint"])

@@ -1,0 +1,24 @@
+"""A page in the browser: predictions over time, the mask game, and the similarity of features between frames.
+
+    python recipes/demo.py outputs/mvd-vit-b-k400 --examples outputs/tiny/data/validation
+
+It needs gradio (`pip install "mvd_hf[demo]"`). Keys: `mvd_hf.demo.DemoArguments`. The same page as a
+Space of the Hub: `recipes/demo_space`.
+"""
+
+import logging
+import sys
+
+from mvd_hf.demo import DemoArguments, launch
+from mvd_hf.recipe_arguments import parse_arguments
+
+
+def main(arguments: list[str]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    (demo,) = parse_arguments(arguments, DemoArguments, first="model")
+    launch(demo)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
