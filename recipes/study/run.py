@@ -1,0 +1,25 @@
+"""What each teacher teaches: the whole study, from drawn videos to tables and pictures, in one command.
+
+    python recipes/study/run.py recipes/study/small.yaml [--key value ...]
+
+Started again it goes on where it was. Keys: `mvd_hf.study.StudyArguments`.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.study import StudyArguments, run_study
+
+RECIPES = Path(__file__).parents[1]
+
+
+def main(arguments: list[str]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    (study,) = parse_arguments(arguments, StudyArguments)
+    run_study(study, RECIPES)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
