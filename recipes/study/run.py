@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mvd_hf.recipe_arguments import parse_arguments
 from mvd_hf.study import StudyArguments, run_study
+from mvd_hf.study_report import write_report
+from mvd_hf.study_results import collect, write_results
 
 RECIPES = Path(__file__).parents[1]
 
@@ -18,7 +20,11 @@ RECIPES = Path(__file__).parents[1]
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     (study,) = parse_arguments(arguments, StudyArguments)
-    run_study(study, RECIPES)
+    plan = run_study(study, RECIPES)
+    results = collect(plan, plan.folder.name)
+    write_results(results, plan.folder / "results.json")
+    write_report(results, plan.folder)
+    logging.info("The report is %s", plan.folder / "README.md")
 
 
 if __name__ == "__main__":

@@ -210,6 +210,18 @@ def classifier_flops(config: MVDConfig) -> int:
     return student_size(config).flops(config.num_patches) + FLOPS_PER_MAC * config.hidden_size * config.num_labels
 
 
+def reconstruction_flops(config: MVDConfig) -> int:
+    """FLOPs of training a masked autoencoder (stage 1), per clip: encoder of visible patches, and decoder."""
+    masked = config.num_masked_patches
+    visible, class_token = config.num_patches - masked, int(config.use_class_token)
+    width, pixels = config.decoder_hidden_size, config.num_channels * config.tubelet_size * config.patch_size**2
+    decoder = config.decoder_num_hidden_layers * layer_macs(
+        config.num_patches + class_token, width, config.decoder_intermediate_size
+    )
+    projections = (visible + class_token) * config.hidden_size * width + masked * width * pixels
+    return TRAINING_PASSES * (student_size(config).flops(visible) + FLOPS_PER_MAC * (decoder + projections))
+
+
 def distillation_parts(config: MVDConfig, teachers: Mapping[str, Mapping | str]) -> list[Part]:
     """Arithmetic per clip of the student's encoder, which sees visible patches only, its decoders and its teachers.
 

@@ -1,6 +1,6 @@
 """The study of what each teacher teaches: its arms, the stages of each, and a run that goes on where it was cut off.
 
-A stage is a recipe's script with its arguments; all stages of a seed hang together, seeds do not. A stage that has
+A stage is a recipe's script with its keys; all stages of a seed hang together, seeds do not. A stage that has
 ended leaves `stage.json` in its folder.
 """
 
@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+import yaml
 from transformers.utils import logging as transformers_logging
 
 from .recipe_arguments import merge
@@ -31,7 +32,8 @@ from .toy_scenes import TASKS, SceneSettings, class_names, make_scenes
 
 logger = logging.getLogger(__name__)
 
-RECORD, SCENES = "stage.json", "scenes"
+# files of a stage: its keys, what is left when it has ended, and what it printed; and the folder of the videos
+RECIPE, RECORD, LOG, SCENES = "recipe.yaml", "stage.json", "log.txt", "scenes"
 # keys of the student's training that a video MAE of its size shares, so that it takes as many updates
 SCHEDULE = ("num_train_epochs", "warmup_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -111,31 +113,21 @@ class StudyArguments:
 
 @dataclass(frozen=True)
 class Stage:
-    """A recipe's script with its arguments.
+    """A recipe's script with its keys.
 
     Args:
         name: its folder, inside that of the study.
         kind: what it does; stages of one kind take about as long as each other.
-        script: path of the script, whose `main` takes the arguments.
-        arguments: as on its command line.
+        script: path of the script, whose `main` takes the arguments of its command line.
+        keys: what its YAML file holds.
         needs: names of the stages that must have ended before.
     """
 
     name: str
     kind: str
     script: str
-    arguments: tuple[str, ...]
+    keys: dict
     needs: tuple[str, ...] = ()
-
-    @property
-    def command(self) -> str:
-        """The command that does the same by hand."""
-        return " ".join(["python", self.script, *self.arguments])
-
-
-def as_arguments(keys: Mapping) -> tuple[str, ...]:
-    """Keys of a recipe as arguments of its command line."""
-    return tuple(f"--{key}={json.dumps(value)}" for key, value in keys.items())
 
 
 class Plan:
@@ -173,7 +165,7 @@ class Plan:
         if kind != "probe":
             keys = merge(self.study.training, keys)
         path = str(self.recipes / f"{script}.py")
-        return Stage(name, kind, path, as_arguments(merge(keys, shared)), tuple(f"seed{seed}/{n}" for n in needs))
+        return Stage(name, kind, path, merge(keys, shared), tuple(f"seed{seed}/{n}" for n in needs))
 
     def sizes(self, *names: str) -> dict:
         """Fields of the encoder that others take over."""
@@ -229,17 +221,18 @@ def read_record(stage: Stage, folder: Path) -> dict | None:
     """What a stage left when it ended; `None` if it has not.
 
     Raises:
-        ValueError: if it had other arguments.
+        ValueError: if it had other keys.
     """
     path = folder / stage.name / RECORD
     if not path.exists():
         return None
     record = json.loads(path.read_text(encoding="utf-8"))
-    if record["arguments"] != list(stage.arguments):
-        differing = sorted(set(record["arguments"]) ^ set(stage.arguments))
+    stored, keys = record["keys"], json.loads(json.dumps(stage.keys))
+    if stored != keys:
+        differing = sorted(key for key in stored | keys if stored.get(key) != keys.get(key))
         raise ValueError(
-            f"{str(path.parent)!r} was made with other arguments ({', '.join(differing)}): give another output, or "
-            "delete that folder and those of the stages that follow from it."
+            f"{str(path.parent)!r} was made with another {', '.join(differing)}: give another output, or delete that "
+            "folder and those of the stages that follow from it."
         )
     return record
 
@@ -286,12 +279,19 @@ def run_stage(stage: Stage, folder: Path):
     """Run a stage, or what is left of it, keep what it logged, and remove its checkpoints."""
     target = folder / stage.name
     target.mkdir(parents=True, exist_ok=True)
+    recipe = target / RECIPE
+    recipe.write_text(f"# python {stage.script} {recipe}\n{yaml.safe_dump(stage.keys, sort_keys=False)}")
     start = time.perf_counter()
-    with output_to(target / "log.txt"):
-        logger.info("%s", stage.command)
-        load_script(stage.script).main(list(stage.arguments))
+    with output_to(target / LOG):
+        try:
+            load_script(stage.script).main([str(recipe)])
+        except SystemExit:
+            parent = multiprocessing.parent_process()
+            if parent is not None and not parent.is_alive():
+                os._exit(128 + signal.SIGTERM)  # no one waits for this process any more
+            raise
     seconds = round(time.perf_counter() - start, 1)
-    record = {"arguments": stage.arguments, "seconds": seconds, "history": training_history(target)}
+    record = {"keys": stage.keys, "seconds": seconds, "history": training_history(target)}
     unfinished = target / f"{RECORD}.new"
     unfinished.write_text(json.dumps(record), encoding="utf-8")
     unfinished.replace(target / RECORD)  # last: the stage has ended
@@ -336,7 +336,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, pool: Executor, processes:
     """Run stages that have not ended yet, each when those it needs have; tells the progress.
 
     Raises:
-        ValueError: if the folder holds stages of other arguments.
+        ValueError: if the folder holds stages of other keys.
         RuntimeError: naming a stage that failed; those that run beside it are ended first.
     """
     records = {stage.name: read_record(stage, folder) for stage in stages}
@@ -354,7 +354,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, pool: Executor, processes:
             stage = running.pop(future)
             error = future.exception()
             if error is not None:
-                log = folder / stage.name / "log.txt"
+                log = folder / stage.name / LOG
                 raise RuntimeError(
                     f"{stage.name} failed ({type(error).__name__}: {error}); {str(log)!r} says more. The same command "
                     "goes on from there."

@@ -136,8 +136,8 @@ class SceneProbes:
         tokens = self.features(self.model(2, attentive=True), "tokens")
         found["attentive"] = {task: self.attentive(tokens, task) for task in TASKS}
         by_split = {
-            method: {split: {column: values[split] for column, values in found[method].items()} for split in SPLITS[1:]}
-            for method in found
+            method: {split: {column: values[split] for column, values in part.items()} for split in SPLITS[1:]}
+            for method, part in found.items()
         }
         (self.folder / PROBES).write_text(json.dumps(by_split, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(self.folder / FEATURES)

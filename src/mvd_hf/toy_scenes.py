@@ -9,6 +9,7 @@ Letters in shapes: T frames of H x W pixels. Lengths are parts of the frame's sh
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -190,37 +191,60 @@ def background(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     return image
 
 
-def scene_frames(labels: dict[str, str], texture_id: int, trajectory_id: int, settings: SceneSettings, rng) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 of a scene: its object, a partner, distractors, a background and a shaking camera.
+def paint_surroundings(canvas: Canvas, shake: np.ndarray, rng: np.random.Generator):
+    """Paint what no label speaks of: a drifting background and four small objects.
 
     Args:
-        labels: a value of each part in `PARTS`.
-        texture_id, trajectory_id: variants.
+        canvas: where to paint.
+        shake: (T, 2), how far the camera has moved everything.
+        rng: draws looks and motion.
+    """
+    time, extent = np.linspace(0, 1, len(shake))[:, None], canvas.shape / canvas.side
+    canvas.fill(background(canvas, rng), shake + time * rng.uniform(-0.4, 0.4, 2))
+    for _ in range(4):
+        shape, radius = SHAPES[rng.integers(len(SHAPES))], rng.uniform(0.07, 0.12)
+        centres = rng.uniform(0, extent) + time * rng.uniform(-0.8, 0.8, 2) + shake
+        angles = rng.uniform(0, 2 * np.pi) + time[:, 0] * rng.uniform(-3, 3)
+        color = hue_color(rng.uniform(), rng.uniform(0.2, 0.9), rng.uniform(0.3, 1))
+        canvas.paint(inside(shape, *canvas.points(centres, angles, radius)), color)
+
+
+def paint_object(canvas: Canvas, scene: "Scene", centres: np.ndarray, angles: np.ndarray, rng: np.random.Generator):
+    """Paint the object that carries the labels, at centres (T, 2), turned by angles (T,)."""
+    u, v = canvas.points(centres, angles, 0.3)
+    low, high = PALETTES[scene.labels["palette"]]
+    hue = low + rng.uniform() * ((high - low) % 1)
+    dark = hue_color(hue, rng.uniform(0.8, 1), rng.uniform(0.25, 0.45))
+    bright = hue_color(hue, rng.uniform(0.35, 0.7), rng.uniform(0.85, 1))
+    texture, mask = scene.labels["texture"], inside(scene.labels["shape"], u, v)
+    is_bright = brightness(texture, texture_variant(texture, scene.texture_id), u[mask], v[mask])
+    canvas.paint(mask, np.where(is_bright[:, None], bright, dark))
+
+
+def scene_frames(scene: "Scene", settings: SceneSettings, rng: np.random.Generator) -> np.ndarray:
+    """Frames (T, H, W, 3) uint8 of a scene: surroundings, a partner, the object; all seen by a shaking camera.
+
+    Args:
+        scene: what it shows.
         settings: frames and pixels.
         rng: draws all that no label speaks of.
     """
     canvas = Canvas(settings.frames, settings.height, settings.width)
-    time = np.linspace(0, 1, settings.frames)
-    extent = canvas.shape / canvas.side
+    time, labels = np.linspace(0, 1, settings.frames), scene.labels
     shake = np.cumsum(rng.normal(0, 0.008, (settings.frames, 2)), axis=0)
-    canvas.fill(background(canvas, rng), shake + time[:, None] * rng.uniform(-0.4, 0.4, 2))
-    for _ in range(4):
-        shape, radius = SHAPES[rng.integers(len(SHAPES))], rng.uniform(0.07, 0.12)
-        centres = rng.uniform(0, extent) + time[:, None] * rng.uniform(-0.8, 0.8, 2) + shake
-        angles = rng.uniform(0, 2 * np.pi) + time * rng.uniform(-3, 3)
-        color = hue_color(rng.uniform(), rng.uniform(0.2, 0.9), rng.uniform(0.3, 1))
-        canvas.paint(inside(shape, *canvas.points(centres, angles, radius)), color)
+    paint_surroundings(canvas, shake, rng)
 
-    way = trajectory_variant(labels["direction"], trajectory_id)
+    way = trajectory_variant(labels["direction"], scene.trajectory_id)
     progress = time**1.8 if labels["speed"] == "faster" else 1 - (1 - time) ** 1.8
     step = np.array(DIRECTIONS[labels["direction"]], dtype=float)
     cosine, sine = np.cos(way.deviation), np.sin(way.deviation)
     ahead = np.array([cosine * step[0] + sine * step[1], cosine * step[1] - sine * step[0]])
     aside = np.array([-ahead[1], ahead[0]])
-    middle = rng.uniform(0, extent) + shake
     bend = (way.bend * np.sin(np.pi * progress))[:, None] * aside
+    middle = rng.uniform(0, canvas.shape / canvas.side) + shake
     centres = middle + (progress - 0.5)[:, None] * way.length * ahead + bend
 
+    # the partner falls behind or gets ahead; in the middle of the video it is beside the object
     gap = (0.5 - time) * (0.5 if labels["order"] == "passes" else -0.5)
     partner = centres + gap[:, None] * ahead + rng.choice([-1, 1]) * 0.16 * aside
     u, v = canvas.points(partner, np.zeros(settings.frames), 0.16)
@@ -228,23 +252,8 @@ def scene_frames(labels: dict[str, str], texture_id: int, trajectory_id: int, se
     canvas.paint(u**2 + v**2 < 0.5, np.full(3, rng.uniform(215, 245)))
 
     angles = rng.uniform(0, 2 * np.pi) + ROTATIONS[labels["rotation"]] * way.turn * (time - 0.5)
-    u, v = canvas.points(centres, angles, 0.3)
-    low, high = PALETTES[labels["palette"]]
-    hue = low + rng.uniform() * ((high - low) % 1)
-    dark = hue_color(hue, rng.uniform(0.8, 1), rng.uniform(0.25, 0.45))
-    bright = hue_color(hue, rng.uniform(0.35, 0.7), rng.uniform(0.85, 1))
-    variant = texture_variant(labels["texture"], texture_id)
-    mask = inside(labels["shape"], u, v)
-    is_bright = brightness(labels["texture"], variant, u[mask], v[mask])
-    canvas.paint(mask, np.where(is_bright[:, None], bright, dark))
+    paint_object(canvas, scene, centres, angles, rng)
     return canvas.pixels()
-
-
-def reversed_labels(labels: dict[str, str]) -> dict[str, str]:
-    """The labels of a scene that is played backwards; who passes whom stays, as the faster one stays the faster."""
-    opposite = {"up": "down", "down": "up", "left": "right", "right": "left"}
-    opposite |= dict(zip(ROTATIONS, reversed(ROTATIONS), strict=True)) | dict(zip(SPEEDS, reversed(SPEEDS), strict=True))
-    return {part: opposite.get(value, value) for part, value in labels.items()}
 
 
 def balanced(parts: tuple[str, ...], count: int, rng: np.random.Generator) -> list[dict[str, str]]:
@@ -273,24 +282,46 @@ def class_names(column: str) -> list[str]:
     return ["-".join(PARTS[part][i] for part, i in zip(TASKS[column], cell, strict=True)) for cell in cells]
 
 
-def scenes(split: str, settings: SceneSettings):
-    """(row of `metadata.csv` without the file's name, frames) of each video of a split."""
-    number = SPLITS.index(split)
-    rng = np.random.default_rng((settings.seed, number))
+@dataclass(frozen=True)
+class Scene:
+    """What a scene shows: a value of each part in `PARTS`, and which variants of its texture and of its way."""
+
+    labels: dict[str, str]
+    texture_id: int
+    trajectory_id: int
+
+    def backwards(self) -> "Scene":
+        """The scene played backwards; who passes whom stays, as the faster one stays the faster."""
+        pairs = (("up", "down"), ("left", "right"), tuple(ROTATIONS), SPEEDS)
+        opposite = {one: other for pair in pairs for one, other in (pair, pair[::-1])}
+        labels = {part: opposite.get(value, value) for part, value in self.labels.items()}
+        return Scene(labels, self.texture_id, self.trajectory_id)
+
+    def row(self) -> dict[str, int]:
+        """Its row in `metadata.csv`: class numbers."""
+        numbers = {"texture_id": self.texture_id, "trajectory_id": self.trajectory_id}
+        numbers |= {part: PARTS[part].index(value) for part, value in self.labels.items()}
+        return numbers | {task: class_number(task, self.labels) for task in TASKS}
+
+
+def plan_scenes(split: str, settings: SceneSettings) -> list[Scene]:
+    """The scenes of a split, without their reverses."""
+    rng = np.random.default_rng((settings.seed, SPLITS.index(split)))
     num_pairs = getattr(settings, split) // 2
     # drawn one by one, looks and moves are independent of each other
     looks, moves = balanced(LOOKS, num_pairs, rng), balanced(MOVES, num_pairs, rng)
-    first_variant = NUM_VARIANTS if split == "test" else 0
-    for pair in range(num_pairs):
-        labels = looks[pair] | moves[pair]
-        variants = (first_variant + rng.integers(NUM_VARIANTS, size=2)).tolist()
-        frames = scene_frames(labels, *variants, settings, np.random.default_rng((settings.seed, number, pair)))
-        for is_reversed in (False, True):
-            shown = reversed_labels(labels) if is_reversed else labels
-            row = {"pair": pair, "is_reversed": int(is_reversed), "texture_id": variants[0], "trajectory_id": variants[1]}
-            row |= {part: PARTS[part].index(value) for part, value in shown.items()}
-            row |= {task: class_number(task, shown) for task in TASKS}
-            yield row, frames[::-1] if is_reversed else frames
+    first = NUM_VARIANTS if split == "test" else 0
+    variants = first + rng.integers(NUM_VARIANTS, size=(num_pairs, 2))
+    return [Scene(look | move, *ids) for look, move, ids in zip(looks, moves, variants.tolist(), strict=True)]
+
+
+def scenes(split: str, settings: SceneSettings) -> Iterator[tuple[dict[str, int], np.ndarray]]:
+    """Row of `metadata.csv`, without the file's name, and frames (T, H, W, 3) uint8 of each video of a split."""
+    for pair, scene in enumerate(plan_scenes(split, settings)):
+        rng = np.random.default_rng((settings.seed, SPLITS.index(split), pair))
+        frames = scene_frames(scene, settings, rng)
+        yield {"pair": pair, "is_reversed": 0, **scene.row()}, frames
+        yield {"pair": pair, "is_reversed": 1, **scene.backwards().row()}, frames[::-1]
 
 
 def make_scenes(folder: str | Path, settings: SceneSettings) -> Path:
@@ -351,7 +382,8 @@ on the other: where an object is says nothing about where it goes.
 | `texture_id`, `trajectory_id` | variant of the texture and of the way; the test has variants of its own |
 
 - Looks (texture, shape, palette) and moves (direction, rotation, speed, order) are balanced and drawn independently.
-- A single frame tells no motion: a video and its reverse have the same frames and other directions, rotations and speeds.
+- A single frame tells no motion: a video and its reverse have the same frames, but another direction, rotation and
+  speed.
 - The test has unseen textures (finer and coarser, with other parts of dark and bright) and unseen ways (with larger
   deviations and bends). Training and validation share theirs.
 """

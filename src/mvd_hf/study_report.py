@@ -1,0 +1,346 @@
+"""The study's report, rendered from its results and from nothing else: text, tables, pictures."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .study import ARMS
+from .study_results import METHODS, compare
+from .toy_scenes import PARTS, TASKS, SceneSettings, class_names, scenes
+
+METHOD_TITLES = {
+    "finetune": "fine-tuned",
+    "attentive": "attentive probe",
+    "linear": "linear probe",
+    "knn": "k-NN",
+}
+# colours of the arms, told apart by those who do not see red and green alike (Okabe and Ito)
+COLORS = dict(zip(ARMS, ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+PICTURES = ("scenes", "accuracies", "losses", "compute")
+PAPER_TABLE = """| student | image teacher | video teacher | Kinetics-400: looks | Something-Something v2: motion |
+|---|---|---|---|---|
+| ViT-S | x | | 80.4 | 69.4 |
+| ViT-S | | x | 80.1 | 70.0 |
+| ViT-S | x | x | **80.6** | **70.7** |
+| ViT-B | x | | 82.3 | 71.4 |
+| ViT-B | | x | 82.1 | 71.8 |
+| ViT-B | x | x | **82.7** | **72.5** |"""
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its header first."""
+    header, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *body])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation over seeds, in percent."""
+    mean = 100 * statistics.fmean(values)
+    return f"{mean:.1f} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def accuracy_table(columns: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str]) -> str:
+    """Accuracies of all arms; the last row is chance.
+
+    Args:
+        columns: column, arm: a list over seeds.
+        names: the columns to show.
+    """
+    rows = [["", *names]]
+    for arm in next(iter(columns.values())):
+        rows.append([ARMS[arm].title, *(spread(columns[name][arm]) for name in names)])
+    chance = [f"{100 / len(class_names(name)):.1f}" for name in names]
+    return markdown_table([*rows, ["chance", *chance]])
+
+
+def comparison_table(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """The paper's claims, seed by seed, with their exact tests."""
+    rows = [["claim", "difference, seed by seed (points)", "mean", "p", "paper (ViT-S, ViT-B)", "here"]]
+    for comparison in compare(columns):
+        each = ", ".join(f"{value:+.1f}" for value in comparison.differences)
+        mean, p = f"{comparison.mean:+.1f}", f"{comparison.p:.3f}"
+        rows.append([comparison.title, each, mean, p, comparison.paper, comparison.verdict])
+    return markdown_table(rows)
+
+
+def method_table(accuracies: Mapping, split: str) -> str:
+    """Accuracies of both tasks by every method."""
+    methods = [method for method in METHODS if split in accuracies[method]]
+    rows = [["", *(f"{METHOD_TITLES[method]}, {task}" for method in methods for task in TASKS)]]
+    for arm in accuracies["linear"][split]["motion"]:
+        cells = [spread(accuracies[method][split][task][arm]) for method in methods for task in TASKS]
+        rows.append([ARMS[arm].title, *cells])
+    return markdown_table(rows)
+
+
+def cost_table(results: Mapping) -> str:
+    """Arithmetic and time of pre-training, and the accuracy it leads to."""
+    finetuned = results["accuracies"]["finetune"][test_split(results)]
+    rows = [["", "TFLOPs, its teachers' passes included", "its teachers' training", "seconds", *TASKS]]
+    for arm, cost in results["tflops"].items():
+        kind = f"pretrain {arm}" if ARMS[arm].pixels else f"distill {arm}"
+        teachers = f"{cost['teachers']:.1f}" if cost["teachers"] else ""
+        accuracies = [spread(finetuned[task][arm]) for task in TASKS]
+        seconds = f"{results['seconds'][kind]:.0f}"
+        rows.append([ARMS[arm].title, f"{cost['own']:.1f}", teachers, seconds, *accuracies])
+    return markdown_table(rows)
+
+
+def test_split(results: Mapping) -> str:
+    """The split that fine-tuned classifiers were tested on."""
+    return next(iter(results["accuracies"]["finetune"]))
+
+
+def summary(results: Mapping) -> str:
+    """What was and was not found, in sentences that follow from the numbers."""
+    num_seeds = len(results["seeds"])
+    comparisons = compare(results["accuracies"]["finetune"][test_split(results)])
+    lines = [f"- {item.title}: {item.mean:+.1f} points, p = {item.p:.3f}; {item.verdict}." for item in comparisons]
+    if num_seeds < 5:
+        least = 2 ** (1 - num_seeds)
+        lines.append(
+            f"- With {num_seeds} seed{'s' * (num_seeds > 1)} no comparison can have a p below {least:g}: this setting "
+            "shows that the whole chain works and which way things lean, it establishes nothing."
+        )
+    return "\n".join(lines)
+
+
+def above_chance(results: Mapping) -> str:
+    """Which arms learned a task at all: those whose mean is more than two standard errors above chance."""
+    split, scenes_of = test_split(results), results["study"]["scenes"]
+    sentences = []
+    for task in TASKS:
+        chance = 1 / len(class_names(task))
+        videos = scenes_of[split] * len(results["seeds"])
+        bound = chance + 2 * (chance * (1 - chance) / videos) ** 0.5
+        arms = results["accuracies"]["finetune"][split][task]
+        below = [ARMS[arm].title for arm, values in arms.items() if statistics.fmean(values) <= bound]
+        share = f"{100 * chance:.1f} %"
+        sentences.append(
+            f"On {task} no more than chance ({share}, within two standard errors) was reached by {', '.join(below)}."
+            if below
+            else f"On {task} every arm is above chance ({share}) by more than two standard errors."
+        )
+    return " ".join(sentences)
+
+
+INTRODUCTION = """# What each teacher teaches
+
+The paper's claim: students of image teachers are better where looks decide, students of video teachers where motion
+decides, and co-teaching gives both. Does this code bring that out, at a scale that anyone can run again? This page is
+rendered from [results.json](results.json) by `report.py`; nothing in it is written by hand.
+
+```bash
+python recipes/study/run.py recipes/study/small.yaml
+python recipes/study/report.py recipes/study/results.json
+```
+
+The first command draws the videos, trains everything and writes a report like this one into its output folder; started
+again, it goes on where it was. Other sizes: [night.yaml](night.yaml) for two CPU cores, [gpu.yaml](gpu.yaml) for a GPU.
+The second command renders this page."""
+
+OUTLOOK = f"""## Where the effect does not show
+
+A teacher can only pass on what it has learned. What would have to change, in this order:
+
+1. Longer training of the teachers and the students: fine-tuned accuracies at chance compare nothing.
+2. More seeds: with five the least possible p is {2 ** (1 - 5):g}, six are needed for one below 0.05.
+3. More test videos: the standard error above falls with the root of their number.
+4. An image teacher that knows more than the videos show, as the paper's, which was trained on ImageNet. Here both
+   teachers learn from the same videos, which takes away much of what an image teacher has to give."""
+
+
+def setting(results: Mapping) -> str:
+    """What was run: setting, seeds, videos, models, epochs, protocol."""
+    study, seeds, unfinished = results["study"], len(results["seeds"]), results["unfinished_seeds"]
+    scenes_of, encoder, split = study["scenes"], study["encoder"], test_split(results)
+    left = f" Seeds that have not ended and are not counted: {', '.join(map(str, unfinished))}." if unfinished else ""
+    missing = [ARMS[arm].title for arm in ARMS if arm not in study["arms"]]
+    without = f" Not in this run: {', '.join(missing)}." if missing else ""
+    lengths = {
+        "image teacher": study["image_teacher"],
+        "video teacher": study["video_teacher"],
+        "students and the video MAE": study["student"],
+        "fine-tuning": study["finetune"],
+    }
+    epochs = ", ".join(f"{title} {keys['num_train_epochs']:g}" for title, keys in lengths.items())
+    size, side = f"{scenes_of['width']}x{scenes_of['height']}", encoder["image_size"]
+    tasks = " and ".join(
+        f"`{task}` ({len(class_names(task))} classes: {' x '.join(parts)})" for task, parts in TASKS.items()
+    )
+    return f"""## This run
+
+The setting `{results["setting"]}` with {seeds} seed{"s" * (seeds > 1)} on {results["device"]}, torch
+{results["versions"]["torch"]}, transformers {results["versions"]["transformers"]}.{left}{without}
+No other setting has results here.
+
+- Videos: {scenes_of["train"]} to train on, {scenes_of["validation"]} for validation, {scenes_of["test"]} in the test;
+  {scenes_of["frames"]} frames of {size} pixels. The test has unseen textures and ways.
+- Tasks: {tasks} of the largest object, independent of each
+  other; a single frame says nothing about motion (`mvd_hf.toy_scenes`).
+- Encoders: width {encoder["hidden_size"]}, {encoder["num_hidden_layers"]} layers, clips of {encoder["num_frames"]}
+  frames of {side}x{side} pixels.
+- Epochs: {epochs}. Each seed trains teachers of its own; all
+  seeds share the videos.
+- Protocol: last weights, one view per video, no setting chosen on the test, no seed left out.
+- One accuracy of one seed has a standard error of up to {100 * (0.25 / scenes_of[split]) ** 0.5:.1f} points, as it rests
+  on {scenes_of[split]} videos.
+
+![Scenes: each row a video, every third frame; below it the same scene played backwards](pictures/scenes.png)"""
+
+
+def findings(results: Mapping) -> str:
+    """Fine-tuned accuracies, and what they say about the paper's claims."""
+    finetuned = results["accuracies"]["finetune"][test_split(results)]
+    return f"""## What was found
+
+{summary(results)}
+
+{above_chance(results)}
+
+Fine-tuned, differences paired by seed; p is that of the exact two-sided sign-flip test:
+
+{comparison_table(finetuned)}
+
+## Fine-tuned
+
+Top-1 in percent on the test, mean ± sample standard deviation over seeds:
+
+{accuracy_table(finetuned, list(TASKS))}
+
+Parts of the same predictions (probabilities summed over the other parts):
+
+{accuracy_table(finetuned, [name for name in finetuned if name in PARTS])}
+
+![Accuracies, a dot per seed](pictures/accuracies.png)
+
+The paper's Table 1 (ViT-B teachers, 400 epochs, top-1; not reproduced here):
+
+{PAPER_TABLE}
+
+Its differences between teachers are 0.2 to 1.3 points; a run of this size can only see effects many times as large."""
+
+
+def frozen(results: Mapping) -> str:
+    """Accuracies of probes."""
+    linear = results["accuracies"]["linear"]
+    return f"""## Frozen
+
+{method_table(results["accuracies"], "test")}
+
+The linear probe, label by label, on the test:
+
+{accuracy_table(linear["test"], list(PARTS))}
+
+The linear probe on validation, whose textures and ways were seen in training:
+
+{accuracy_table(linear["validation"], [*PARTS, *TASKS])}"""
+
+
+def losses_and_costs(results: Mapping) -> str:
+    """Loss curves, and accuracy against arithmetic."""
+    return f"""## Losses of each teacher
+
+![Training losses, means over seeds](pictures/losses.png)
+
+## Accuracy against compute
+
+{cost_table(results)}
+
+![Fine-tuned accuracy against the arithmetic of pre-training](pictures/compute.png)
+
+Counted as in `mvd_hf.costs`. The arms take as many updates as each other, not as much arithmetic."""
+
+
+def render(results: Mapping) -> str:
+    """The report, a README."""
+    parts = (setting, findings, frozen, losses_and_costs)
+    return "\n\n".join([INTRODUCTION, *(part(results) for part in parts), OUTLOOK]) + "\n"
+
+
+def draw_scenes(settings: SceneSettings, num_pairs: int = 3) -> Figure:
+    """Some training scenes and their reverses, every third frame."""
+    shown = SceneSettings(**{**vars(settings), "train": 2 * num_pairs})
+    lines = [np.concatenate(list(frames[::3]), axis=1) for _, frames in scenes("train", shown)]
+    sheet = np.concatenate(lines)
+    figure = Figure((sheet.shape[1] / 40, sheet.shape[0] / 40))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(sheet, interpolation="nearest")
+    axes.axis("off")
+    return figure
+
+
+def draw_accuracies(results: Mapping) -> Figure:
+    """Fine-tuned and attentively probed accuracies of all arms, a dot per seed, chance as a line."""
+    figure = Figure((9, 5.6), layout="constrained")
+    grid = figure.subplots(2, len(TASKS))
+    for line, method in zip(grid, METHODS[:2], strict=True):
+        columns = next(iter(results["accuracies"][method].values()))
+        columns = results["accuracies"][method].get(test_split(results), columns)
+        for axes, task in zip(line, TASKS, strict=True):
+            for place, (arm, values) in enumerate(columns[task].items()):
+                percent = [100 * value for value in values]
+                axes.bar(place, statistics.fmean(percent), color=COLORS[arm], alpha=0.35)
+                axes.plot([place] * len(percent), percent, "o", color=COLORS[arm], markersize=4)
+            axes.axhline(100 / len(class_names(task)), color="grey", linestyle=":")
+            axes.set_xticks(range(len(columns[task])), [arm.replace("_", "\n") for arm in columns[task]])
+            axes.set_title(f"{METHOD_TITLES[method]}: {task}", fontsize=10)
+            axes.set_ylabel("top-1, %")
+    return figure
+
+
+def draw_losses(results: Mapping) -> Figure:
+    """Training losses: of the autoencoders, and of the students against each teacher."""
+    figure = Figure((9, 3.2), layout="constrained")
+    panels = dict(zip(("loss", "loss_image", "loss_video"), figure.subplots(1, 3), strict=True))
+    styles = {"image_teacher": ("#56B4E9", "--"), "video_teacher": ("#F0A080", "--")}
+    for name, parts in results["losses"].items():
+        is_student = any(part != "loss" for part in parts)
+        for part, points in parts.items():
+            if points and (part != "loss") == is_student:
+                color, line = styles.get(name, (COLORS.get(name), "-"))
+                panels[part].plot(*zip(*points, strict=True), line, color=color, label=name.replace("_", " "))
+    titles = ("pixels", "features of the image teacher", "features of the video teacher")
+    for axes, title in zip(panels.values(), titles, strict=True):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        if axes.lines:
+            axes.legend(fontsize=7)
+            axes.set_yscale("log")
+    return figure
+
+
+def draw_compute(results: Mapping) -> Figure:
+    """Fine-tuned accuracy against the arithmetic of pre-training, without (filled) and with the teachers' training."""
+    figure = Figure((9, 3.2), layout="constrained")
+    finetuned = results["accuracies"]["finetune"][test_split(results)]
+    for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
+        for arm, cost in results["tflops"].items():
+            height = 100 * statistics.fmean(finetuned[task][arm])
+            own, whole = cost["own"], cost["own"] + cost["teachers"]
+            axes.plot([own, whole], [height] * 2, "-", color=COLORS[arm], linewidth=0.8)
+            axes.plot(own, height, "o", color=COLORS[arm], label=arm.replace("_", " "))
+            axes.plot(whole, height, "o", color=COLORS[arm], markerfacecolor="white")
+        axes.set_title(task, fontsize=10)
+        axes.set_xlabel("TFLOPs of pre-training")
+        axes.set_ylabel("fine-tuned top-1, %")
+        axes.legend(fontsize=7)
+    return figure
+
+
+def write_report(results: Mapping, folder: str | Path):
+    """Write `README.md` and its pictures into a folder."""
+    folder = Path(folder)
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    figures = {
+        "scenes": draw_scenes(SceneSettings(**results["study"]["scenes"])),
+        "accuracies": draw_accuracies(results),
+        "losses": draw_losses(results),
+        "compute": draw_compute(results),
+    }
+    for name in PICTURES:
+        figures[name].savefig(folder / "pictures" / f"{name}.png", dpi=90)
+    (folder / "README.md").write_text(render(results), encoding="utf-8")
