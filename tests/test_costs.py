@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForVideoClassification
+from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForPixelReconstruction, MVDForVideoClassification
 from mvd_hf.costs import (
     HUB_SIZES,
     NetworkSize,
@@ -15,6 +15,7 @@ from mvd_hf.costs import (
     describe_parts,
     distillation_parts,
     gpu_hours,
+    reconstruction_flops,
     student_size,
     teacher_flops,
     teacher_size,
@@ -59,6 +60,16 @@ def tiny_student(**fields) -> tuple[MVDForFeatureDistillation, torch.Tensor, tor
     mask = tube_mask(config.grid, config.mask_ratio, generator=torch.Generator().manual_seed(0))
     clips = torch.randn(3, config.num_frames, 3, *config.frame_size)
     return MVDForFeatureDistillation(config), clips, mask.expand(3, -1)
+
+
+@pytest.mark.parametrize(("name", "frames"), [("mae-b", 1), ("videomae-b", 4)])
+def test_a_masked_autoencoder_costs_what_torch_counts(name, frames):
+    config = MVDConfig.from_name(name, **{**TINY_STUDENT, "num_frames": frames})
+    model, num_masked = MVDForPixelReconstruction(config), config.num_masked_patches
+    mask = torch.arange(config.num_patches)[None] < num_masked
+    clips = torch.randn(1, frames, 3, *config.frame_size)
+    forward = counted(lambda: model(clips, mask, num_masked=num_masked))
+    assert reconstruction_flops(config) == pytest.approx(3 * forward, rel=1e-3)
 
 
 def own_parts(model: MVDForFeatureDistillation) -> list:

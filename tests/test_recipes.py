@@ -21,12 +21,14 @@ from mvd_hf.detection import DetectionArguments
 from mvd_hf.exporting import ExportArguments
 from mvd_hf.model.modeling_mvd import MVDLayer
 from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.study import StudyArguments
 from mvd_hf.toy_detection import ToyDetectionSettings, make_toy_detection_dataset
 
 ROOT = Path(__file__).parents[1]
 READMES = sorted([ROOT / "README.md", *ROOT.glob("recipes/*/README.md")])
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
-RECIPES = [path for path in RECIPES if path.parent.name != "accelerate"]
+# tests/test_study.py resolves the stages of the study
+RECIPES = [path for path in RECIPES if path.parent.name not in ("accelerate", "study")]
 DETECTION = [path for path in RECIPES if path.parent.name == "ava" or path.stem == "detect"]
 
 
@@ -280,6 +282,10 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
         assert to.dry_run
     elif script in ("recipes/detect.py", "recipes/audit.py", "recipes/visualize.py"):
         resolve_detection(script, arguments)
+    elif script == "recipes/study/run.py":
+        parse_arguments([str(ROOT / arguments[0]), *arguments[1:]], StudyArguments)
+    elif script == "recipes/study/report.py":
+        parse_arguments([str(ROOT / arguments[0])], load_script(script).ReportArguments, first="results")
     else:
         assert (script, arguments) in (("recipes/tiny/run.py", []), ("recipes/tiny/run_detection.py", []))
     if "--config_file" in command:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .study import ARMS
-from .study_results import METHODS, compare
+from .study_results import METHODS, Comparison, chance_bound, compare
 from .toy_scenes import PARTS, TASKS, SceneSettings, class_names, scenes
 
 METHOD_TITLES = {
@@ -56,10 +56,16 @@ def accuracy_table(columns: Mapping[str, Mapping[str, Sequence[float]]], names: 
     return markdown_table([*rows, ["chance", *chance]])
 
 
-def comparison_table(columns: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+def comparisons_of(results: Mapping) -> list[Comparison]:
+    """The paper's claims on fine-tuned accuracies."""
+    split = tested_split(results)
+    return compare(results["accuracies"]["finetune"][split], results["study"]["scenes"][split])
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """The paper's claims, seed by seed, with their exact tests."""
     rows = [["claim", "difference, seed by seed (points)", "mean", "p", "paper (ViT-S, ViT-B)", "here"]]
-    for comparison in compare(columns):
+    for comparison in comparisons:
         each = ", ".join(f"{value:+.1f}" for value in comparison.differences)
         mean, p = f"{comparison.mean:+.1f}", f"{comparison.p:.3f}"
         rows.append([comparison.title, each, mean, p, comparison.paper, comparison.verdict])
@@ -78,7 +84,7 @@ def method_table(accuracies: Mapping, split: str) -> str:
 
 def cost_table(results: Mapping) -> str:
     """Arithmetic and time of pre-training, and the accuracy it leads to."""
-    finetuned = results["accuracies"]["finetune"][test_split(results)]
+    finetuned = results["accuracies"]["finetune"][tested_split(results)]
     rows = [["", "TFLOPs, its teachers' passes included", "its teachers' training", "seconds", *TASKS]]
     for arm, cost in results["tflops"].items():
         kind = f"pretrain {arm}" if ARMS[arm].pixels else f"distill {arm}"
@@ -89,7 +95,7 @@ def cost_table(results: Mapping) -> str:
     return markdown_table(rows)
 
 
-def test_split(results: Mapping) -> str:
+def tested_split(results: Mapping) -> str:
     """The split that fine-tuned classifiers were tested on."""
     return next(iter(results["accuracies"]["finetune"]))
 
@@ -97,30 +103,35 @@ def test_split(results: Mapping) -> str:
 def summary(results: Mapping) -> str:
     """What was and was not found, in sentences that follow from the numbers."""
     num_seeds = len(results["seeds"])
-    comparisons = compare(results["accuracies"]["finetune"][test_split(results)])
-    lines = [f"- {item.title}: {item.mean:+.1f} points, p = {item.p:.3f}; {item.verdict}." for item in comparisons]
+    comparisons = comparisons_of(results)
+    lines = [
+        f"- {item.title}: {item.verdict}."
+        if item.at_chance
+        else f"- {item.title}: {item.mean:+.1f} points, p = {item.p:.3f}; {item.verdict}."
+        for item in comparisons
+    ]
+    if all(item.at_chance for item in comparisons):
+        lines = ["**Nothing about the paper's claims: in this setting no arm has learned either task.**"]
     if num_seeds < 5:
-        least = 2 ** (1 - num_seeds)
         lines.append(
-            f"- With {num_seeds} seed{'s' * (num_seeds > 1)} no comparison can have a p below {least:g}: this setting "
-            "shows that the whole chain works and which way things lean, it establishes nothing."
+            f"With {num_seeds} seed{'s' * (num_seeds > 1)} no comparison can have a p below {2 ** (1 - num_seeds):g}: "
+            "such a run shows that the whole chain works, it establishes nothing."
         )
     return "\n".join(lines)
 
 
 def above_chance(results: Mapping) -> str:
     """Which arms learned a task at all: those whose mean is more than two standard errors above chance."""
-    split, scenes_of = test_split(results), results["study"]["scenes"]
+    split = tested_split(results)
     sentences = []
     for task in TASKS:
         chance = 1 / len(class_names(task))
-        videos = scenes_of[split] * len(results["seeds"])
-        bound = chance + 2 * (chance * (1 - chance) / videos) ** 0.5
+        bound = chance_bound(task, results["study"]["scenes"][split] * len(results["seeds"]))
         arms = results["accuracies"]["finetune"][split][task]
         below = [ARMS[arm].title for arm, values in arms.items() if statistics.fmean(values) <= bound]
         share = f"{100 * chance:.1f} %"
         sentences.append(
-            f"On {task} no more than chance ({share}, within two standard errors) was reached by {', '.join(below)}."
+            f"On {task} no more than chance ({share}, within two standard errors) was reached by: {'; '.join(below)}."
             if below
             else f"On {task} every arm is above chance ({share}) by more than two standard errors."
         )
@@ -139,8 +150,8 @@ python recipes/study/report.py recipes/study/results.json
 ```
 
 The first command draws the videos, trains everything and writes a report like this one into its output folder; started
-again, it goes on where it was. Other sizes: [night.yaml](night.yaml) for two CPU cores, [gpu.yaml](gpu.yaml) for a GPU.
-The second command renders this page."""
+again, it goes on where it was. Larger: [night.yaml](night.yaml) for two CPU cores, [gpu.yaml](gpu.yaml) for a GPU. The
+second command renders this page."""
 
 OUTLOOK = f"""## Where the effect does not show
 
@@ -156,7 +167,7 @@ A teacher can only pass on what it has learned. What would have to change, in th
 def setting(results: Mapping) -> str:
     """What was run: setting, seeds, videos, models, epochs, protocol."""
     study, seeds, unfinished = results["study"], len(results["seeds"]), results["unfinished_seeds"]
-    scenes_of, encoder, split = study["scenes"], study["encoder"], test_split(results)
+    scenes_of, encoder, split = study["scenes"], study["encoder"], tested_split(results)
     left = f" Seeds that have not ended and are not counted: {', '.join(map(str, unfinished))}." if unfinished else ""
     missing = [ARMS[arm].title for arm in ARMS if arm not in study["arms"]]
     without = f" Not in this run: {', '.join(missing)}." if missing else ""
@@ -179,22 +190,25 @@ No other setting has results here.
 
 - Videos: {scenes_of["train"]} to train on, {scenes_of["validation"]} for validation, {scenes_of["test"]} in the test;
   {scenes_of["frames"]} frames of {size} pixels. The test has unseen textures and ways.
-- Tasks: {tasks} of the largest object, independent of each
-  other; a single frame says nothing about motion (`mvd_hf.toy_scenes`).
+- Tasks: {tasks} of the
+  largest object, independent of each other; a single frame says nothing about motion (`mvd_hf.toy_scenes`).
 - Encoders: width {encoder["hidden_size"]}, {encoder["num_hidden_layers"]} layers, clips of {encoder["num_frames"]}
   frames of {side}x{side} pixels.
 - Epochs: {epochs}. Each seed trains teachers of its own; all
   seeds share the videos.
 - Protocol: last weights, one view per video, no setting chosen on the test, no seed left out.
-- One accuracy of one seed has a standard error of up to {100 * (0.25 / scenes_of[split]) ** 0.5:.1f} points, as it rests
-  on {scenes_of[split]} videos.
+- One accuracy of one seed rests on {scenes_of[split]} videos: its standard error is up to
+  {100 * (0.25 / scenes_of[split]) ** 0.5:.1f} points.
+- Its {results["stages"]["count"]} stages took {results["stages"]["seconds"] / 60:.0f} minutes of wall-clock time
+  together, {study["processes"]} at a time, on a machine that may have had other work; of a stage that was cut off its
+  last part counts.
 
 ![Scenes: each row a video, every third frame; below it the same scene played backwards](pictures/scenes.png)"""
 
 
 def findings(results: Mapping) -> str:
     """Fine-tuned accuracies, and what they say about the paper's claims."""
-    finetuned = results["accuracies"]["finetune"][test_split(results)]
+    finetuned = results["accuracies"]["finetune"][tested_split(results)]
     return f"""## What was found
 
 {summary(results)}
@@ -203,7 +217,7 @@ def findings(results: Mapping) -> str:
 
 Fine-tuned, differences paired by seed; p is that of the exact two-sided sign-flip test:
 
-{comparison_table(finetuned)}
+{comparison_table(comparisons_of(results))}
 
 ## Fine-tuned
 
@@ -242,9 +256,18 @@ The linear probe on validation, whose textures and ways were seen in training:
 
 def losses_and_costs(results: Mapping) -> str:
     """Loss curves, and accuracy against arithmetic."""
+    last = {
+        name.replace("_", " "): parts["loss"][-1][1]
+        for name, parts in results["losses"].items()
+        if list(parts) == ["loss"] and parts["loss"]
+    }
+    ends = ", ".join(f"{name} {loss:.3f}" for name, loss in last.items())
     return f"""## Losses of each teacher
 
 ![Training losses, means over seeds](pictures/losses.png)
+
+The autoencoders' losses ended at: {ends}. They predict pixels that are normalised patch by patch: an autoencoder
+that has learned nothing has a loss of 1, and a student of such a teacher learns what a random network has to say.
 
 ## Accuracy against compute
 
@@ -279,7 +302,7 @@ def draw_accuracies(results: Mapping) -> Figure:
     grid = figure.subplots(2, len(TASKS))
     for line, method in zip(grid, METHODS[:2], strict=True):
         columns = next(iter(results["accuracies"][method].values()))
-        columns = results["accuracies"][method].get(test_split(results), columns)
+        columns = results["accuracies"][method].get(tested_split(results), columns)
         for axes, task in zip(line, TASKS, strict=True):
             for place, (arm, values) in enumerate(columns[task].items()):
                 percent = [100 * value for value in values]
@@ -316,7 +339,7 @@ def draw_losses(results: Mapping) -> Figure:
 def draw_compute(results: Mapping) -> Figure:
     """Fine-tuned accuracy against the arithmetic of pre-training, without (filled) and with the teachers' training."""
     figure = Figure((9, 3.2), layout="constrained")
-    finetuned = results["accuracies"]["finetune"][test_split(results)]
+    finetuned = results["accuracies"]["finetune"][tested_split(results)]
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
         for arm, cost in results["tflops"].items():
             height = 100 * statistics.fmean(finetuned[task][arm])

@@ -17,7 +17,7 @@ from .costs import distillation_parts, reconstruction_flops
 from .model.configuration_mvd import MVDConfig
 from .study import ARMS, Plan, Stage, read_record
 from .study_probes import PROBES
-from .toy_scenes import PARTS, TASKS
+from .toy_scenes import PARTS, TASKS, class_names
 
 METHODS = ("finetune", "attentive", "linear", "knn")
 # points of a loss curve
@@ -143,6 +143,11 @@ class Collection:
         """Arithmetic of a student's training, per clip."""
         return distillation_parts(config, teachers, **ARMS[arm].keys)
 
+    def totals(self) -> dict[str, float]:
+        """How many stages there are, and how many seconds they took together."""
+        seconds = [record["seconds"] for record in self.records.values()]
+        return {"count": len(seconds), "seconds": round(sum(seconds))}
+
     def seconds(self) -> dict[str, float]:
         """Mean seconds of the stages of each kind."""
         kinds: dict[str, list[float]] = {}
@@ -173,6 +178,7 @@ def collect(plan: Plan, setting: str) -> dict:
         "device": device,
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "seconds": collection.seconds(),
+        "stages": collection.totals(),
         "accuracies": collection.accuracies(),
         "losses": collection.curves(),
         "tflops": collection.costs(),
@@ -203,11 +209,13 @@ class Comparison:
         title: what is compared.
         differences: one per seed, in points of percent; positive is what the paper claims.
         paper: the paper's differences, where its tables have such a pair.
+        at_chance: whether neither arm has learned the task.
     """
 
     title: str
     differences: tuple[float, ...]
     paper: str = ""
+    at_chance: bool = False
 
     @property
     def mean(self) -> float:
@@ -222,6 +230,8 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """What may be said of the claim."""
+        if self.at_chance:
+            return "nothing to compare, both are at chance"
         agreeing, count = sum(value > 0 for value in self.differences), len(self.differences)
         if self.mean > 0 and agreeing == count:
             return (
@@ -245,20 +255,32 @@ CLAIMS = (
 )
 
 
-def compare(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Comparison]:
+def chance_bound(task: str, num_predictions: int) -> float:
+    """Accuracy that guessing reaches or falls short of 98 times in 100: chance and two standard errors."""
+    chance = 1 / len(class_names(task))
+    return chance + 2 * (chance * (1 - chance) / num_predictions) ** 0.5
+
+
+def compare(accuracies: Mapping[str, Mapping[str, Sequence[float]]], num_videos: int) -> list[Comparison]:
     """The paper's claims, seed by seed.
 
     Args:
         accuracies: of one method and split: column, arm: a list over seeds.
+        num_videos: videos of the split.
     """
-    found, gains = [], {}
+    found: dict[str, Comparison] = {}
     for title, arm, other, task, paper in CLAIMS:
         arms = accuracies[task]
         if arm in arms and other in arms:
-            pairs = zip(arms[arm], arms[other], strict=True)
-            gains[title] = tuple(round(100 * (one - two), 3) for one, two in pairs)
-            found.append(Comparison(title, gains[title], paper))
-    if all(title in gains for title, *_ in CLAIMS[:2]):
-        both = tuple(sum(values) for values in zip(*(gains[title] for title, *_ in CLAIMS[:2]), strict=True))
-        found.insert(2, Comparison("both of these together", both, "+0.9, +0.6"))
-    return found
+            pairs = list(zip(arms[arm], arms[other], strict=True))
+            bound = chance_bound(task, num_videos * len(pairs))
+            at_chance = max(statistics.fmean(values) for values in (arms[arm], arms[other])) <= bound
+            differences = tuple(round(100 * (one - two), 3) for one, two in pairs)
+            found[title] = Comparison(title, differences, paper, at_chance)
+    singles = [found[title] for title, *_ in CLAIMS[:2] if title in found]
+    comparisons = list(found.values())
+    if len(singles) == 2:
+        sums = tuple(round(sum(values), 3) for values in zip(*(item.differences for item in singles), strict=True))
+        at_chance = all(item.at_chance for item in singles)
+        comparisons.insert(2, Comparison("both of these together", sums, "+0.9, +0.6", at_chance))
+    return comparisons

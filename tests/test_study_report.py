@@ -1,0 +1,75 @@
+"""The report is what the numbers say: the page in the repository is rendered from its results; pictures are drawn."""
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mvd_hf.study_report import PICTURES, accuracy_table, render, spread, write_report
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "recipes" / "study"
+
+
+@pytest.fixture
+def results() -> dict:
+    return json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_in_the_repository_is_rendered_from_its_results(results):
+    assert render(results) == (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in PICTURES:
+        assert (FOLDER / "pictures" / f"{name}.png").exists()
+
+
+def test_other_numbers_say_something_else(results):
+    changed = copy.deepcopy(results)
+    seeds = len(results["seeds"])
+    tasks = changed["accuracies"]["finetune"]["test"]
+    for arm, looks, motion in (("image", 0.8, 0.5), ("video", 0.6, 0.7), ("both", 0.9, 0.7), ("videomae", 0.5, 0.75)):
+        tasks["appearance"][arm], tasks["motion"][arm] = [looks] * seeds, [motion] * seeds
+    page = render(changed)
+    assert f"on looks: +20.0 points, p = {2 ** (1 - seeds):.3f}; seen in {seeds} of {seeds} seeds" in page
+    assert "co-taught above the video teacher's student, on motion: +0.0 points, p = 1.000; not found" in page
+    assert f"co-taught above the video MAE, on motion: -5.0 points, p = {2 ** (1 - seeds):.3f}; the opposite" in page
+    assert "was reached by: from scratch." in page
+    assert "no arm has learned either task" not in page
+
+
+def test_arms_at_chance_are_not_compared(results):
+    changed = copy.deepcopy(results)
+    for task in ("appearance", "motion"):
+        for arm in changed["accuracies"]["finetune"]["test"][task]:
+            changed["accuracies"]["finetune"]["test"][task][arm] = [0.0625] * len(results["seeds"])
+    assert "**Nothing about the paper's claims: in this setting no arm has learned either task.**" in render(changed)
+
+
+def test_unfinished_seeds_are_told(results):
+    assert "not counted: 8, 9" in render({**results, "unfinished_seeds": [8, 9]})
+
+
+def test_accuracies_have_their_spread_and_chance():
+    table = accuracy_table({"motion": {"scratch": [0.1, 0.2], "both": [0.5, 0.5]}}, ["motion"])
+    assert "| from scratch | 15.0 ± 7.1 |" in table
+    assert "| chance | 6.2 |" in table
+    assert spread([0.5]) == "50.0"
+
+
+def test_a_report_is_written_with_its_pictures(results, tmp_path):
+    write_report(results, tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == render(results)
+    for name in PICTURES:
+        with Image.open(tmp_path / "pictures" / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(2**24)) > 20
+
+
+def test_the_recipe_needs_results(tmp_path):
+    spec = importlib.util.spec_from_file_location("report_recipe", FOLDER / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(ValueError, match=r"There are no results 'nowhere\.json'"):
+        module.ReportArguments("nowhere.json")

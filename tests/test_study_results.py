@@ -1,0 +1,179 @@
+"""The study's numbers: parts of a task's predictions, the exact test, and what may be said of a claim."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForPixelReconstruction
+from mvd_hf.costs import distillation_parts, reconstruction_flops
+from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.study import RECORD, Plan, StudyArguments
+from mvd_hf.study_probes import PROBES
+from mvd_hf.study_results import (
+    Comparison,
+    chance_bound,
+    collect,
+    compare,
+    finetuned_accuracies,
+    part_labels,
+    part_predictions,
+    sign_flip_p,
+    write_results,
+)
+from mvd_hf.toy_scenes import PARTS, TASKS, class_names, class_number
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_parts_of_a_task_are_told_from_its_classes():
+    names = class_names("motion")
+    probabilities = np.zeros((2, len(names)))
+    probabilities[0, names.index("left-clockwise-slower")] = 1
+    # the likeliest class is another one than the likeliest value of each part
+    probabilities[1, names.index("up-clockwise-faster")] = 0.4
+    probabilities[1, names.index("right-anticlockwise-slower")] = 0.3
+    probabilities[1, names.index("right-anticlockwise-faster")] = 0.3
+    found = part_predictions(probabilities, "motion")
+    assert {part: list(values) for part, values in found.items()} == {
+        "direction": [2, 3],
+        "rotation": [0, 1],
+        "speed": [1, 0],
+    }
+    labels = {"direction": "right", "rotation": "anticlockwise", "speed": "slower"}
+    truth = part_labels(np.array([class_number("motion", labels)]), "motion")
+    assert {part: PARTS[part][int(values[0])] for part, values in truth.items()} == labels
+
+
+def test_the_exact_test_counts_all_sign_patterns():
+    assert sign_flip_p([1, 2, 3]) == 2 / 8
+    assert sign_flip_p([1, 1, -1]) == 1
+    assert sign_flip_p([3, 2, -1]) == 4 / 8  # |sum| of 4 or more: 4 (twice) and 6 (twice)
+    assert sign_flip_p([1, 2, 3, 4, 5]) == 2 / 32
+    assert sign_flip_p([0.0, 0.0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ((1, 2, 1, 3, 1), "found in every seed"),
+        ((1, 2), "seen in 2 of 2 seeds, which are few"),
+        ((1, -2, 3), "not found: 2 of 3 seeds agree"),
+        ((0, 0), "not found: 0 of 2 seeds agree"),
+        ((-1, -2), "the opposite in 2 of 2 seeds"),
+    ],
+)
+def test_what_may_be_said_of_a_claim(differences, verdict):
+    assert Comparison("", differences).verdict == verdict
+    assert Comparison("", differences, at_chance=True).verdict == "nothing to compare, both are at chance"
+
+
+def test_claims_are_compared_seed_by_seed_where_both_arms_are_there():
+    accuracies = {
+        "appearance": {"image": [0.6, 0.5], "video": [0.5, 0.5], "both": [0.7, 0.4]},
+        "motion": {"image": [0.06, 0.06], "video": [0.07, 0.05], "both": [0.5, 0.4]},
+    }
+    found = {item.title: item for item in compare(accuracies, 256)}
+    looks = found["image teacher's student above video teacher's, on looks"]
+    assert looks.differences == pytest.approx((10, 0))
+    assert not looks.at_chance
+    motion = found["video teacher's student above image teacher's, on motion"]
+    assert motion.differences == pytest.approx((1, -1))
+    assert motion.at_chance
+    together = list(found.values())[2]
+    assert together.differences == pytest.approx((11, -1))
+    assert not together.at_chance
+    assert found["co-taught above the image teacher's student, on looks"].differences == pytest.approx((10, -10))
+    assert not any("video MAE" in title or "masks" in title for title in found)
+
+
+def test_the_bound_of_chance_falls_with_the_number_of_videos():
+    assert chance_bound("motion", 10**8) == pytest.approx(1 / 16, abs=1e-3)
+    assert chance_bound("motion", 256) == pytest.approx(0.0625 + 2 * (0.0625 * 0.9375 / 256) ** 0.5)
+
+
+def predictions(folder: Path, task: str, correct: int, total: int = 8):
+    """The report of a test in which so many videos were told rightly."""
+    count = len(class_names(task))
+    labels = np.arange(total) % count
+    predicted = np.where(np.arange(total) < correct, labels, (labels + 1) % count)
+    table = pd.DataFrame(
+        {
+            "label": labels,
+            "is_correct": labels == predicted,
+            "probabilities": list(np.eye(count, dtype=np.float32)[predicted]),
+        }
+    )
+    (folder / "evaluation").mkdir(parents=True)
+    table.to_parquet(folder / "evaluation" / "predictions.parquet")
+
+
+def test_accuracies_of_a_fine_tuned_classifier(tmp_path):
+    predictions(tmp_path, "motion", 6)
+    found = finetuned_accuracies(tmp_path, "motion")
+    assert found["motion"] == 6 / 8
+    assert found["direction"] == 7 / 8  # class 7 was taken for 8, class 6 for 7, which has the same direction
+
+
+@pytest.fixture
+def plan(tmp_path) -> Plan:
+    """A study of two seeds of which all stages have ended, without any training."""
+    (study,) = parse_arguments([str(ROOT / "recipes/study/small.yaml")], StudyArguments)
+    plan = Plan(replace(study, output=str(tmp_path / "study")), ROOT / "recipes")
+    for number, stage in enumerate(plan.stages()):
+        folder = plan.folder / stage.name
+        if stage.kind == "finetune":
+            predictions(folder, stage.keys["label_column"], correct=2 + 4 * (stage.keys["seed"] == 1))
+        elif stage.kind == "probe":
+            folder.mkdir(parents=True)
+            columns = dict.fromkeys((*PARTS, *TASKS), 0.5)
+            found = {method: {"validation": columns, "test": columns} for method in ("linear", "knn", "attentive")}
+            (folder / PROBES).write_text(json.dumps(found))
+        else:
+            name = stage.keys.get("model", "mvd-b")
+            teachers = {teacher: 64 for teacher in stage.keys.get("teachers", {"image": 1})}
+            config = MVDConfig.from_name(name, **stage.keys["config"])
+            config.teacher_dims = teachers
+            kind = MVDForFeatureDistillation if name == "mvd-b" else MVDForPixelReconstruction
+            kind(config).save_pretrained(folder)
+        history = [{"step": step, "loss": 1.0 / step + stage.keys["seed"]} for step in range(1, 101)]
+        record = {"keys": stage.keys, "seconds": float(number), "history": history}
+        (folder / RECORD).write_text(json.dumps(record))
+    return plan
+
+
+def test_results_of_all_seeds(plan, tmp_path):
+    results = collect(plan, "mine")
+    assert (results["setting"], results["seeds"], results["unfinished_seeds"]) == ("mine", [0, 1], [])
+    assert set(results["accuracies"]["finetune"]["test"]["motion"]) == set(plan.study.arms)
+    assert results["accuracies"]["finetune"]["test"]["motion"]["both"] == [0.25, 0.75]
+    assert results["accuracies"]["knn"]["validation"]["palette"]["image"] == [0.5, 0.5]
+    curve = results["losses"]["both"]["loss"]
+    assert len(curve) == 40
+    assert curve[0] == [1, 1.5]
+    assert curve[-1] == [100, 0.51]
+    assert results["stages"] == {"count": 42, "seconds": sum(range(42))}
+
+    config = MVDConfig.from_pretrained(plan.folder / "seed0/both/encoder")
+    teachers = {name: str(plan.folder / f"seed0/{name}_teacher") for name in ("image", "video")}
+    per_clip = sum(part.training for part in distillation_parts(config, teachers))
+    assert results["tflops"]["both"]["own"] == pytest.approx(per_clip * 512 * 20 / 1e12, abs=1e-3)
+    config = MVDConfig.from_pretrained(plan.folder / "seed0/image_teacher")
+    assert results["tflops"]["image"]["teachers"] == pytest.approx(
+        reconstruction_flops(config) * 512 * 30 / 1e12, abs=1e-3
+    )
+    write_results(results, tmp_path / "there" / "results.json")
+    assert json.loads((tmp_path / "there" / "results.json").read_text()) == results
+
+
+def test_a_seed_that_has_not_ended_is_named_and_left_out_as_a_whole(plan):
+    (plan.folder / "seed1/both/probe" / RECORD).unlink()
+    results = collect(plan, "mine")
+    assert (results["seeds"], results["unfinished_seeds"]) == ([0], [1])
+    assert results["accuracies"]["finetune"]["test"]["motion"]["both"] == [0.25]
+    (plan.folder / "seed0/both/probe" / RECORD).unlink()
+    with pytest.raises(ValueError, match="No seed of .* has ended: run the study to its end"):
+        collect(plan, "mine")
