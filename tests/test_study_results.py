@@ -134,7 +134,7 @@ def plan(tmp_path) -> Plan:
             (folder / PROBES).write_text(json.dumps(found))
         else:
             name = stage.keys.get("model", "mvd-b")
-            teachers = {teacher: 64 for teacher in stage.keys.get("teachers", {"image": 1})}
+            teachers = dict.fromkeys(stage.keys.get("teachers", ["image"]), 64)
             config = MVDConfig.from_name(name, **stage.keys["config"])
             config.teacher_dims = teachers
             kind = MVDForFeatureDistillation if name == "mvd-b" else MVDForPixelReconstruction
@@ -175,5 +175,5 @@ def test_a_seed_that_has_not_ended_is_named_and_left_out_as_a_whole(plan):
     assert (results["seeds"], results["unfinished_seeds"]) == ([0], [1])
     assert results["accuracies"]["finetune"]["test"]["motion"]["both"] == [0.25]
     (plan.folder / "seed0/both/probe" / RECORD).unlink()
-    with pytest.raises(ValueError, match="No seed of .* has ended: run the study to its end"):
+    with pytest.raises(ValueError, match=r"No seed of .* has ended: run the study to its end"):
         collect(plan, "mine")

@@ -110,7 +110,7 @@ def summary(results: Mapping) -> str:
         else f"- {item.title}: {item.mean:+.1f} points, p = {item.p:.3f}; {item.verdict}."
         for item in comparisons
     ]
-    if all(item.at_chance for item in comparisons):
+    if comparisons and all(item.at_chance for item in comparisons):
         lines = ["**Nothing about the paper's claims: in this setting no arm has learned either task.**"]
     if num_seeds < 5:
         lines.append(
