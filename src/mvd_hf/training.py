@@ -79,6 +79,7 @@ class MVDTrainingArguments(TrainingArguments):
         self._check()
         self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
+        self.accelerator_config.non_blocking = self.accelerator_config.non_blocking or self.dataloader_pin_memory
         self.min_learning_rate = self.base_min_learning_rate
         if self.base_learning_rate is not None:
             scale = self.total_batch_size * self.clips_per_video / 256
@@ -430,6 +431,11 @@ class MVDTrainer(Trainer):
     def _prepare_inputs(self, inputs):
         inputs = dict(inputs)
         self.bad_videos.add("training" if self.model.training else "evaluation", inputs.pop(BAD_VIDEOS, []))
+        if self.args.dataloader_pin_memory:  # a stream's batches are still in pinned memory: no waiting for the copy
+            inputs = {
+                name: value.to(self.args.device, non_blocking=True) if torch.is_tensor(value) else value
+                for name, value in inputs.items()
+            }
         return super()._prepare_inputs(inputs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

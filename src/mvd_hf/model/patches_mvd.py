@@ -84,8 +84,9 @@ def pixel_targets(pixel_values: torch.Tensor, config: MVDConfig) -> torch.Tensor
         pixel_values: uint8 pixels or normalised floats.
         config: the model's configuration.
     """
-    mean, std = (
-        torch.as_tensor(value, dtype=torch.float32, device=pixel_values.device).view(-1, 1, 1)
+    device = pixel_values.device
+    mean, std = (  # made on the CPU and sent: made on the device, they would be waited for
+        torch.tensor(value, dtype=torch.float32, device="cpu").view(-1, 1, 1).to(device, non_blocking=True)
         for value in (config.image_mean, config.image_std)
     )
     in_unit_range = not pixel_values.is_floating_point()
