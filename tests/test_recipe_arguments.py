@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mvd_hf.recipe_arguments import merge, parse_arguments, parse_overrides, read_yaml
+from mvd_hf.recipe_arguments import join_lists, merge, parse_arguments, parse_overrides, read_yaml
 
 
 @dataclass
@@ -230,3 +230,27 @@ def test_no_is_text_and_switches_are_true_or_false(tmp_path):
     for text in ("yes", "on", "no", "1", "null"):
         with pytest.raises(ValueError, match=rf"compile={'None' if text == 'null' else ''}.* must be true or false"):
             parse_arguments([f"--compile={text}"], RunArguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--betas", "0.8", "0.9"], ["--betas", '["0.8", "0.9"]']),
+        (["--betas", "one word"], ["--betas", '["one word"]']),
+        (["--betas", "", "x=1"], ["--betas", '["", "x=1"]']),
+        (["--betas", "true", "false"], ["--betas", "[true, false]"]),
+        (["--betas", "[1, 2]", "--epochs", "3"], ["--betas", "[1, 2]", "--epochs", "3"]),
+        (["--betas=[1, 2]"], ["--betas=[1, 2]"]),
+        (["a.yaml", "--betas", "1", "--seed", "2"], ["a.yaml", "--seed", "2", "--betas", '["1"]']),
+        (["--note", "a", "b"], ["--note", "a", "b"]),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_words_after_a_list_are_its_values(words, expected):
+    assert join_lists(words, ModelArguments, RunArguments) == expected
+
+
+def test_joined_lists_are_parsed():
+    words = join_lists(["--betas", "[0.5, 0.6]", "--note", "x"], RunArguments)
+    (parsed,) = parse_arguments(words, RunArguments)
+    assert (parsed.betas, parsed.note) == ([0.5, 0.6], "x")

@@ -88,6 +88,31 @@ def check_switches(values: dict, kind: type):
             raise ValueError(f"{name}={values[name]!r} must be true or false.")
 
 
+def join_lists(arguments: Sequence[str], *dataclasses: type) -> list[str]:
+    """`--videos a.mp4 b.mp4` with the words as one list, also if there is only one; a list in brackets stays one.
+
+    Args:
+        arguments: of a recipe, see [`parse_arguments`].
+        dataclasses: types whose fields of the type `list` take several words.
+    """
+    names = {f"--{field.name}" for kind in dataclasses for field in fields(kind) if field.type in (list, "list")}
+    joined: list[str] = []
+    lists: dict[str, list] = {}
+    key = ""
+    for argument in arguments:
+        key = argument if argument.startswith("--") else key
+        if key not in names:
+            joined.append(argument)
+        elif argument == key:
+            lists[key] = []
+        elif argument.startswith("["):
+            joined += [key, argument]
+            del lists[key]
+        else:
+            lists[key].append({"true": True, "false": False}.get(argument, argument))
+    return joined + [word for key, values in lists.items() for word in (key, json.dumps(values))]
+
+
 def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | None = None) -> list:
     """One instance of each dataclass from the arguments of a recipe.
 
