@@ -254,6 +254,20 @@ def test_no_is_text_and_switches_are_true_or_false(tmp_path):
             parse_arguments([f"--compile={text}"], RunArguments)
 
 
+def test_a_single_word_stays_one_where_a_field_of_that_name_takes_it():
+    @dataclass
+    class Names:
+        names: list[str] | None = None
+
+    @dataclass
+    class FileOrNames:
+        names: list[str] | str | None = None
+
+    for kinds in ([Names, FileOrNames], [FileOrNames, Names]):
+        assert all(parsed.names == "classes.txt" for parsed in parse_arguments(["--names", "classes.txt"], *kinds))
+    assert parse_arguments(["--names", "a"], Names)[0].names == ["a"]
+
+
 def test_keys_that_take_lists_take_several_words():
     arguments = ["--models", "a", "b", "c", "--seed", "3", "--heads=1", "2"]
     (lists,) = parse_arguments(arguments, ListArguments)

@@ -100,11 +100,13 @@ def takes_a_list(hint: Any) -> bool:
     return any(list in (kind, get_origin(kind)) for kind in members(hint))
 
 
-def wrap_single_words(values: dict, kind: type):
-    """Make a list of a single text or number where a field takes lists and neither of these."""
-    for name, hint in get_type_hints(kind).items():
-        scalars = {str, int, float} & set(members(hint))
-        if takes_a_list(hint) and not scalars and isinstance(values.get(name), str | int | float):
+def wrap_single_words(values: dict, kinds: Sequence[type]):
+    """Make a list of a single text or number where a field takes lists and no other of that name takes it alone."""
+    hints = [(name, hint) for kind in kinds for name, hint in get_type_hints(kind).items()]
+    lists = {name for name, hint in hints if takes_a_list(hint)}
+    scalars = {name for name, hint in hints if {str, int, float} & set(members(hint))}
+    for name in (lists - scalars) & set(values):
+        if isinstance(values[name], str | int | float):
             values[name] = [values[name]]
 
 
@@ -156,7 +158,7 @@ def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | N
             raise ValueError(f"Unknown key {key!r} in the recipe or on the command line.{hint}")
     for kind in dataclasses:
         check_switches(values, kind)
-        wrap_single_words(values, kind)
+    wrap_single_words(values, dataclasses)
     try:
         return [
             kind(**{key: value for key, value in values.items() if key in names})
