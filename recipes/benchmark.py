@@ -1,42 +1,70 @@
 """Benchmarks, by name; the report goes to the terminal and, as JSON, into a folder.
 
     python recipes/benchmark.py data [--videos a.mp4 b.mp4] [--memory 20000] [--output outputs/benchmarks]
+    python recipes/benchmark.py step recipes/mvd-vit-s-from-vit-b/distill.yaml [--variants "" masks_per_clip=4]
 
-`data` measures the way from video files to batches; keys: `mvd_hf.benchmarks.DataBenchmarkArguments`.
+`data`: from video files to batches. `model`: single networks. `inference`: classifier and features, against
+transformers. `step`: a recipe's distillation step on random clips, against a naive one. `train`: a run of a recipe.
+Keys: the arguments of `mvd_hf.benchmark_{data,models,steps,training}`; `step` and `train` take a recipe, too.
 """
 
-import json
 import logging
 import sys
 
-from mvd_hf.benchmarks import DataBenchmarkArguments, as_text, data_benchmark, save_report
+import torch
+from distill import StudentArguments
+
+from mvd_hf import MVDForFeatureDistillation, MVDTrainingArguments
+from mvd_hf.benchmark_data import DATA_TITLES, DataBenchmarkArguments, data_benchmark
+from mvd_hf.benchmark_models import (
+    INFERENCE_TITLES,
+    MODEL_TITLES,
+    InferenceBenchmarkArguments,
+    ModelBenchmarkArguments,
+    inference_benchmark,
+    model_benchmark,
+)
+from mvd_hf.benchmark_reports import as_text, save_report
+from mvd_hf.benchmark_steps import STEP_TITLES, Distillation, StepBenchmarkArguments, step_benchmark
+from mvd_hf.benchmark_training import TRAIN_TITLES, ClockedTrainer, TrainBenchmarkArguments, train_benchmark
+from mvd_hf.data import DataArguments, pretraining_clips
 from mvd_hf.recipe_arguments import parse_arguments
 
-
-def data(arguments: list[str]):
-    """From video files to batches of clips."""
-    (benchmark,) = parse_arguments(join_lists(arguments), DataBenchmarkArguments)
-    report = data_benchmark(benchmark)
-    logging.info("%s", as_text(report))
-    logging.info("\nWritten to %s", save_report(report, benchmark.output, "data"))
+RECIPE = (StudentArguments, DataArguments, MVDTrainingArguments)
 
 
-def join_lists(arguments: list[str]) -> list[str]:
-    """`--videos a.mp4 b.mp4` with the files as one list, also if there is only one; a list in brackets stays one."""
-    joined: list[str] = []
-    lists: dict[str, list[str]] = {"--videos": [], "--parts": []}
-    key = ""
-    for argument in arguments:
-        if argument.startswith("--"):
-            key = argument
-        if key not in lists or argument.startswith("["):
-            joined += [argument] if key not in lists else [key, argument]
-        elif argument != key:
-            lists[key].append(argument)
-    return joined + [word for key, values in lists.items() if values for word in (key, json.dumps(values))]
+def distillation(recipe: StudentArguments, training: MVDTrainingArguments) -> Distillation:
+    """The student and the teachers of a recipe."""
+    return Distillation.from_recipe(recipe.student, recipe.config, recipe.teachers, training.masks_per_clip)
 
 
-BENCHMARKS = {"data": data}
+def step(recipe: StudentArguments, _, training: MVDTrainingArguments, benchmark: StepBenchmarkArguments) -> dict:
+    """The report on a recipe's step."""
+    return step_benchmark(distillation(recipe, training), benchmark)
+
+
+def train(recipe, data: DataArguments, training: MVDTrainingArguments, benchmark: TrainBenchmarkArguments) -> dict:
+    """The report on a run of a recipe."""
+    built = distillation(recipe, training)
+    benchmark.apply(training)
+    if benchmark.make_videos:
+        data.dataset, data.root = benchmark.video_list(training), None
+    teachers = built.load_teachers()
+    counts = {"clips_per_video": training.clips_per_video, "masks_per_clip": training.masks_per_clip}
+    clips = pretraining_clips(data, built.config, [teacher.image_size for teacher in teachers.values()], **counts)
+    student = MVDForFeatureDistillation(built.config)
+    trainer = ClockedTrainer(student, teachers, args=training, train_dataset=clips, warm_up=benchmark.warm_up)
+    return train_benchmark(trainer, built, benchmark)
+
+
+# per name: the kinds of its keys, what measures, the titles of its tables
+BENCHMARKS = {
+    "data": ((DataBenchmarkArguments,), data_benchmark, DATA_TITLES),
+    "model": ((ModelBenchmarkArguments,), model_benchmark, MODEL_TITLES),
+    "inference": ((InferenceBenchmarkArguments,), inference_benchmark, INFERENCE_TITLES),
+    "step": ((*RECIPE, StepBenchmarkArguments), step, STEP_TITLES),
+    "train": ((*RECIPE, TrainBenchmarkArguments), train, TRAIN_TITLES),
+}
 
 
 def main(arguments: list[str]):
@@ -44,7 +72,12 @@ def main(arguments: list[str]):
     name, *rest = arguments or [""]
     if name not in BENCHMARKS:
         raise ValueError(f"There is no benchmark {name!r}; choose {', '.join(BENCHMARKS)}.")
-    BENCHMARKS[name](rest)
+    kinds, measure, titles = BENCHMARKS[name]
+    on_cpu = ["--use_cpu"] if MVDTrainingArguments in kinds and not torch.cuda.is_available() else []
+    parsed = parse_arguments([*rest, *on_cpu], *kinds)
+    report = measure(*parsed)
+    logging.info("%s", as_text(report, titles))
+    logging.info("\nWritten to %s", save_report(report, parsed[-1].output, name))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def cost(arguments: list[str]) -> tuple[CostArguments, list[Part], float]:
     recipe, _, training, assumed = parse_arguments([*arguments, "--use_cpu"], *kinds)
     config = MVDConfig.from_name(recipe.student, **recipe.config)
     config.teacher_dims = teacher_widths(recipe.teachers)
-    parts = distillation_parts(config, recipe.teachers)
+    parts = distillation_parts(config, recipe.teachers, training.masks_per_clip)
     return assumed, parts, assumed.num_videos * training.num_train_epochs * training.clips_per_video
 
 

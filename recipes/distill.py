@@ -59,11 +59,11 @@ def main(arguments: list[str]):
     teachers = load_teachers(recipe.teachers, config.grid, config.num_frames)
     config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
     if training.process_index == 0:
-        logging.info("%s", describe_parts(distillation_parts(config, recipe.teachers)))
+        parts = distillation_parts(config, recipe.teachers, training.masks_per_clip)
+        logging.info("%s", describe_parts(parts))
     sizes = [teacher.image_size for teacher in teachers.values()]
-    clips = pretraining_clips(
-        data, config, sizes, clips_per_video=training.clips_per_video, label_column=recipe.probe, seed=training.seed
-    )
+    counts = {"clips_per_video": training.clips_per_video, "masks_per_clip": training.masks_per_clip}
+    clips = pretraining_clips(data, config, sizes, **counts, label_column=recipe.probe, seed=training.seed)
     trainer = DistillationTrainer(
         MVDForFeatureDistillation(config),
         teachers,

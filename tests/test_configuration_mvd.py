@@ -285,3 +285,19 @@ def test_student_refuses_teachers_that_cannot_name_a_decoder(teachers):
     name = next(iter(teachers), "no teacher")
     with pytest.raises(ValueError, match=name):
         MVDForFeatureDistillation(tiny_config(teacher_dims=teachers))
+
+
+@pytest.mark.parametrize(("keep", "decoded"), [(1, 1408), (1.0, 1408), (0.5, 704), (0.25, 352), (0.001, 1)])
+def test_a_part_of_the_hidden_patches_is_decoded(keep, decoded):
+    assert MVDConfig.from_name("mvd-b", decoder_keep=keep).num_decoded_patches == decoded
+    assert MVDConfig.from_name("mvd-b").num_decoded_patches == 1408
+
+
+@pytest.mark.parametrize(("keep", "decoded"), [(0, 0), (1e-4, 0), (1.5, 2112), (-0.5, -704)])
+def test_a_part_that_decodes_nothing_or_more_than_all_is_refused(keep, decoded):
+    with pytest.raises(ValueError, match=f"decoder_keep={keep} decodes {decoded} of 1408 hidden patches"):
+        _ = MVDConfig.from_name("mvd-b", decoder_keep=keep).num_decoded_patches
+
+
+def test_a_name_takes_an_attention_implementation():
+    assert MVDConfig.from_name("mvd-s", attn_implementation="eager")._attn_implementation == "eager"

@@ -22,7 +22,7 @@ from mvd_hf.costs import (
     training_tflops,
     transformers_size,
 )
-from mvd_hf.masking import tube_mask
+from mvd_hf.masking import part_of_hidden, tube_mask
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY_STUDENT = {
@@ -89,6 +89,19 @@ def test_the_students_parts_are_what_torch_counts(fields):
     assert 3 * parts[0].forward == pytest.approx(encoder, rel=0.001)
     together = counted(lambda: model(clips, bool_masked_pos=mask))
     assert 3 * sum(part.forward for part in parts) == pytest.approx(together, rel=0.001)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.25])
+def test_several_masks_and_a_decoded_part_cost_what_torch_counts(keep):
+    model, clips, mask = tiny_student(decoder_keep=keep)
+    part = part_of_hidden(mask, model.config.num_decoded_patches, torch.Generator().manual_seed(0))
+    names = dict.fromkeys(model.config.teacher_dims, "mae-b")
+    once, thrice = (distillation_parts(model.config, names, masks) for masks in (1, 3))
+    own = sum(part.forward for part in thrice if part.kind != "teacher")
+    expected = counted(lambda: model(clips, bool_masked_pos=mask, bool_decoded_pos=part))  # 3 clips, as 3 masks
+    assert own == pytest.approx(expected, rel=0.001)
+    teachers = [[part.forward for part in parts if part.kind == "teacher"] for parts in (once, thrice)]
+    assert teachers[0] == teachers[1]  # they see a clip once
 
 
 def test_training_takes_three_forward_passes():

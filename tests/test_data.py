@@ -358,3 +358,44 @@ def test_the_seed_reaches_the_clips(toy):
         first, same, other = (pretraining_clips(data, CONFIG, evaluation=evaluation, seed=s)[0] for s in (0, 0, 1))
         assert equal(first, same)
         assert not torch.equal(first["bool_masked_pos"], other["bool_masked_pos"])
+
+
+def test_masks_and_decoded_parts_follow_from_seed_epoch_and_sample(toy):
+    config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75, decoder_keep=0.5)
+    data = DataArguments(dataset=str(toy), eval_split="validation")
+    clips = pretraining_clips(data, config, masks_per_clip=3, seed=4)
+    item = clips[(2, 1)]
+    assert item["bool_masked_pos"].shape == item["bool_decoded_pos"].shape == (3, config.num_patches)
+    assert (item["bool_masked_pos"].sum(1) == config.num_masked_patches).all()
+    assert (item["bool_decoded_pos"].sum(1) == config.num_decoded_patches).all()
+    assert len(item["bool_masked_pos"].unique(dim=0)) == 3
+    assert equal(item, pretraining_clips(data, config, masks_per_clip=3, seed=4)[(2, 1)])
+    for other in (clips[(3, 1)], clips[(2, 0)], pretraining_clips(data, config, masks_per_clip=3, seed=5)[(2, 1)]):
+        assert not torch.equal(other["bool_masked_pos"], item["bool_masked_pos"])
+        assert not torch.equal(other["bool_decoded_pos"], item["bool_decoded_pos"])
+
+
+def test_one_mask_of_which_all_is_decoded_is_the_default(toy):
+    data = DataArguments(dataset=str(toy), eval_split="validation")
+    item = pretraining_clips(data, CONFIG, seed=4)[(2, 1)]
+    assert item.keys() == {"pixel_values", "bool_masked_pos"}
+    assert equal(item, pretraining_clips(data, CONFIG, masks_per_clip=1, seed=4)[(2, 1)])
+    # further masks and parts are drawn after what was drawn without them
+    config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75, decoder_keep=0.5)
+    more = pretraining_clips(data, config, masks_per_clip=2, seed=4)[(2, 1)]
+    assert torch.equal(more["pixel_values"], item["pixel_values"])
+    assert torch.equal(more["bool_masked_pos"][0], item["bool_masked_pos"])
+
+
+def test_an_evaluation_has_one_mask_and_decodes_all(toy):
+    config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75, decoder_keep=0.5)
+    data = DataArguments(dataset=str(toy), eval_split="validation")
+    item = pretraining_clips(data, config, masks_per_clip=3, evaluation=True, seed=4)[(0, 1)]
+    assert item.keys() == {"pixel_values", "bool_masked_pos"}
+    assert item["bool_masked_pos"].shape == (config.num_patches,)
+
+
+def test_blank_clips_have_as_many_masks(toy):
+    config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75, decoder_keep=0.5)
+    blank = pretraining_clips(DataArguments(dataset=str(toy)), config, masks_per_clip=3)[(0, -1)]
+    assert blank["bool_masked_pos"].shape == blank["bool_decoded_pos"].shape == (3, config.num_patches)

@@ -1,8 +1,11 @@
 """Stage 2: the losses and the trainer that holds the teachers outside the student."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from mvd_hf import (
     DistillationTrainer,
@@ -16,7 +19,10 @@ from mvd_hf import (
     tube_mask,
 )
 from mvd_hf.distillation import hidden_targets
+from mvd_hf.health import OnlineProbe
+from mvd_hf.masking import part_of_hidden, several_masks
 from mvd_hf.model.modeling_mvd import MVDModel
+from mvd_hf.training import last_complete_checkpoint
 
 
 class Clips(torch.utils.data.Dataset):
@@ -245,3 +251,177 @@ def test_targets_are_the_features_of_the_hidden_patches_in_float32():
     for name, target in targets.items():
         assert hidden[name].dtype == torch.float32
         assert torch.equal(hidden[name], target[mask].view(2, 2, -1).float())
+
+
+class SeveralMasks(Clips):
+    """[`Clips`] with `masks` masks each, and the part of the hidden patches to decode if the configuration has one."""
+
+    def __init__(self, config: MVDConfig, masks: int, **options):
+        super().__init__(config, **options)
+        self.masks = masks
+
+    def __getitem__(self, key):
+        item = super().__getitem__(key)
+        generator = torch.Generator().manual_seed(sum(key) if isinstance(key, tuple) else key)
+        if self.masks > 1:
+            draw = partial(tube_mask, self.config.grid, self.config.mask_ratio)
+            item["bool_masked_pos"] = several_masks(draw, self.masks, generator)
+        if self.config.decoder_keep < 1:
+            masks, count = item["bool_masked_pos"], self.config.num_decoded_patches
+            item["bool_decoded_pos"] = part_of_hidden(masks, count, generator)
+        return {**item, "labels": torch.tensor(int(item["pixel_values"].sum()) % 2)}
+
+
+def loss_and_gradients(trainer, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    trainer.model.zero_grad()
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.detach(), {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("decoder_keep", [1.0, 0.5])
+def test_several_masks_are_as_several_batches_of_one_pass_of_the_teachers(
+    tmp_path, tiny_teachers, tiny_student_config, decoder_keep
+):
+    tiny_student_config.drop_path_rate, tiny_student_config.decoder_keep = 0.0, decoder_keep
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+    student = MVDForFeatureDistillation(tiny_student_config)
+    trainer = DistillationTrainer(student, teachers, args=arguments(tmp_path, masks_per_clip=3))
+    single = DistillationTrainer(student, teachers, args=arguments(tmp_path))
+    data = SeveralMasks(tiny_student_config, 3)
+    batch = default_collate([data[i] for i in range(4)])
+    seen = []
+    teachers["video"].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    loss, gradients = loss_and_gradients(trainer, batch)
+    assert seen == [4]  # the teachers see every clip once
+    losses, sums = [], dict.fromkeys(gradients, 0.0)
+    for i in range(3):
+        one = {name: value[:, i] if value.dim() == 3 else value for name, value in batch.items()}
+        one_loss, one_gradients = loss_and_gradients(single, one)
+        losses.append(one_loss)
+        sums = {name: value + one_gradients[name] / 3 for name, value in sums.items()}
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-6)
+    assert len({round(value.item(), 5) for value in losses}) == 3
+    torch.testing.assert_close(gradients, sums, atol=1e-6, rtol=1e-4)
+
+
+def test_one_mask_of_several_dimensions_is_bitwise_the_same_as_one(tmp_path, tiny_teachers, tiny_student_config):
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+    trainer = DistillationTrainer(MVDForFeatureDistillation(tiny_student_config), teachers, args=arguments(tmp_path))
+    batch = default_collate([Clips(tiny_student_config)[i] for i in range(4)])
+    torch.manual_seed(0)
+    loss, gradients = loss_and_gradients(trainer, batch)
+    torch.manual_seed(0)
+    again, others = loss_and_gradients(trainer, batch | {"bool_masked_pos": batch["bool_masked_pos"][:, None]})
+    assert torch.equal(loss, again)
+    assert all(torch.equal(value, others[name]) for name, value in gradients.items())
+
+
+def test_the_loss_of_a_decoded_part_is_that_of_its_patches(tmp_path, tiny_teachers, tiny_student_config):
+    tiny_student_config.decoder_keep = 0.5
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+    student = MVDForFeatureDistillation(tiny_student_config)
+    trainer = DistillationTrainer(student, teachers, args=arguments(tmp_path))
+    batch = default_collate([SeveralMasks(tiny_student_config, 1)[i] for i in range(3)])
+    part = batch["bool_decoded_pos"]
+    torch.manual_seed(0)
+    loss, _ = loss_and_gradients(trainer, batch)
+    torch.manual_seed(0)
+    predictions = student(batch["pixel_values"], batch["bool_masked_pos"], bool_decoded_pos=part).predictions
+    targets = {name: teacher({32: batch["pixel_values"]}) for name, teacher in teachers.items()}
+    expected = sum(
+        nn.functional.smooth_l1_loss(prediction, targets[name][part].view(prediction.shape))
+        for name, prediction in predictions.items()
+    )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("masks_per_clip", "decoder_keep", "message"),
+    [
+        (2, 1.0, "masks_per_clip=2, but the data set draws 1 for each clip"),
+        (1, 0.5, "decoder_keep=0.5, but the data set says not which hidden patches are decoded"),
+    ],
+)
+def test_a_data_set_that_draws_other_masks_is_refused(
+    tmp_path, tiny_teachers, tiny_student_config, masks_per_clip, decoder_keep, message
+):
+    tiny_student_config.decoder_keep = decoder_keep
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+    trainer = DistillationTrainer(
+        MVDForFeatureDistillation(tiny_student_config),
+        teachers,
+        args=arguments(tmp_path, masks_per_clip=masks_per_clip),
+        train_dataset=Clips(tiny_student_config),
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
+def test_masks_of_a_data_set_that_nobody_asked_for_are_refused(tmp_path, tiny_teachers, tiny_student_config):
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+    trainer = DistillationTrainer(
+        MVDForFeatureDistillation(tiny_student_config),
+        teachers,
+        args=arguments(tmp_path),
+        train_dataset=SeveralMasks(tiny_student_config, 2),
+    )
+    with pytest.raises(ValueError, match="masks_per_clip=1, but the data set draws 2 for each clip"):
+        trainer.train()
+
+
+def test_a_run_with_several_masks_and_a_decoded_part_resumes_exactly(tmp_path, tiny_teachers, tiny_student_config):
+    tiny_student_config.drop_path_rate, tiny_student_config.decoder_keep = 0.2, 0.5
+    teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
+
+    def run(folder):
+        torch.manual_seed(0)
+        probe = OnlineProbe(tiny_student_config.hidden_size, 2)
+        trainer = DistillationTrainer(
+            MVDForFeatureDistillation(tiny_student_config),
+            teachers,
+            probe=probe,
+            args=arguments(folder, masks_per_clip=2, num_train_epochs=3, save_strategy="steps", save_steps=2),
+            train_dataset=SeveralMasks(tiny_student_config, 2),
+            eval_dataset=Clips(tiny_student_config),
+        )
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+        history = {entry["step"]: entry for entry in trainer.state.log_history if "loss" in entry}
+        kept = ("loss", "loss_image", "cosine_video", "grad_norm", "probe_accuracy", "student_rank")
+        figures = {step: [entry[name] for name in kept] for step, entry in history.items()}
+        return figures, trainer.model.state_dict(), trainer.evaluate()["eval_loss"]
+
+    whole, weights, evaluated = run(tmp_path / "whole")
+    (tmp_path / "resumed").mkdir()
+    (tmp_path / "whole" / "checkpoint-2").rename(tmp_path / "resumed" / "checkpoint-2")
+    resumed, same_weights, same_evaluated = run(tmp_path / "resumed")
+    assert len(whole) == 6
+    assert resumed == whole
+    assert evaluated == same_evaluated
+    assert all(torch.equal(value, same_weights[name]) for name, value in weights.items())
+
+
+def test_teachers_of_half_precision_run_without_autocast(tmp_path, tiny_teachers, tiny_student_config):
+    seen = {}
+    for dtype in ("float32", "bfloat16"):
+        entries = {name: {"model": folder, "dtype": dtype} for name, folder in tiny_teachers.items()}
+        teachers = load_teachers(entries, tiny_student_config.grid, tiny_student_config.num_frames)
+        norm = teachers["video"].model.layers[0].norm1
+        norm.register_forward_pre_hook(
+            lambda module, args, dtype=dtype: seen.setdefault(dtype, []).append(torch.is_autocast_enabled("cpu"))
+        )
+        trainer = DistillationTrainer(
+            MVDForFeatureDistillation(tiny_student_config),
+            teachers,
+            args=arguments(tmp_path, bf16=True, num_train_epochs=1),
+            train_dataset=Clips(tiny_student_config),
+        )
+        trainer.train()
+        clips = {32: Clips(tiny_student_config)[0]["pixel_values"][None]}
+        outside = teachers["video"](clips)
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = teachers["video"](clips)
+        assert torch.equal(inside, outside) == (dtype == "bfloat16")
+    in_training = {dtype: flags[:2] for dtype, flags in seen.items()}
+    assert in_training == {"float32": [True, True], "bfloat16": [False, False]}

@@ -258,6 +258,8 @@ def test_what_would_not_do_what_it_says_is_refused(data, tmp_path):
         arguments(tmp_path, ema_decay=1.5)
     with pytest.raises(ValueError, match="give repeats instead"):
         arguments(tmp_path, clips_per_video=2)
+    with pytest.raises(ValueError, match="masks_per_clip=2 is for pre-training"):
+        arguments(tmp_path, masks_per_clip=2)
     with pytest.raises(ValueError, match="no sampling='sparse'; choose dense or uniform"):
         FinetuningClipArguments(sampling="sparse")
 

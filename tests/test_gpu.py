@@ -11,6 +11,7 @@ from mvd_hf import (
     load_teachers,
     tube_mask,
 )
+from mvd_hf.benchmark_steps import Distillation, StepBenchmarkArguments, StepVariant, TrainerStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -92,3 +93,32 @@ def test_a_step_does_not_wait_for_the_device(tiny_teachers, tiny_student_config)
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("variant", ["", "masks_per_clip=2 decoder_keep=0.5", "teacher_dtype=bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_trainers_step_does_not_either(tmp_path, tiny_teachers, tiny_student_config, variant, dtype):
+    distillation = Distillation(tiny_student_config, tiny_teachers).varied(StepVariant.parse(variant))
+    keys = StepBenchmarkArguments(output=str(tmp_path), dtype=dtype, device="cuda")
+    step = TrainerStep(distillation, keys)
+    for _ in range(2):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_compiled_run_trains_on_the_device(tmp_path, tiny_teachers, tiny_student_config):
+    entries = {name: {"model": folder, "compile": True} for name, folder in tiny_teachers.items()}
+    distillation = Distillation(tiny_student_config, entries)
+    step = TrainerStep(distillation, StepBenchmarkArguments(output=str(tmp_path), dtype="bfloat16"), compiles=True)
+    losses = []
+    record = step.trainer.record
+    step.trainer.record = lambda *args: losses.append(record(*args)) or losses[-1]
+    for _ in range(20):
+        step()
+    losses = torch.stack(losses).tolist()
+    assert losses[-1] < losses[0]

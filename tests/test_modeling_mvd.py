@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoMod
 
 from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForPixelReconstruction, MVDForVideoClassification, MVDModel
 from mvd_hf.model.modeling_mvd import MVDLayer
+from mvd_hf.model.patches_mvd import pixel_targets
 
 MODEL_CLASSES = [MVDModel, MVDForPixelReconstruction, MVDForFeatureDistillation, MVDForVideoClassification]
 MASKED_CLASSES = [MVDForPixelReconstruction, MVDForFeatureDistillation]
@@ -379,6 +380,63 @@ def test_announcing_that_nothing_or_everything_is_masked_is_refused(model_class,
     mask = torch.full((2, NUM_PATCHES), num_masked > 0)
     with pytest.raises(ValueError, match=f"hide {num_masked} of 32 patches"):
         tiny(model_class)(clips(), mask, num_masked=num_masked)
+
+
+def some_of(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` hidden patches of one row and the last of the next."""
+    hidden = ids_of(mask)
+    chosen = torch.stack([ids[:count] if b % 2 == 0 else ids[-count:] for b, ids in enumerate(hidden)])
+    return torch.zeros_like(mask).scatter(1, chosen, True)
+
+
+@pytest.mark.parametrize("use_class_token", [False, True])
+def test_predictions_of_a_part_are_in_ascending_order_of_its_patches(use_class_token):
+    model = bare_student(use_class_token=use_class_token, decoder_keep=0.25)
+    mask = masks()
+    part = some_of(mask, 6)
+    code = reference_positions("spacetime", 2, 4, 4, 32)
+    predictions = model(clips(), mask, bool_decoded_pos=part).predictions
+    for name, decoder in model.decoders.items():
+        for b, ids in enumerate(ids_of(part)):
+            torch.testing.assert_close(predictions[name][b], code[ids] + decoder.mask_token[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("model_class", MASKED_CLASSES)
+def test_decoding_all_hidden_patches_by_name_changes_nothing(model_class):
+    model, inputs = tiny(model_class), inputs_of(model_class)
+    named = model(**inputs, bool_decoded_pos=inputs["bool_masked_pos"])
+    assert torch.equal(main_output(named), main_output(model(**inputs)))
+
+
+@pytest.mark.parametrize("model_class", MASKED_CLASSES)
+def test_patches_left_out_of_the_decoder_have_no_part_in_it(model_class):
+    model, mask = tiny(model_class, decoder_keep=0.5), masks()
+    part = some_of(mask, 12)
+    # the tokens of a decoder are the visible patches and the part, whatever else is hidden
+    tokens = []
+    decoder = model.decoder if model_class is MVDForPixelReconstruction else next(iter(model.decoders.values()))
+    decoder.layers[0].register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
+    model(clips(), mask, bool_decoded_pos=part)
+    assert tokens == [NUM_PATCHES - NUM_MASKED + 12]
+
+
+def test_the_pixel_loss_is_that_of_the_decoded_part():
+    model, pixel_values, mask = tiny(MVDForPixelReconstruction, decoder_keep=0.5), clips(), masks()
+    part = some_of(mask, 12)
+    output = model(pixel_values, mask, bool_decoded_pos=part)
+    targets = pixel_targets(pixel_values, model.config)[part].view(2, 12, -1)
+    assert output.loss.item() == pytest.approx((output.logits - targets).square().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("model_class", MASKED_CLASSES)
+def test_a_part_that_is_not_hidden_or_of_another_count_is_refused(model_class):
+    model, mask = tiny(model_class, decoder_keep=0.5), masks()
+    for part in (some_of(mask, 11), mask, ~mask, some_of(mask, 12) | ~mask):
+        with pytest.raises(RuntimeError, match="bool_decoded_pos must choose 12 hidden patches"):
+            model(clips(), mask, bool_decoded_pos=part)
+    for part in (mask[:1], mask[:, :-1], mask.float()):
+        with pytest.raises(ValueError, match=r"bool_decoded_pos must be \(2, 32\) bool like bool_masked_pos"):
+            model(clips(), mask, bool_decoded_pos=part)
 
 
 def test_visible_ids_of_another_batch_are_refused():
@@ -1117,11 +1175,14 @@ def test_exported_student_refuses_a_mask_of_another_count():
 
 
 @pytest.mark.slow
-def test_student_is_compiled_without_graph_breaks():
-    model = tiny(MVDForFeatureDistillation, num_hidden_layers=1)
+@pytest.mark.parametrize("decoder_keep", [1.0, 0.5])
+def test_student_is_compiled_without_graph_breaks(decoder_keep):
+    model = tiny(MVDForFeatureDistillation, num_hidden_layers=1, decoder_keep=decoder_keep)
     compiled = torch.compile(model, fullgraph=True)
     gradients, outputs = [], []
     inputs = inputs_of(MVDForFeatureDistillation)
+    if decoder_keep < 1:
+        inputs["bool_decoded_pos"] = some_of(inputs["bool_masked_pos"], 12)
     for forward in (model, compiled):
         model.zero_grad()
         outputs.append(main_output(forward(**inputs)))

@@ -457,7 +457,9 @@ def test_teachers_stay_frozen_in_evaluation_mode_with_sdpa(folders, name):
 @pytest.mark.parametrize("name", ["videomae", "siglip", "vit_mae"])
 def test_a_compiled_teacher_gives_the_same_features(folders, name, monkeypatch):
     compiled, original = [], nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self) or original(self, backend="eager"))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **_: compiled.append(self) or original(self, backend="eager")
+    )
     size = FAMILIES[name].size
     teacher = load(folders[name], compile=True)
     assert compiled == [teacher.model]

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 from transformers import TrainerCallback, TrainingArguments
 
 from mvd_hf import (
@@ -29,6 +30,7 @@ from mvd_hf import (
 )
 from mvd_hf.augmentation import PretrainingAugmentation
 from mvd_hf.clips import SampleDataset
+from mvd_hf.masking import part_of_hidden
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.optimization import cosine_schedule
 from mvd_hf.toy import make_toy_dataset
@@ -73,6 +75,39 @@ def test_learning_rates_scale_with_the_total_batch():
     assert (args.learning_rate, args.min_learning_rate) == pytest.approx((1.5e-4, 1e-4))
     args = arguments(gradient_accumulation_steps=128, base_learning_rate=1.5e-4, base_min_learning_rate=1e-4)
     assert (args.learning_rate, args.min_learning_rate) == pytest.approx((3e-4, 2e-4))
+
+
+def test_clips_and_masks_of_a_video_count_in_the_learning_rate_and_not_in_the_batch(tmp_path):
+    for options in ({"clips_per_video": 4}, {"masks_per_clip": 4}, {"clips_per_video": 2, "masks_per_clip": 2}):
+        args = arguments(gradient_accumulation_steps=16, base_min_learning_rate=1e-4, **options)
+        assert args.total_batch_size == 64
+        assert (args.learning_rate, args.min_learning_rate) == pytest.approx((1.5e-4, 1e-4))
+    config = videomae()
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config, count=64))
+    assert "Effective batch 256 = 4 videos x 2 clips x 2 masks x 16 accumulation steps x 1 processes" in (
+        trainer.describe()
+    )
+    args = arguments(tmp_path, base_learning_rate=None, learning_rate=0.01, masks_per_clip=4)
+    assert args.learning_rate == 0.01
+
+
+def test_stage_1_hides_a_clip_under_several_masks_too(tmp_path):
+    config = videomae(decoder_keep=0.5)
+    data = Clips(config)
+    items = [data[i] for i in range(4)]
+    for i, item in enumerate(items):
+        generator = torch.Generator().manual_seed(i)
+        item["bool_masked_pos"] = torch.stack([item["bool_masked_pos"], data[i + 4]["bool_masked_pos"]])
+        item["bool_decoded_pos"] = part_of_hidden(item["bool_masked_pos"], config.num_decoded_patches, generator)
+    batch = default_collate(items)
+    model = MVDForPixelReconstruction(config).train()
+    trainer = MVDTrainer(model, arguments(tmp_path, masks_per_clip=2))
+    loss = trainer.compute_loss(model, batch)
+    losses = [
+        model(batch["pixel_values"], batch["bool_masked_pos"][:, i], bool_decoded_pos=batch["bool_decoded_pos"][:, i])
+        for i in range(2)
+    ]
+    assert loss.item() == pytest.approx((losses[0].loss + losses[1].loss).item() / 2, rel=1e-5)
 
 
 def test_without_a_base_rate_the_learning_rate_stands():
@@ -278,6 +313,7 @@ def test_masks_that_hide_another_number_of_patches_stop_the_run(tmp_path):
     ("options", "reason"),
     [
         ({"clips_per_video": 0}, "clips_per_video=0 must be at least 1"),
+        ({"masks_per_clip": 0}, "masks_per_clip=0 must be at least 1"),
         ({"base_learning_rate": 0}, "a learning rate of 0 must be above 0"),
         ({"base_learning_rate": None, "learning_rate": 0}, "a learning rate of 0 must be above 0"),
         ({"weight_decay_end": 0.1, "weight_decay": 0}, "weight_decay_end needs a weight_decay above 0"),

@@ -57,9 +57,11 @@ class ClipCutter:
     Args:
         frames: chooses the frames of K clips.
         augmentation: makes clips of frames, see `mvd_hf.augmentation`.
-        mask: draws a mask (L,), called with `generator=`, if masks are wanted.
+        mask: draws a mask (L,), or several (m, L) of the same clip, called with `generator=`, if masks are wanted.
         repeats: clips made of the same frames, each with its own crop (repeated augmentation).
         backend: `pyav` or `torchcodec`.
+        decoded: chooses among the hidden patches of a mask those to decode, called with the mask and `generator=`,
+            if not all are.
     """
 
     def __init__(
@@ -69,11 +71,12 @@ class ClipCutter:
         mask: Callable[..., torch.Tensor] | None = None,
         repeats: int = 1,
         backend: str = "pyav",
+        decoded: Callable[..., torch.Tensor] | None = None,
     ):
         if repeats < 1:
             raise ValueError(f"repeats={repeats} must be at least 1.")
         self.frames, self.augmentation, self.mask = frames, augmentation, mask
-        self.repeats, self.backend = repeats, backend
+        self.repeats, self.backend, self.decoded = repeats, backend, decoded
 
     def __call__(
         self, item: dict | str | bytes, generator: torch.Generator, is_image: bool = False
@@ -95,6 +98,8 @@ class ClipCutter:
         clip = {"pixel_values": clips[first], **{f"pixel_values_{size}": clips[size] for size in others}}
         if self.mask is not None:
             clip["bool_masked_pos"] = self.mask(generator=generator)
+            if self.decoded is not None:
+                clip["bool_decoded_pos"] = self.decoded(clip["bool_masked_pos"], generator=generator)
         return clip
 
     def blank(self) -> dict[str, torch.Tensor]:
@@ -231,7 +236,8 @@ class ClipDataset(SampleDataset):
     """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in `set_epoch`'s epoch; -1 gives a blank one.
 
     An item has `pixel_values` (T, 3, S, S) uint8 for the first of the augmentation's sizes, `pixel_values_<size>` for
-    each other one, `bool_masked_pos` (L,) if there is a mask, and `labels` if they are wanted. Where several clips are
+    each other one, `bool_masked_pos` (L,) if there is a mask ((m, L) if there are several), `bool_decoded_pos` of the
+    same shape if a part of the hidden patches is decoded, and `labels` if they are wanted. Where several clips are
     cut out of a video, it is a list of such items. Batch them with [`collate_clips`].
 
     Args:

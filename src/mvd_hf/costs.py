@@ -222,29 +222,35 @@ def reconstruction_flops(config: MVDConfig) -> int:
     return TRAINING_PASSES * (student_size(config).flops(visible) + FLOPS_PER_MAC * (decoder + projections))
 
 
-def distillation_parts(config: MVDConfig, teachers: Mapping[str, Mapping | str]) -> list[Part]:
+def distillation_parts(
+    config: MVDConfig, teachers: Mapping[str, Mapping | str], masks_per_clip: int = 1
+) -> list[Part]:
     """Arithmetic per clip of the student's encoder, which sees visible patches only, its decoders and its teachers.
+
+    The student and its decoders see a clip under each of its masks, a teacher sees it once. Decoders see the visible
+    patches and the part `decoder_keep` of the hidden ones.
 
     Args:
         config: the student's configuration; its `teacher_dims` are the teachers' widths.
         teachers: per name a model or the fields of a `mvd_hf.TeacherConfig`.
+        masks_per_clip: masks of each clip.
 
     Raises:
         ValueError: if `teacher_dims` names others, or a teacher's size is not known.
     """
     if config.teacher_dims.keys() != teachers.keys():
         raise ValueError(f"teacher_dims names {sorted(config.teacher_dims)}, the teachers are {sorted(teachers)}.")
-    masked = config.num_masked_patches
-    visible, class_token = config.num_patches - masked, int(config.use_class_token)
+    decoded = config.num_decoded_patches
+    visible, class_token = config.num_patches - config.num_masked_patches, int(config.use_class_token)
     width = config.decoder_hidden_size
     decoder = config.decoder_num_hidden_layers * layer_macs(
-        config.num_patches + class_token, width, config.decoder_intermediate_size
+        visible + decoded + class_token, width, config.decoder_intermediate_size
     )
-    parts = [Part("student", "", student_size(config).flops(visible))]
+    parts = [Part("student", "", masks_per_clip * student_size(config).flops(visible))]
     for name, dim in config.teacher_dims.items():
-        projections = (visible + class_token) * config.hidden_size * width + masked * width * dim
-        parts.append(Part("decoder", name, FLOPS_PER_MAC * decoder))
-        parts.append(Part("projections", name, FLOPS_PER_MAC * projections))
+        projections = (visible + class_token) * config.hidden_size * width + decoded * width * dim
+        parts.append(Part("decoder", name, FLOPS_PER_MAC * masks_per_clip * decoder))
+        parts.append(Part("projections", name, FLOPS_PER_MAC * masks_per_clip * projections))
     return parts + [Part("teacher", name, teacher_flops(entry, config)) for name, entry in teachers.items()]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .augmentation import FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
 from .clips import ClipCutter, ClipDataset
-from .masking import MASKS
+from .masking import MASKS, part_of_hidden, several_masks
 from .mixing import Mixup
 from .model.configuration_mvd import MVDConfig
 from .model.frame_sampling import (
@@ -300,17 +300,19 @@ def pretraining_clips(
     sizes: Sequence[int] = (),
     *,
     clips_per_video: int = 1,
+    masks_per_clip: int = 1,
     label_column: str | None = None,
     evaluation: bool = False,
     seed: int = 0,
 ) -> ClipDataset | StreamingClips | None:
-    """Clips and masks for stages 1 and 2.
+    """Clips and masks for stages 1 and 2. An evaluation has one mask per clip and decodes all that it hides.
 
     Args:
         data: the source.
         config: the model's configuration: frames, square image size, mask.
         sizes: pixels of further clips of the same crop, for teachers.
         clips_per_video: clips cut from as many parts of each training video, which is decoded once.
+        masks_per_clip: masks drawn for each training clip, `mvd_hf.MVDTrainingArguments.masks_per_clip`.
         label_column: column of labels for an online probe, if there is one.
         evaluation: the evaluation split (`None` if there is none) instead of the training split.
         seed: seed of all random choices.
@@ -319,10 +321,16 @@ def pretraining_clips(
     if height != width:
         raise ValueError(f"Pre-training crops are square, the model wants {height}x{width} pixels.")
     num_clips = 1 if evaluation else clips_per_video
+    mask, decoded = partial(MASKS[config.mask_type], config.grid, config.mask_ratio), None
+    if masks_per_clip > 1 and not evaluation:
+        mask = partial(several_masks, mask, masks_per_clip)
+    if config.num_decoded_patches < config.num_masked_patches and not evaluation:
+        decoded = partial(part_of_hidden, count=config.num_decoded_patches)
     cutter = ClipCutter(
         partial(pretraining_frames, num_frames=config.num_frames, stride=data.stride, num_clips=num_clips),
         PretrainingAugmentation([height, *sizes], data.crop),
-        partial(MASKS[config.mask_type], config.grid, config.mask_ratio),
+        mask,
         backend=data.backend,
+        decoded=decoded,
     )
     return data.clips(cutter, evaluation=evaluation, label_column=label_column, seed=seed)

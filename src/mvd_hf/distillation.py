@@ -26,13 +26,23 @@ def hidden_targets(
 ) -> dict[str, torch.Tensor]:
     """The teachers' features at the hidden patches, (B, M, D) in float32, which the predictions are compared with.
 
+    Args:
+        predictions: per teacher (B, M, D).
+        targets: per teacher (B, L, D), or (B / m, L, D) of clips that the student saw under m masks each.
+        bool_masked_pos: (B, L) bool, True marks the patches that were predicted; M per row.
+
     Raises:
         ValueError: if the names of predictions and targets differ.
     """
     if predictions.keys() != targets.keys():
         raise ValueError(f"The student predicts {sorted(predictions)}, the teachers are {sorted(targets)}.")
-    _, masked_ids = split_mask(bool_masked_pos, next(iter(predictions.values())).shape[1])
-    return {name: select_tokens(targets[name], masked_ids).float() for name in predictions}
+    rows, masked = next(iter(predictions.values())).shape[:2]
+    _, ids = split_mask(bool_masked_pos, masked)
+    hidden = {}
+    for name in predictions:
+        clips, _, width = targets[name].shape
+        hidden[name] = select_tokens(targets[name], ids.reshape(clips, -1)).view(rows, masked, width).float()
+    return hidden
 
 
 def losses_at_hidden_patches(
@@ -58,8 +68,9 @@ def distillation_losses(
 
     Args:
         predictions: per teacher (B, M, D), hidden patches in ascending order.
-        targets: per teacher (B, L, D), all patches.
-        bool_masked_pos: (B, L) bool, True hides; M per row.
+        targets: per teacher (B, L, D), all patches; (B / m, L, D) if the rows are m masks of each clip.
+        bool_masked_pos: (B, L) bool, True marks the patches that were predicted (those hidden, or the part of them
+            that was decoded); M per row.
         losses: `smooth_l1` (beta 1, the paper's), `l1` or `l2`; one for all or one per teacher.
 
     Returns:
@@ -69,6 +80,30 @@ def distillation_losses(
         ValueError: if the names of predictions and targets differ, or there is no such loss.
     """
     return losses_at_hidden_patches(predictions, hidden_targets(predictions, targets, bool_masked_pos), losses)
+
+
+def compare(
+    predictions: Mapping[str, torch.Tensor],
+    targets: Mapping[str, torch.Tensor],
+    bool_masked_pos: torch.Tensor,
+    losses: Mapping[str, str],
+    weights: Mapping[str, float],
+) -> dict[str, torch.Tensor]:
+    """Scalars of a batch: `loss_<teacher>`, their weighted sum `loss`, and the agreement with each teacher.
+
+    Many passes over large tensors with little arithmetic: compiled, they become a few.
+
+    Args:
+        predictions, targets, bool_masked_pos, losses: as for [`distillation_losses`].
+        weights: factor of each teacher's loss.
+    """
+    hidden = hidden_targets(predictions, targets, bool_masked_pos)
+    parts = losses_at_hidden_patches(predictions, hidden, losses)
+    return {
+        **{f"loss_{name}": loss for name, loss in parts.items()},
+        "loss": sum(weight * parts[name] for name, weight in weights.items()),
+        **agreement(predictions, hidden),
+    }
 
 
 class DistillationTrainer(MVDTrainer):
@@ -97,6 +132,8 @@ class DistillationTrainer(MVDTrainer):
         self.run_record.sources |= {name: describe_source(teacher.config.model) for name, teacher in teachers.items()}
         self.probe = None if probe is None else probe.to(self.args.device)
         self.last_features: torch.Tensor | None = None
+        options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
+        self.compare_in_training = torch.compile(compare, **options) if self.args.torch_compile else compare
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Weighted sum of the losses against each teacher; each is logged as `loss_<teacher>`, with its health."""
@@ -107,24 +144,21 @@ class DistillationTrainer(MVDTrainer):
         }
         with torch.no_grad(), self.accelerator.autocast():
             targets = {name: teacher(clips) for name, teacher in self.teachers.items()}
-        outputs = model(
-            pixel_values=inputs["pixel_values"],
-            bool_masked_pos=inputs["bool_masked_pos"],
-            num_masked=self.num_masked,
-        )
+        seen = self.masked_inputs(inputs)
+        outputs = model(**seen)
         is_blank = inputs.get(IS_BLANK, False)
-        hidden = hidden_targets(outputs.predictions, targets, inputs["bool_masked_pos"])
-        kinds = {name: teacher.config.loss for name, teacher in self.teachers.items()}
-        losses = losses_at_hidden_patches(outputs.predictions, hidden, kinds)
-        parts = {
-            **{f"loss_{name}": loss for name, loss in losses.items()},
-            "loss": sum(teacher.config.weight * losses[name] for name, teacher in self.teachers.items()),
-            **agreement(outputs.predictions, hidden),
-        }
+        parts = (self.compare_in_training if self.model.training else compare)(
+            outputs.predictions,
+            targets,
+            seen.get("bool_decoded_pos", seen["bool_masked_pos"]),
+            {name: teacher.config.loss for name, teacher in self.teachers.items()},
+            {name: teacher.config.weight for name, teacher in self.teachers.items()},
+        )
         if self.model.training:
             self.last_features = outputs.last_hidden_state.detach()
             if self.probe is not None:
-                features, labels = self.last_features, inputs["labels"]
+                labels = inputs["labels"]
+                features = self.last_features.unflatten(0, (len(labels), -1)).flatten(1, 2)  # under all of its masks
                 parts["probe_accuracy"] = self.probe.learn(features, labels, self.accelerator, is_blank)
         loss = self.record(parts, inputs["pixel_values"], is_blank)
         return (loss, outputs) if return_outputs else loss

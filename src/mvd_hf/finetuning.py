@@ -60,6 +60,8 @@ class FinetuningArguments(MVDTrainingArguments):
             raise ValueError(f"ema_decay={self.ema_decay} must be between 0 and 1, such as 0.9999.")
         if self.clips_per_video != 1:
             raise ValueError(f"clips_per_video={self.clips_per_video} is for pre-training: give repeats instead.")
+        if self.masks_per_clip != 1:
+            raise ValueError(f"masks_per_clip={self.masks_per_clip} is for pre-training: fine-tuning hides nothing.")
 
 
 class WeightAverage:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -43,7 +44,8 @@ class TeacherConfig:
         target_norm: `none` (MVD), or `layernorm`: standardise every feature vector (no affine parameters, eps 1e-6).
         loss: `smooth_l1` (MVD, beta 1), `l1` or `l2`.
         weight: factor of its loss in the sum.
-        dtype: `float32`, `bfloat16` or `float16`, of its weights. The trainer's autocast applies on top.
+        dtype: `float32`, `bfloat16` or `float16`, of its weights. Those of `float32` run under the trainer's autocast;
+            the others without: it would only turn their layer norms into float32 and back.
         compile: whether `torch.compile` speeds it up.
         frames_per_pass: bound on the frames it sees at once, at least one clip; by default the whole batch.
 
@@ -132,7 +134,8 @@ class Teacher(nn.Module):
             self.register_buffer(f"{name}_offset", offset.float(), persistent=False)
         self.eval().requires_grad_(False)
         if config.compile:
-            self.model.compile()
+            # teachers of one class share a cache, where the sizes of each would look like changing ones of the other
+            self.model.compile(dynamic=False)
 
     def _choose_frames(self, sizes: InputSizes, num_frames: int) -> tuple[str, int, int]:
         """What the teacher sees, the step between the frames it sees, and how many are an input of the model."""
@@ -198,9 +201,11 @@ class Teacher(nn.Module):
 
     def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features (N, patches, D) of inputs (N, frames, C, S, S), without class and register tokens."""
-        inputs = self.family.inputs(self.normalize(pixels), self.patch_size)
-        features = self.model(**inputs).last_hidden_state[:, self.num_extra_tokens :]
-        return features if self.final_norm is None else self.final_norm(features)
+        is_half = next(self.model.parameters()).dtype != torch.float32
+        with torch.autocast(pixels.device.type, enabled=False) if is_half else nullcontext():
+            inputs = self.family.inputs(self.normalize(pixels), self.patch_size)
+            features = self.model(**inputs).last_hidden_state[:, self.num_extra_tokens :]
+            return features if self.final_norm is None else self.final_norm(features)
 
     @torch.no_grad()
     def forward(self, clips: Mapping[int, torch.Tensor]) -> torch.Tensor:

@@ -57,6 +57,9 @@ class MVDTrainingArguments(TrainingArguments):
         license: of the trained weights, as the Hub writes it; nothing is pushed to the Hub without it.
         hub_private_repo: whether a new repository of the Hub is private; it is, unless told otherwise.
         hub_strategy: when to push; only `end` leaves the logs and lists of the output folder on this machine.
+        masks_per_clip: masks under which the student sees each clip of a batch in pre-training, while the teachers
+            see it once; the loss is the mean over them. Like the official clips per video they count in the learning
+            rate, not in the batch sizes.
     """
 
     base_learning_rate: float | None = field(default=1.5e-4)
@@ -67,6 +70,7 @@ class MVDTrainingArguments(TrainingArguments):
     layer_decay: float | None = field(default=None)
     clips_per_video: int = field(default=1)
     license: str | None = field(default=None)
+    masks_per_clip: int = field(default=1)
 
     num_train_epochs: float = field(default=400.0)
     weight_decay: float = field(default=0.05)
@@ -89,9 +93,10 @@ class MVDTrainingArguments(TrainingArguments):
         self._check()
         self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
+        self.accelerator_config.non_blocking = self.accelerator_config.non_blocking or self.dataloader_pin_memory
         self.min_learning_rate = self.base_min_learning_rate
         if self.base_learning_rate is not None:
-            scale = self.total_batch_size * self.clips_per_video / 256
+            scale = self.total_batch_size * self.clips_per_video * self.masks_per_clip / 256
             self.learning_rate = self.base_learning_rate * scale
             self.min_learning_rate = self.base_min_learning_rate * scale
 
@@ -101,6 +106,7 @@ class MVDTrainingArguments(TrainingArguments):
         splits_batches = self.accelerator_config is not None and self.accelerator_config.split_batches
         reasons = {
             f"clips_per_video={self.clips_per_video} must be at least 1": self.clips_per_video < 1,
+            f"masks_per_clip={self.masks_per_clip} must be at least 1": self.masks_per_clip < 1,
             f"a learning rate of {rate:g} must be above 0": rate <= 0,
             "push_to_hub needs the license of the weights": self.push_to_hub and not self.license,
             "weight_decay_end needs a weight_decay above 0": self.weight_decay_end and not self.weight_decay,
@@ -326,12 +332,14 @@ class MVDTrainer(Trainer):
         length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        clips = "" if args.clips_per_video == 1 else f"{args.clips_per_video} clips x "
+        counts = {"clips": args.clips_per_video, "masks": args.masks_per_clip}
+        clips = "".join(f"{count} {name} x " for name, count in counts.items() if count > 1)
+        batch = args.total_batch_size * args.clips_per_video * args.masks_per_clip
         processes = self.accelerator.num_processes
         scaled = "" if args.base_learning_rate is None else f" (base {args.base_learning_rate:g} x batch / 256)"
         return (
             f"{type(self.model).__name__}: {trainable:,} trainable parameters. "
-            f"Effective batch {args.total_batch_size * args.clips_per_video} = {args.train_batch_size} videos x "
+            f"Effective batch {batch} = {args.train_batch_size} videos x "
             f"{clips}{args.gradient_accumulation_steps} accumulation steps x {processes} processes. "
             f"Learning rate {args.learning_rate:g}{scaled}, floor {args.min_learning_rate:g}. "
             f"{self.num_samples()} samples, {self.steps_per_epoch()} steps per epoch, "
@@ -442,13 +450,62 @@ class MVDTrainer(Trainer):
     def _prepare_inputs(self, inputs):
         inputs = dict(inputs)
         self.bad_videos.add("training" if self.model.training else "evaluation", inputs.pop(BAD_VIDEOS, []))
+        if self.args.dataloader_pin_memory:  # a stream's batches are still in pinned memory: no waiting for the copy
+            inputs = {
+                name: value.to(self.args.device, non_blocking=True) if torch.is_tensor(value) else value
+                for name, value in inputs.items()
+            }
         return super()._prepare_inputs(inputs)
+
+    def check_masks(self, per_clip: int, has_decoded_part: bool):
+        """Raise ValueError if a training batch has other masks than the arguments and the configuration say.
+
+        Args:
+            per_clip: masks of each clip.
+            has_decoded_part: whether the batch says which of the hidden patches are decoded.
+        """
+        config = self.model.config
+        if per_clip != self.args.masks_per_clip:
+            raise ValueError(
+                f"masks_per_clip={self.args.masks_per_clip}, but the data set draws {per_clip} for each clip: give "
+                "masks_per_clip to mvd_hf.data.pretraining_clips, too."
+            )
+        if has_decoded_part != (config.num_decoded_patches < config.num_masked_patches):
+            says = "which hidden patches are decoded" if has_decoded_part else "not which hidden patches are decoded"
+            raise ValueError(
+                f"decoder_keep={config.decoder_keep}, but the data set says {says}: make it with "
+                "mvd_hf.data.pretraining_clips and the model's configuration."
+            )
+
+    def masked_inputs(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | int]:
+        """What a model in pre-training sees of a batch: each clip once for each of its m masks.
+
+        Args:
+            inputs: `pixel_values` (B, ...), `bool_masked_pos` (B, L) or (B, m, L), `bool_decoded_pos` alike.
+
+        Returns:
+            `pixel_values` (B * m, ...), the others as (B * m, L), and `num_masked`.
+
+        Raises:
+            ValueError: as [`check_masks`].
+        """
+        names = ("bool_masked_pos", "bool_decoded_pos")
+        masks = {name: inputs[name] for name in names if inputs.get(name) is not None}
+        per_clip = next((mask.shape[1] for mask in masks.values() if mask.dim() == 3), 1)
+        if self.model.training:
+            self.check_masks(per_clip, "bool_decoded_pos" in masks)
+        pixel_values = inputs["pixel_values"]
+        return {
+            "pixel_values": pixel_values if per_clip == 1 else pixel_values.repeat_interleave(per_clip, dim=0),
+            **{name: mask.flatten(0, -2) for name, mask in masks.items()},
+            "num_masked": self.num_masked,
+        }
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         is_blank = inputs.pop(IS_BLANK, False)
         if self.num_masked is not None:
-            inputs["num_masked"] = self.num_masked
+            inputs |= self.masked_inputs(inputs)
         outputs = model(**inputs)
         if outputs.loss is None:
             raise ValueError(f"The model gives no loss for a batch of {', '.join(inputs)}: labels are missing.")

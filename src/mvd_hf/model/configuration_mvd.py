@@ -55,6 +55,8 @@ class MVDConfig(PreTrainedConfig):
         use_class_token (`bool`, defaults to `False`): whether a class token (without position) is prepended.
         mask_ratio (`float`, defaults to 0.9): part of the patches hidden in pre-training.
         mask_type (`"tube"` or `"random"`, defaults to `"tube"`): one spatial mask for all times, or free.
+        decoder_keep (`float`, defaults to 1): part of the hidden patches, drawn anew for each mask, that pre-training
+            decodes and matches; the others are left out of the decoders and of the loss.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size
             (`int`, *optional*, two layers by default): the decoder(s); `None` means as in the encoder (MLP: four times
             the decoder's width).
@@ -103,6 +105,7 @@ class MVDConfig(PreTrainedConfig):
     use_class_token: bool = False
     mask_ratio: float | int = 0.9
     mask_type: Literal["tube", "random"] = "tube"
+    decoder_keep: float | int = 1.0
     decoder_hidden_size: int | None = None
     decoder_num_hidden_layers: int = 2
     decoder_num_attention_heads: int | None = None
@@ -207,6 +210,22 @@ class MVDConfig(PreTrainedConfig):
                 f"least one patch and leaves at least one visible, for example 0.9."
             )
         return masked * repeats
+
+    @property
+    def num_decoded_patches(self) -> int:
+        """Patches that pre-training decodes: `decoder_keep` of the hidden ones.
+
+        Raises:
+            ValueError: if that is none of them, or more than all.
+        """
+        masked = self.num_masked_patches
+        decoded = int(self.decoder_keep * masked)
+        if not 0 < decoded <= masked:
+            raise ValueError(
+                f"decoder_keep={self.decoder_keep} decodes {decoded} of {masked} hidden patches; choose a part above "
+                "0 and at most 1."
+            )
+        return decoded
 
     @classmethod
     def check_fields(cls, names: Iterable[str]):

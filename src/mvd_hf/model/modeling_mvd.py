@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mvd import MVDConfig
 from .loading_mvd import refuse_partial_load
-from .patches_mvd import pixel_targets, position_table, select_tokens, split_mask, split_patches
+from .patches_mvd import decoded_part, pixel_targets, position_table, select_tokens, split_mask, split_patches
 
 # what heads add to the encoder, and the arguments of `from_pretrained` that say where a checkpoint is
 HEAD_PARTS = ("decoder", "decoders", "fc_norm", "pooler", "classifier")
@@ -387,16 +387,20 @@ class MVDPreTrainedModel(PreTrainedModel):
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None,
         num_masked: int | None,
-        interpolate_pos_encoding: bool,
+        bool_decoded_pos: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[BaseModelOutput, dict[str, torch.Tensor], torch.Tensor]:
-        """Encode what a mask leaves visible and let each decoder predict what it hides.
+        """Encode what a mask leaves visible and let each decoder predict what it hides, or a part of that.
 
         Returns:
-            The encoder's output, each decoder's predictions (B, M, D_out), and the masked patches (B, M).
+            The encoder's output, each decoder's predictions (B, M, D_out), and the masked patches (B, M); M are only
+            the decoded ones if `bool_decoded_pos` is given.
         """
         grid = self.mvd.embeddings.grid_of(pixel_values)
         visible_ids, masked_ids = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, num_masked)
+        if bool_decoded_pos is not None:
+            masked_ids = decoded_part(bool_masked_pos, bool_decoded_pos, self.config.num_decoded_patches)
         encoded = self.mvd(
             pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -569,6 +573,7 @@ class MVDForPixelReconstruction(MVDPreTrainedModel):
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         num_masked: int | None = None,
+        bool_decoded_pos: torch.Tensor | None = None,
         return_loss: bool = True,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -578,6 +583,8 @@ class MVDForPixelReconstruction(MVDPreTrainedModel):
             pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
             bool_masked_pos (`(B, L)` bool): True hides a patch; each row hides equally many.
             num_masked: how many each row hides, if known: spares a synchronisation with the device.
+            bool_decoded_pos (`(B, L)` bool, *optional*): the hidden patches to decode, `config.num_decoded_patches`
+                in each row; by default all.
             return_loss: whether to compare with the pixels (`pixel_targets`).
             interpolate_pos_encoding: as in [`MVDModel`].
 
@@ -585,7 +592,13 @@ class MVDForPixelReconstruction(MVDPreTrainedModel):
             ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
         """
         encoded, predictions, masked_ids = self.predict_masked(
-            {"pixels": self.decoder}, pixel_values, bool_masked_pos, num_masked, interpolate_pos_encoding, **kwargs
+            {"pixels": self.decoder},
+            pixel_values,
+            bool_masked_pos,
+            num_masked,
+            bool_decoded_pos,
+            interpolate_pos_encoding,
+            **kwargs,
         )
         logits = predictions["pixels"]
         loss = None
@@ -640,6 +653,7 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
         num_masked: int | None = None,
+        bool_decoded_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MVDForFeatureDistillationOutput:
@@ -648,13 +662,21 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
             pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
             bool_masked_pos (`(B, L)` bool): True hides a patch; each row hides equally many.
             num_masked: how many each row hides, if known: spares a synchronisation with the device.
+            bool_decoded_pos (`(B, L)` bool, *optional*): the hidden patches to decode, `config.num_decoded_patches`
+                in each row; by default all.
             interpolate_pos_encoding: as in [`MVDModel`].
 
         Raises:
             ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
         """
         encoded, predictions, _ = self.predict_masked(
-            self.decoders, pixel_values, bool_masked_pos, num_masked, interpolate_pos_encoding, **kwargs
+            self.decoders,
+            pixel_values,
+            bool_masked_pos,
+            num_masked,
+            bool_decoded_pos,
+            interpolate_pos_encoding,
+            **kwargs,
         )
         return MVDForFeatureDistillationOutput(
             last_hidden_state=encoded.last_hidden_state,

@@ -51,6 +51,26 @@ def split_mask(bool_masked_pos: torch.Tensor, num_masked: int) -> tuple[torch.Te
     return order.tensor_split([bool_masked_pos.shape[1] - num_masked], dim=1)
 
 
+def decoded_part(bool_masked_pos: torch.Tensor, bool_decoded_pos: torch.Tensor, num_decoded: int) -> torch.Tensor:
+    """Ascending indices (B, K) of the hidden patches to decode, of masks (B, L), for `num_decoded` = K per clip.
+
+    Raises:
+        ValueError: if the shapes differ.
+        RuntimeError: (on a GPU a device-side assertion) if a row does not choose `num_decoded` hidden patches.
+    """
+    if bool_decoded_pos.shape != bool_masked_pos.shape or bool_decoded_pos.dtype != torch.bool:
+        raise ValueError(
+            f"bool_decoded_pos must be {tuple(bool_masked_pos.shape)} bool like bool_masked_pos, got "
+            f"{tuple(bool_decoded_pos.shape)} {bool_decoded_pos.dtype}."
+        )
+    hidden = bool_decoded_pos & bool_masked_pos
+    torch._assert_async(
+        ((hidden.sum(dim=1) == num_decoded) & (bool_decoded_pos.sum(dim=1) == num_decoded)).all(),
+        f"every row of bool_decoded_pos must choose {num_decoded} hidden patches",
+    )
+    return hidden.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_decoded]
+
+
 def select_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Tokens (B, L, D) at ids (B, n), as (B, n, D)."""
     return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
@@ -84,8 +104,9 @@ def pixel_targets(pixel_values: torch.Tensor, config: MVDConfig) -> torch.Tensor
         pixel_values: uint8 pixels or normalised floats.
         config: the model's configuration.
     """
-    mean, std = (
-        torch.as_tensor(value, dtype=torch.float32, device=pixel_values.device).view(-1, 1, 1)
+    device = pixel_values.device
+    mean, std = (  # made on the CPU and sent: made on the device, they would be waited for
+        torch.tensor(value, dtype=torch.float32, device="cpu").view(-1, 1, 1).to(device, non_blocking=True)
         for value in (config.image_mean, config.image_std)
     )
     in_unit_range = not pixel_values.is_floating_point()
@@ -106,4 +127,4 @@ def pixel_targets(pixel_values: torch.Tensor, config: MVDConfig) -> torch.Tensor
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
-__all__ = ["pixel_targets", "position_table", "select_tokens", "split_mask", "split_patches"]
+__all__ = ["decoded_part", "pixel_targets", "position_table", "select_tokens", "split_mask", "split_patches"]

@@ -1,53 +1,35 @@
-"""Benchmarks: the methods that are compared do the same work, tables are complete and consistent."""
+"""Benchmark of the data path: the methods that are compared do the same work, tables are complete and consistent."""
 
-import importlib.util
 import json
 import os
-import re
-import shlex
 from functools import partial
 from pathlib import Path
 
-import av
 import datasets
 import numpy as np
 import pytest
 import torch
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from mvd_hf import benchmarks
-from mvd_hf.benchmarks import (
-    FLOOR,
-    NOT_MEASURED,
-    OURS,
+from mvd_hf import benchmark_decoders
+from mvd_hf.benchmark_data import (
+    DATA_TITLES,
     STAGES,
-    TITLES,
     DataBenchmarkArguments,
-    DecoderFloor,
     OtherClips,
     StageClock,
-    as_table,
-    as_text,
-    check_frames,
     clip_methods,
     compare,
     data_benchmark,
-    decode_everything,
-    decode_ours,
-    decoders,
-    fixed_frames,
-    make_video,
-    make_videos,
-    natural_frames,
     official_views,
     rows_of,
-    save_report,
     staged_clip,
     uint8_view,
 )
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.benchmark_decoders import FLOOR, OURS, decode_everything
+from mvd_hf.benchmark_reports import NOT_MEASURED, as_text, save_report
+from mvd_hf.benchmark_videos import make_video, natural_frames
 
-ROOT = Path(__file__).parents[1]
 TINY = {"num_frames": 4, "stride": 2, "size": 32, "rounds": 2, "loader_rounds": 1, "loader_clips": 4, "batch_size": 2}
 
 
@@ -78,10 +60,6 @@ def report(tiny) -> dict:
     return data_benchmark(tiny)
 
 
-def numbers(*indices: int):
-    return partial(fixed_frames, np.array(indices))
-
-
 def note_call(log: Path, name: str, task: int):
     with log.open("a") as file:
         file.write(f"{task}{name} {os.getpid()}\n")
@@ -89,74 +67,6 @@ def note_call(log: Path, name: str, task: int):
 
 def fail():
     raise OSError("broken")
-
-
-def test_videos_are_like_those_of_practice(video):
-    with av.open(video) as container:
-        stream = container.streams.video[0]
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        assert (stream.width, stream.height, stream.codec_context.name) == (64, 48, "h264")
-    assert len(packets) == 24
-    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
-    assert keys[0] == 0
-    assert np.diff([*keys, len(packets)]).max() <= 8
-    assert [packet.pts for packet in packets] != sorted(packet.pts for packet in packets)  # B-frames
-    frames = list(natural_frames(3, 48, 64, seed=0))
-    assert frames[0].std() > 20
-    assert 0 < np.abs(frames[1].astype(int) - frames[0]).mean() < np.abs(frames[0] - frames[0].mean()).mean()
-    assert np.array_equal(frames[0], next(natural_frames(1, 48, 64, seed=0)))
-
-
-def test_videos_are_made_once(tmp_path):
-    groups = make_videos(tmp_path, num_frames=3, height=16, width=16)
-    assert list(groups) == ["GOP 250", "GOP 12"]
-    paths = [Path(path) for group in groups.values() for path in group]
-    times = [path.stat().st_mtime_ns for path in paths]
-    assert len(set(paths)) == 4
-    assert make_videos(tmp_path, num_frames=3, height=16, width=16) == groups
-    assert [path.stat().st_mtime_ns for path in paths] == times
-    assert sorted(tmp_path.iterdir()) == sorted(paths)  # nothing unfinished
-
-
-def test_installed_decoders_give_the_same_frames(video):
-    choose = numbers(3, 5, 5, 21)
-    expected = decode_ours(video, choose)
-    assert expected.shape == (4, 48, 64, 3)
-    for decode in decoders().values():
-        assert decode is None or np.array_equal(decode(video, choose), expected)
-
-
-def test_check_frames_tells_other_frames_and_failures(video):
-    tasks = [(video, numbers(1, 9))]
-    assert check_frames(decode_ours, tasks) == "same"
-    assert check_frames(lambda path, choose: decode_ours(path, numbers(1, 8)), tasks) == "other frames"
-    assert check_frames(lambda path, choose: {1}, tasks) == "other frames"
-    assert check_frames(lambda path, choose: decode_ours("missing.mp4", choose), tasks) == "fails (VideoReadError)"
-    assert check_frames(None, tasks) == NOT_MEASURED
-
-
-def test_floor_decodes_all_that_is_needed_and_no_more(video):
-    floor = DecoderFloor()
-    for indices in ([0], [7], [8], [23], [1, 9], [6, 7, 8], [2, 20], range(24)):
-        assert floor(video, numbers(*indices)) == set(indices)
-    _, packets, order = floor.videos[video]
-    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
-    assert floor._runs(packets, [keys[1]]) == [[keys[1], keys[1] + 1]]
-    assert floor._runs(packets, [0, order[23]]) == [[0, 1], [keys[-1], order[23] + 1]]
-    floor.close()
-
-
-def test_no_floor_without_times(tmp_path, video):
-    path = tmp_path / "raw.h264"
-    with av.open(video) as source, av.open(str(path), "w", format="h264") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(source.streams.video[0]):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    with pytest.raises(ValueError, match=r"raw\.h264' have no times"):
-        DecoderFloor.open(str(path))
-    assert check_frames(DecoderFloor(), [(str(path), numbers(0))]) == "fails (ValueError)"
 
 
 def test_other_ways_draw_our_frames_and_crops(video, tiny):
@@ -186,8 +96,8 @@ def test_stages_make_the_clip_of_the_data_set(video, tiny):
 
 
 def test_missing_packages_are_not_measured(video, tiny, monkeypatch):
-    monkeypatch.setattr(benchmarks, "decord", None)
-    monkeypatch.setattr(benchmarks, "torchcodec", None)
+    monkeypatch.setattr(benchmark_decoders, "decord", None)
+    monkeypatch.setattr(benchmark_decoders, "torchcodec", None)
     arguments = DataBenchmarkArguments(output=tiny.output, videos=[video], parts=["decode", "clip", "loader"], **TINY)
     arguments.workers = 0
     report = data_benchmark(arguments)
@@ -197,8 +107,7 @@ def test_missing_packages_are_not_measured(video, tiny, monkeypatch):
         assert len(missing) == 2
         assert all(rows[name]["cpu_ms"] is rows[name]["clips_per_s"] is None for name in missing)
         assert all(row["cpu_ms"] > 0 for name, row in rows.items() if name not in missing)
-    assert as_text(report).count(NOT_MEASURED) >= 6
-    assert benchmarks.optional("no_such_package") is None
+    assert as_text(report, DATA_TITLES).count(NOT_MEASURED) >= 6
 
 
 def test_methods_take_turns(tmp_path):
@@ -234,11 +143,11 @@ def test_rows_hold_means_and_ratios():
 
 
 def test_report_has_every_part(report, tiny):
-    assert set(report) == {"about", "arguments", *TITLES}
+    assert set(report) == {"about", "arguments", *DATA_TITLES}
     assert report["about"]["torch"] == torch.__version__.partition("+")[0]
     assert json.loads(save_report(report, tiny.output, "data").read_text()) == report
-    text = as_text(report)
-    assert all(title in text for title in TITLES.values())
+    text = as_text(report, DATA_TITLES)
+    assert all(title in text for title in DATA_TITLES.values())
     for part in ("decode", "clip", "loader", "clips_per_video"):
         for row in report[part]:
             if row["cpu_ms"] is not None:
@@ -267,51 +176,8 @@ def test_memory_is_watched(report):
     assert {row["open_files"] for row in table} == {table[0]["open_files"]}
 
 
-def test_table_is_aligned():
-    table = as_table([{"name": "long name", "ms": 1.5}, {"name": "b", "ms": None}])
-    assert table.splitlines() == [
-        "| name      |           ms |",
-        "| --------- | -----------: |",
-        "| long name |         1.50 |",
-        "| b         | not measured |",
-    ]
-
-
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="There is no part clips; choose decode, stages"):
         DataBenchmarkArguments(parts=["clips"])
     with pytest.raises(ValueError, match="rounds=0"):
         DataBenchmarkArguments(rounds=0)
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("benchmark_recipe", ROOT / "recipes/benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_recipe_takes_several_files(recipe):
-    arguments = ["--videos", "a b.mp4", "c.mp4", "--rounds", "3", "--parts", "clip"]
-    (parsed,) = parse_arguments(recipe.join_lists(arguments), DataBenchmarkArguments)
-    assert (parsed.videos, parsed.rounds, parsed.parts) == (["a b.mp4", "c.mp4"], 3, ["clip"])
-    with pytest.raises(ValueError, match="There is no benchmark 'speed'; choose data"):
-        recipe.main(["speed"])
-
-
-def test_recipe_prints_and_writes_the_report(recipe, video, tmp_path, caplog):
-    words = ["--rounds", "1", "--num_frames", "4", "--stride", "2", "--size", "32", "--batch_size", "2"]
-    with caplog.at_level("INFO"):
-        recipe.main(["data", "--videos", video, "--parts", "stages", "--output", str(tmp_path), *words])
-    assert TITLES["stages"] in caplog.text
-    assert json.loads((tmp_path / "data.json").read_text())["stages"]
-
-
-def test_documented_commands_are_understood(recipe):
-    text = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^OMP_NUM_THREADS=1 (python recipes/benchmark\.py data.*)$", text, re.MULTILINE)
-    commands = [shlex.split(line) for line in lines]
-    assert commands
-    for command in commands:
-        parse_arguments(recipe.join_lists(command[3:]), DataBenchmarkArguments)

@@ -5,67 +5,43 @@ hold on a machine that does other things too. Each has a fresh process of its ow
 another one freed. CPU time is that of the whole process, with the threads of its decoders.
 """
 
-import datetime
-import importlib
-import importlib.metadata
 import itertools
-import json
 import logging
 import multiprocessing
-import os
-import platform
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import av
 import datasets
 import numpy as np
 import psutil
 import torch
-from av.video.reformatter import VideoReformatter
 from PIL import Image
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .augmentation import MultiScaleCrop, PretrainingAugmentation, resize_frames
+from .benchmark_decoders import FLOOR, OURS, DecoderFloor, check_frames, decode_everything, decoders, fixed_frames
+from .benchmark_reports import about
+from .benchmark_videos import make_videos
 from .clips import ClipCutter, ClipDataset, sample_generator
 from .collation import collate_clips
 from .masking import tube_mask
 from .model.frame_sampling import pretraining_frames
-from .model.video_reading import DECODERS_THAT_SKIP, VideoReader
+from .model.video_reading import VideoReader
 from .toy import make_toy_dataset
 
 logger = logging.getLogger(__name__)
 
-
-def optional(name: str):
-    """A package, or `None` if it is missing or cannot load its libraries."""
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError, OSError):
-        return None
-
-
-decord, torchcodec = optional("decord"), optional("torchcodec.decoders")
-
-OURS, FLOOR = "mvd_hf", "floor: bare decoding of the packets needed"
-NOT_MEASURED = "not measured"
-PACKAGES = ("mvd_hf", "torch", "torchvision", "numpy", "pillow", "av", "decord", "torchcodec")
-GOP_SIZES = (250, 12)
-# smoothness (in frame heights), contrast (grey levels) and speed (pixels per frame) of the content's layers
-LAYERS = ((1 / 6, 45, 0.6), (1 / 24, 22, 1.2), (1 / 80, 14, 1.0), (1 / 256, 8, 1.0))
-GRAIN = 3.0  # grey levels of noise, other in every frame
 STAGES = (
     "open and scan packets", "decode", "colour conversion", "copy of the crop", "resize", "layout (channels first)",
     "mask", "close", "whole clip", "collate",
 )  # fmt: skip
-TITLES = {
+DATA_TITLES = {
     "decode": "Decode alone: a clip's frames as RGB, file opened each time",
     "stages": "Stages of ours: CPU time per clip",
     "clip": "File to clip: frames, crop and resize, in one process",
@@ -73,9 +49,6 @@ TITLES = {
     "clips_per_video": "Clips per decode: CPU time per clip",
     "memory": "Memory of one process that reads clip after clip",
 }
-
-# gives the frame numbers (T,) to read of a video with so many frames
-ChooseFrames = Callable[[int], np.ndarray]
 
 
 @dataclass
@@ -85,7 +58,7 @@ class DataBenchmarkArguments:
     Args:
         output: folder of the report and of the videos that are made for it.
         videos: files to measure on, instead of those made here (340x256, 300 frames, GOP 250 and 12).
-        parts: tables to measure, of `mvd_hf.benchmarks.TITLES`; `memory` is only measured where clips are asked for.
+        parts: tables to measure, of `mvd_hf.benchmark_data.DATA_TITLES`; `memory` only where clips are asked for.
         rounds: clips per file, drawn at random, that each method reads.
         workers, batch_size: of the DataLoader.
         loader_rounds, loader_clips: passes through the DataLoader, of which the median counts, and clips of each.
@@ -96,7 +69,7 @@ class DataBenchmarkArguments:
 
     output: str = "outputs/benchmarks"
     videos: list = field(default_factory=list)
-    parts: list = field(default_factory=lambda: list(TITLES))
+    parts: list = field(default_factory=lambda: list(DATA_TITLES))
     rounds: int = 20
     workers: int = 2
     batch_size: int = 8
@@ -109,9 +82,9 @@ class DataBenchmarkArguments:
     seed: int = 0
 
     def __post_init__(self):
-        unknown = sorted(set(self.parts) - set(TITLES))
+        unknown = sorted(set(self.parts) - set(DATA_TITLES))
         if unknown:
-            raise ValueError(f"There is no part {', '.join(unknown)}; choose {', '.join(TITLES)}.")
+            raise ValueError(f"There is no part {', '.join(unknown)}; choose {', '.join(DATA_TITLES)}.")
         if self.rounds < 1 or self.loader_rounds < 1:
             raise ValueError(f"rounds={self.rounds} and loader_rounds={self.loader_rounds} must be at least 1.")
 
@@ -127,190 +100,6 @@ class DataBenchmarkArguments:
             PretrainingAugmentation([self.size]),
             partial(tube_mask, grid, 0.9) if with_mask else None,
         )
-
-
-# videos
-
-
-def natural_frames(num_frames: int, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-    """Frames (height, width, 3) uint8 of what codecs meet in practice: drifting texture, moving shapes, grain."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    layers = []
-    for smoothness, contrast, speed in LAYERS:
-        blur = np.exp(-2 * (np.pi * smoothness * height) ** 2 * (rows**2 + columns**2))
-        spectrum = np.fft.rfft2(rng.standard_normal((3, height, width))) * blur
-        spectrum *= contrast / np.fft.irfft2(spectrum, (height, width)).std()
-        layers.append((spectrum, speed * rng.normal(size=2)))
-    shapes = [
-        (rng.random(2) * (height, width), 2.5 * rng.normal(size=2), rng.uniform(0.06, 0.16) * height, rng.random(3))
-        for _ in range(5)
-    ]
-    for i in range(num_frames):
-        drift = [i * (rows * down + columns * right) for _, (down, right) in layers]
-        moved = sum(layer[0] * np.exp(-2j * np.pi * shift) for layer, shift in zip(layers, drift, strict=True))
-        frame = 118 + np.fft.irfft2(moved, (height, width))
-        for start, velocity, radius, colour in shapes:
-            top, left = (start + i * velocity) % (height, width)
-            inside = np.hypot(np.arange(height)[:, None] - top, np.arange(width)[None] - left) < radius
-            frame[:, inside] = 0.3 * frame[:, inside] + 170 * colour[:, None]
-        frame += GRAIN * rng.standard_normal((height, width))
-        yield np.ascontiguousarray(frame.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
-
-
-def make_video(path: Path, frames: Iterable[np.ndarray], gop_size: int):
-    """Write frames (H, W, 3) uint8, H and W even, as an H.264 mp4 file, with the encoder's defaults."""
-    unfinished = path.with_suffix(".part")
-    with av.open(str(unfinished), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=30, options={"crf": "23"})
-        stream.pix_fmt, stream.gop_size, stream.codec_context.thread_count = "yuv420p", gop_size, 1
-        for i, frame in enumerate(frames):
-            if i == 0:
-                stream.height, stream.width = frame.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    unfinished.rename(path)
-
-
-def make_videos(folder: Path, num_frames: int = 300, height: int = 256, width: int = 340) -> dict[str, list[str]]:
-    """Paths of two videos for each GOP size; those that the folder has already are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    groups: dict[str, list[str]] = {}
-    for gop_size, seed in itertools.product(GOP_SIZES, range(2)):
-        path = folder / f"content{seed}_{width}x{height}_{num_frames}_gop{gop_size}.mp4"
-        if not path.exists():
-            make_video(path, natural_frames(num_frames, height, width, seed), gop_size)
-        groups.setdefault(f"GOP {gop_size}", []).append(str(path))
-    return groups
-
-
-def fixed_frames(indices: np.ndarray, total_frames: int) -> np.ndarray:
-    """These frame numbers, whatever the number of frames."""
-    return indices
-
-
-# decoding: (path, choose) to frames (T, H, W, 3) uint8
-
-
-def decode_ours(path: str, choose: ChooseFrames) -> np.ndarray:
-    """Frames read by [`VideoReader`]."""
-    with VideoReader(path) as reader:
-        return reader.read(choose(len(reader)))
-
-
-def decode_decord(path: str, choose: ChooseFrames) -> np.ndarray:
-    """Frames read by decord with one decoder thread, as the official program reads them."""
-    reader = decord.VideoReader(path, num_threads=1)
-    return reader.get_batch(choose(len(reader))).asnumpy()
-
-
-def decode_torchcodec(path: str, choose: ChooseFrames) -> np.ndarray:
-    """Frames read by torchcodec in its exact mode with one decoder thread."""
-    decoder = torchcodec.VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-    return decoder.get_frames_at([int(index) for index in choose(len(decoder))]).data.numpy()
-
-
-def decode_everything(path: str, choose: ChooseFrames, convert_all: bool) -> np.ndarray:
-    """Frames read with PyAV's `decode` from the first to the last.
-
-    Args:
-        path: the file.
-        choose: gives the frame numbers to keep.
-        convert_all: convert every frame to RGB with PyAV's defaults, as many a tutorial does (though those not kept
-            are dropped at once here), instead of the kept ones with one converter and one thread.
-    """
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        if not convert_all:
-            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-        count = stream.frames
-        if count == 0:
-            count = sum(packet.size > 0 for packet in container.demux(stream))
-            container.seek(0)
-        indices, reformatter, kept = choose(count), VideoReformatter(), {}
-        wanted = {int(index) for index in indices}
-        for index, frame in enumerate(container.decode(stream)):
-            if convert_all:
-                pixels = frame.to_ndarray(format="rgb24")
-            elif index in wanted:
-                pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            if index in wanted:
-                kept[index] = pixels
-    return np.stack([kept[int(index)] for index in indices])
-
-
-class DecoderFloor:
-    """The decoder's own time: packets read beforehand, no needless one decoded, no colours converted.
-
-    A file's packets are read when it is first decoded.
-    """
-
-    def __init__(self):
-        self.videos: dict[str, tuple] = {}
-
-    @staticmethod
-    def open(path: str) -> tuple:
-        """Container, packets, and packets of the frames in display order.
-
-        Raises:
-            ValueError: if the packets have no times to plan by.
-        """
-        container = av.open(path)
-        stream = container.streams.best("video")
-        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        times = [packet.pts for packet in packets if not packet.is_discard]
-        if None in times or len(set(times)) != len(times) or not packets[0].is_keyframe:
-            container.close()
-            raise ValueError(f"The packets of {path!r} have no times to plan by.")
-        order = sorted((i for i, packet in enumerate(packets) if not packet.is_discard), key=lambda i: packets[i].pts)
-        return container, packets, order
-
-    def __call__(self, path: str, choose: ChooseFrames) -> set[int]:
-        """Decode what the frames need; gives the numbers of those that came out."""
-        if path not in self.videos:
-            self.videos[path] = self.open(path)
-        _, packets, order = self.videos[path]
-        decoder = packets[0].stream.codec_context
-        skips = decoder.name in DECODERS_THAT_SKIP
-        number_of = {packets[order[index]].pts: int(index) for index in choose(len(order))}
-        wanted = sorted(order[index] for index in number_of.values())
-        came_out: set[int] = set()
-        for start, stop in self._runs(packets, wanted):
-            for packet in itertools.chain(packets[start:stop], [None]):
-                if packet is not None and skips:
-                    decoder.skip_frame = "DEFAULT" if packet.pts in number_of else "NONREF"
-                came_out |= {number_of[frame.pts] for frame in decoder.decode(packet) if frame.pts in number_of}
-            decoder.flush_buffers()
-        return came_out
-
-    @staticmethod
-    def _runs(packets: list, wanted: list[int]) -> list[list[int]]:
-        """Ranges of packets from the key packet before wanted ones to the last of them."""
-        runs: list[list[int]] = []
-        for i in wanted:
-            start = max(j for j in range(i + 1) if packets[j].is_keyframe and packets[j].pts <= packets[i].pts)
-            if runs and start <= runs[-1][1]:
-                runs[-1][1] = max(runs[-1][1], i + 1)
-            else:
-                runs.append([start, i + 1])
-        return runs
-
-    def close(self):
-        """Free the files and decoders."""
-        for container, *_ in self.videos.values():
-            container.close()
-
-
-def decoders() -> dict[str, Callable | None]:
-    """The ways to decode that are compared; `None` for what is not installed."""
-    return {
-        OURS: decode_ours,
-        "decord, 1 thread": decord and decode_decord,
-        "torchcodec, exact": torchcodec and decode_torchcodec,
-        "PyAV, decode all, convert the clip's": partial(decode_everything, convert_all=False),
-        "PyAV, decode and convert all": partial(decode_everything, convert_all=True),
-    }
 
 
 # clips by other means
@@ -377,10 +166,11 @@ def video_rows(paths: Sequence[str]) -> datasets.Dataset:
 def clip_methods(paths: Sequence[str], arguments: DataBenchmarkArguments) -> dict[str, Callable | None]:
     """Data sets of the same clips: `dataset[(epoch, index)]`; `None` for what is not installed."""
     exhaustive = partial(decode_everything, convert_all=False)
+    installed = decoders()
     others = {
-        "official way (decord, Pillow, two float views)": (decord and decode_decord, official_views),
+        "official way (decord, Pillow, two float views)": (installed["decord, 1 thread"], official_views),
         "PyAV, decode all, then the official way": (exhaustive, official_views),
-        "torchcodec, torchvision, uint8": (torchcodec and decode_torchcodec, uint8_view),
+        "torchcodec, torchvision, uint8": (installed["torchcodec, exact"], uint8_view),
     }
     ours = ClipDataset(video_rows(paths), arguments.cutter(), seed=arguments.seed)
     return {OURS: ours} | {
@@ -483,24 +273,6 @@ def rows_of(files: str, costs: dict[str, np.ndarray | None], reference: str) -> 
             row |= {"cpu_ratio": cpu / base.mean(), "low": low, "high": high}
         rows.append({key: float(value) if isinstance(value, np.floating) else value for key, value in row.items()})
     return rows
-
-
-def check_frames(method: Callable | None, tasks: Sequence[tuple]) -> str:
-    """Whether a decoder gives the frames of an exhaustive decode: `same`, `other frames`, or why it fails."""
-    if method is None:
-        return NOT_MEASURED
-    for path, choose in tasks:
-        try:
-            frames = method(path, choose)
-        except Exception as error:  # of any type: other packages'
-            return f"fails ({type(error).__name__})"
-        if isinstance(frames, set):  # the floor keeps no frames
-            agrees = frames == set(choose(0).tolist())
-        else:
-            agrees = np.array_equal(frames, decode_everything(path, choose, convert_all=False))
-        if not agrees:
-            return "other frames"
-    return "same"
 
 
 def measure_decode(groups: dict[str, list[str]], arguments: DataBenchmarkArguments) -> list[dict]:
@@ -720,37 +492,8 @@ def measure_memory(arguments: DataBenchmarkArguments) -> list[dict]:
 # the report
 
 
-def processor() -> str:
-    """Model of the CPU."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def version_of(package: str) -> str:
-    """Version of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def about() -> dict[str, str]:
-    """Hardware, versions and date, which every report starts with."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "CPU": processor(),
-        "cores": str(os.cpu_count()),
-        "load": "{:.1f} {:.1f} {:.1f}".format(*os.getloadavg()),
-        "python": platform.python_version(),
-        **{package: version_of(package) for package in PACKAGES},
-    }
-
-
 def data_benchmark(arguments: DataBenchmarkArguments) -> dict:
-    """The report: `about`, and a table (a list of rows) for every part, see `TITLES`.
+    """The report: `about`, and a table (a list of rows) for every part, see `DATA_TITLES`.
 
     CPU and wall times are milliseconds per clip; `cpu_ratio` is CPU time over ours (over that of 1 clip in
     `clips_per_video`), from `low` to `high` with 95 % confidence. What is not installed has `None` for numbers.
@@ -765,49 +508,11 @@ def data_benchmark(arguments: DataBenchmarkArguments) -> dict:
         groups = {Path(path).name: [str(path)] for path in arguments.videos}
         for part in (part for part in PARTS if part in arguments.parts):
             groups = groups or make_videos(Path(arguments.output) / "videos")
-            logger.info("Measuring: %s.", TITLES[part])
+            logger.info("Measuring: %s.", DATA_TITLES[part])
             report[part] = PARTS[part](groups, arguments)
     finally:
         torch.set_num_threads(threads)
     return report
-
-
-def cell(value) -> str:
-    """A table's value as text."""
-    if value is None:
-        return NOT_MEASURED
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def as_table(rows: list[dict]) -> str:
-    """Rows with the same keys as an aligned Markdown table."""
-    lines = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    is_number = [isinstance(value, int | float) for value in rows[0].values()]
-    lines.insert(1, ["-" * (width - number) + ":" * number for width, number in zip(widths, is_number, strict=True)])
-    aligned = [
-        [
-            text.rjust(width) if number else text.ljust(width)
-            for text, width, number in zip(line, widths, is_number, strict=True)
-        ]
-        for line in lines
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
-
-
-def as_text(report: dict) -> str:
-    """A report as a header and a table per part."""
-    header = ", ".join(f"{name} {value}" for name, value in report["about"].items())
-    tables = [f"{TITLES[part]}\n\n{as_table(report[part])}" for part in TITLES if report.get(part)]
-    return "\n\n".join([header, *tables])
-
-
-def save_report(report: dict, folder: str | Path, name: str) -> Path:
-    """Write a report as JSON to `<folder>/<name>.json` and return the file's path."""
-    path = Path(folder) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    return path
 
 
 PARTS = {
