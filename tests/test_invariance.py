@@ -231,7 +231,7 @@ def test_workers_do_not_change_the_clips(recipe, reference, tmp_path):
     assert figures(tmp_path) == figures(reference)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_happened(recipe, tmp_path, processes):
     options = {
         "per_device_train_batch_size": 16 // processes,
@@ -267,7 +267,7 @@ def test_another_number_of_processes_goes_on_and_says_what_changes(recipe, refer
     assert figures(tmp_path) == pytest.approx(figures(reference), rel=1e-4)
 
 
-@pytest.mark.parametrize("content", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
+@pytest.mark.parametrize("content", [pytest.param("FULL_STATE_DICT", marks=pytest.mark.long), "SHARDED_STATE_DICT"])
 def test_sharded_processes_train_as_one_and_resume_exactly(recipe, reference, tmp_path, content):
     config = yaml.safe_load((ROOT / "recipes" / "accelerate" / "fsdp2.yaml").read_text())
     config |= {"num_processes": 2, "mixed_precision": "no", "main_process_port": 0, "use_cpu": True}

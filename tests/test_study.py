@@ -237,6 +237,7 @@ def smallest(tmp_path_factory) -> list[str]:
     return [sys.executable, "recipes/study/run.py", "recipes/study/small.yaml", *arguments]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_study_goes_on_from_its_checkpoint_to_its_report(smallest):
     output = Path(smallest[3].partition("=")[2].strip('"'))
