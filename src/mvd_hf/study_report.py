@@ -182,6 +182,7 @@ def setting(results: Mapping) -> str:
     tasks = " and ".join(
         f"`{task}` ({len(class_names(task))} classes: {' x '.join(parts)})" for task, parts in TASKS.items()
     )
+    remarks = "".join(f"- {remark}\n" for remark in results["remarks"])  # of those who ran it, kept with the numbers
     return f"""## This run
 
 The setting `{results["setting"]}` with {seeds} seed{"s" * (seeds > 1)} on {results["device"]}, torch
@@ -196,13 +197,14 @@ No other setting has results here.
   frames of {side}x{side} pixels.
 - Epochs: {epochs}. Each seed trains teachers of its own; all
   seeds share the videos.
-- Protocol: last weights, one view per video, no setting chosen on the test, no seed left out.
+- Protocol: last weights, one view per video, no setting chosen on the test, every finished seed of
+  the setting is counted.
 - One accuracy of one seed rests on {scenes_of[split]} videos: its standard error is up to
   {100 * (0.25 / scenes_of[split]) ** 0.5:.1f} points.
 - Its {results["stages"]["count"]} stages took {results["stages"]["seconds"] / 60:.0f} minutes of wall-clock time
   together, {study["processes"]} at a time, on a machine that may have had other work; of a stage that was cut off its
   last part counts.
-
+{remarks}
 ![Scenes: each row a video, every third frame; below it the same scene played backwards](pictures/scenes.png)"""
 
 

@@ -174,6 +174,7 @@ def collect(plan: Plan, setting: str) -> dict:
         "setting": setting,
         "seeds": list(collection.stages),
         "unfinished_seeds": [seed for seed in plan.study.seeds if seed not in collection.stages],
+        "remarks": [],
         "study": {key: value for key, value in study.items() if key not in ("output", "seeds")},
         "device": device,
         "versions": {name: version(name) for name in ("torch", "transformers")},
