@@ -98,6 +98,18 @@ def tiny_job(tmp_path_factory):
     return folder, result.stdout + result.stderr
 
 
+def start(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """Run Python in a folder, without the Hub."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
 @pytest.mark.slow
 def test_the_tiny_job_trains_every_stage(tiny_job):
     folder, log = tiny_job
@@ -143,14 +155,7 @@ def test_the_readmes_python_runs(tiny_job):
         "assert 0 < loss.item() < 1.6",
     ]
     for snippet, check in zip(snippets, checks, strict=True):
-        result = subprocess.run(
-            [sys.executable, "-c", f"{snippet}\n{check}"],
-            cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        result = start(folder, "-c", f"{snippet}\n{check}")
         assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -162,14 +167,7 @@ def test_the_readmes_pictures_and_programs_are_made(tiny_job):
     commands = [words for words in commands if words[2] != "detect"]
     assert len(commands) == 6
     for words in commands:
-        result = subprocess.run(
-            [sys.executable, *words[1:]],
-            cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        result = start(folder, *words[1:])
         assert result.returncode == 0, result.stderr[-3000:]
     made = {path.name for path in (folder / "outputs" / "pictures").glob("*")}
     names = "similarity", "tokens", "reconstruction", "attention", "curves"
@@ -187,14 +185,7 @@ def test_the_readmes_python_for_action_detection_runs(tmp_path):
         part.save_pretrained(tmp_path / "outputs/tiny/detector")
     (snippet,) = (text for text in blocks(ROOT / "README.md", "python") if "MVDForActionDetection" in text)
     checks = "\nassert outputs.logits.shape == (1, 2, 8)\nassert [len(p['labels']) for p in people] == [8, 8]"
-    result = subprocess.run(
-        [sys.executable, "-c", snippet + checks],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = start(tmp_path, "-c", snippet + checks)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -203,14 +194,7 @@ def test_the_readmes_publications_can_be_tried(tiny_job):
     folder, _ = tiny_job
     dry_runs = [words for path, words in COMMANDS if path == ROOT / "README.md" and words[1] == "recipes/publish.py"]
     for words, expected in zip(dry_runs, ("modeling_mvd.py", "its class in the column `label`"), strict=True):
-        result = subprocess.run(
-            [sys.executable, *words[1:]],
-            cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        result = start(folder, *words[1:])
         assert result.returncode == 0, result.stderr[-3000:]
         assert expected in result.stderr
         assert "A dry run: nothing was uploaded" in result.stderr
@@ -226,14 +210,7 @@ def test_a_mistake_on_the_command_line_ends_with_a_clear_message(tiny_job):
         (["--config.mask_ratio=0.001"], "mask_ratio=0.001 hides 0 of 64 patches"),
         (["--per_device_train_batch_size=1000"], "fewer than the total batch of 1000"),
     ):
-        result = subprocess.run(
-            [sys.executable, "recipes/distill.py", "recipes/tiny/distill.yaml", "--output_dir=elsewhere", *arguments],
-            cwd=folder,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        result = start(folder, "recipes/distill.py", "recipes/tiny/distill.yaml", "--output_dir=elsewhere", *arguments)
         assert result.returncode != 0
         assert message in result.stderr
 
