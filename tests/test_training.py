@@ -34,7 +34,7 @@ from mvd_hf.masking import part_of_hidden
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.optimization import cosine_schedule
 from mvd_hf.toy import make_toy_dataset
-from mvd_hf.training import EpochSampler, last_complete_checkpoint, warn_of_missing_processes
+from mvd_hf.training import EpochSampler, check_processes, last_complete_checkpoint
 
 
 class Clips(torch.utils.data.Dataset):
@@ -138,14 +138,16 @@ def test_processes_that_the_launcher_left_out_are_told(monkeypatch, caplog, envi
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    warn_of_missing_processes(1)
+    check_processes(1)
     assert ("asked for several processes and has started one" in caplog.text) == is_told
     caplog.clear()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    warn_of_missing_processes(2)
+    check_processes(2)
     assert not caplog.text
-    with pytest.raises(ValueError, match=r"started 2 processes, but each would train by itself.*ACCELERATE_USE_CPU"):
-        warn_of_missing_processes(1)
+    with pytest.raises(
+        ValueError, match=r"WORLD_SIZE=2: .* each would train by itself.*ACCELERATE_USE_CPU=true.*unset WORLD_SIZE"
+    ):
+        check_processes(1)
 
 
 def test_arguments_survive_json():
@@ -787,3 +789,21 @@ def test_a_request_to_stop_saves_after_the_step_and_ends_with_143(tmp_path, capl
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == saved
     assert "Stopped by SIGTERM after step 3" in caplog.text
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_request_to_stop_that_comes_at_the_very_end_is_not_forgotten(tmp_path, caplog):
+    class Terminate(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = videomae()
+    args = arguments(tmp_path, num_train_epochs=1, warmup_epochs=0)
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config))
+    trainer.add_callback(Terminate())
+    done = []
+    with pytest.raises(SystemExit) as ended:
+        trainer.run(then=lambda: done.append("evaluated"))
+    assert ended.value.code == 143
+    assert f"Training had ended, the model is in {tmp_path}" in caplog.text
+    assert (tmp_path / "model.safetensors").exists()
+    assert not done

@@ -89,7 +89,7 @@ class MVDTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        warn_of_missing_processes(self.world_size)
+        check_processes(self.world_size)
         self._check()
         self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
@@ -133,8 +133,8 @@ class MVDTrainingArguments(TrainingArguments):
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
-def warn_of_missing_processes(world_size: int):
-    """Say so where `accelerate launch --cpu` was asked for several processes: it starts one, without a word.
+def check_processes(world_size: int):
+    """Warn where `accelerate launch --cpu` was asked for several processes: it starts one, without a word.
 
     Raises:
         ValueError: if several processes were started that do not know of each other.
@@ -142,8 +142,9 @@ def warn_of_missing_processes(world_size: int):
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > 1 and world_size == 1:
         raise ValueError(
-            f"The launcher has started {started} processes, but each would train by itself: there is no GPU for them. "
-            "For several processes on a CPU, set ACCELERATE_USE_CPU=true."
+            f"WORLD_SIZE={started}: so many processes were started, but each would train by itself, as they do not "
+            "know of each other. On a machine without GPUs set ACCELERATE_USE_CPU=true; for a single process unset "
+            "WORLD_SIZE."
         )
     is_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     if is_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
@@ -766,14 +767,15 @@ class MVDTrainer(Trainer):
         self.args.eval_on_start = self.evaluates_first and self.eval_dataset is not None and checkpoint is None
         with self.stop_request:
             self.train(resume_from_checkpoint=checkpoint)
-        if self.is_stopped:
+            if not self.is_stopped:
+                if self.is_fsdp_enabled:  # checkpoints may be divided, the model is whole
+                    self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+                self.save_model()
+        if self.sum_over_processes(int(self.stop_request.is_made)) > 0:
             if is_main:
                 logger.warning("Stopped by SIGTERM after step %d. %s", self.state.global_step, self.how_to_go_on())
             self.leave()
             sys.exit(128 + signal.SIGTERM)
-        if self.is_fsdp_enabled:  # checkpoints may be divided, the model is whole
-            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        self.save_model()
         if self.eval_dataset is not None:
             trained = self.last_evaluation() or self.evaluate()
             self.report_bad_videos()
@@ -790,6 +792,8 @@ class MVDTrainer(Trainer):
 
     def how_to_go_on(self) -> str:
         """What a stopped run says at its end."""
+        if not self.is_stopped:
+            return f"Training had ended, the model is in {self.args.output_dir}: the same command again does the rest."
         if self.args.save_strategy == SaveStrategy.NO:
             return "No checkpoint was saved, as save_strategy is no."
         return f"{self.checkpoint_folder()} is complete: start the same command again to go on."
