@@ -10,12 +10,12 @@ Keys: the model (below), the data (`mvd_hf.detection.DetectionArguments`), the t
 import logging
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from transformers import set_seed
 
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor
+from mvd_hf.classifiers import is_published_name, read_stored_config
 from mvd_hf.detection import DetectionArguments, DetectionTrainer
 from mvd_hf.recipe_arguments import parse_arguments, read_arguments
 
@@ -45,8 +45,9 @@ def load_detector(recipe: DetectorArguments, data: DetectionArguments) -> MVDFor
     names = data.id2label
     labels = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     overrides = {**recipe.config, **labels}
-    if recipe.model.startswith("mvd-") and "/" not in recipe.model and not Path(recipe.model).exists():
+    if is_published_name(recipe.model):
         return MVDForActionDetection(MVDConfig.from_name(recipe.model, **overrides))
+    read_stored_config(recipe.model)  # says what a model may be, if there is none
     if recipe.final_norm != "checkpoint":
         return MVDForActionDetection.from_classifier(recipe.model, recipe.final_norm, **overrides)
     return MVDForActionDetection.from_pretrained(recipe.model, dtype=torch.float32, **overrides)

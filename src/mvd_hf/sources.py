@@ -130,7 +130,10 @@ def split_names(source: str, name: str | None = None) -> list[str]:
     try:
         return list(datasets.get_dataset_split_names(source, name))
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"The splits of the data set {source!r} cannot be found out: {error}") from error
+        raise ValueError(
+            f"The splits of the data set {source!r} cannot be found out: {error}. Give a list file, a folder of "
+            "videos or the id of a data set of the Hub."
+        ) from error
 
 
 def _stream(source: str, split: str, name: str | None, max_samples: int | None, version: str) -> Iterator[dict]:
