@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -99,6 +100,23 @@ def test_how_a_batch_is_split_does_not_matter(recipe, reference, tmp_path, proce
     assert figures(tmp_path) == pytest.approx(figures(reference), rel=1e-4)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, reference))
     assert max((ours[key] - theirs[key]).abs().max().item() for key in theirs) < 1e-4
+
+
+def test_teachers_that_processes_divide_among_them_teach_the_same(recipe, tiny_teachers, reference, tmp_path):
+    sharded = {
+        "teachers": {name: {"model": path, "shard": True} for name, path in tiny_teachers.items()},
+        "per_device_train_batch_size": 8,
+    }
+    path = tmp_path / "sharded.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | sharded))
+    log = run(path, tmp_path / "run", 2)
+    assert figures(tmp_path / "run") == pytest.approx(figures(reference), rel=1e-4)
+    for model in tiny_teachers.values():
+        pattern = rf"Of the (\d+) weights of the teacher '{re.escape(model)}' this process holds (\d+)\."
+        shares = [tuple(map(int, found)) for found in re.findall(pattern, log)]
+        assert len(shares) == 2
+        assert sum(own for _, own in shares) == shares[0][0]
+        assert all(own < 0.6 * total for total, own in shares)
 
 
 def test_evaluating_changes_neither_training_nor_its_own_result_with_the_processes(recipe, reference, tmp_path):

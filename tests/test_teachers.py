@@ -150,6 +150,7 @@ def test_loading_gives_features_before_the_final_norm_unless_asked(tiny_teachers
         ({"weight": 2}, "no key 'model'"),
         ({"model": "x", "loss": "huber"}, "loss='huber'"),
         ({"model": "x", "norm": "none"}, "norm='none'"),
+        ({"model": "x", "shard": True, "compile": True}, "exclude each other"),
     ],
 )
 def test_entries_with_mistakes_are_refused(entry, message):

@@ -128,6 +128,8 @@ class DistillationTrainer(MVDTrainer):
                 f"The student's teacher_dims {model.config.teacher_dims} do not match the teachers' widths {dims}."
             )
         super().__init__(model=model, **kwargs)
+        for teacher in (teacher for teacher in teachers.values() if teacher.config.shard):
+            teacher.shard(self.args.device)  # before it goes there as a whole
         self.teachers = {name: teacher.to(self.args.device) for name, teacher in teachers.items()}
         self.run_record.sources |= {name: describe_source(teacher.config.model) for name, teacher in teachers.items()}
         self.probe = None if probe is None else probe.to(self.args.device)

@@ -1,12 +1,16 @@
 """Frozen teachers: models that turn a clip into one feature per patch of the student's grid."""
 
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .teacher_families import (
@@ -48,9 +52,11 @@ class TeacherConfig:
             the others without: it would only turn their layer norms into float32 and back.
         compile: whether `torch.compile` speeds it up.
         frames_per_pass: bound on the frames it sees at once, at least one clip; by default the whole batch.
+        shard: whether the processes of a machine divide its weights among them (FSDP2) and gather those of a layer
+            while it is computed; by default each process holds all of them.
 
     Raises:
-        ValueError: if a choice is none of those.
+        ValueError: if a choice is none of those, or both `shard` and `compile` are chosen.
     """
 
     model: str
@@ -64,6 +70,7 @@ class TeacherConfig:
     dtype: str = "float32"
     compile: bool = False
     frames_per_pass: int | None = None
+    shard: bool = False
 
     def __post_init__(self):
         for field, choices in {
@@ -73,10 +80,13 @@ class TeacherConfig:
             "loss": ("smooth_l1", "l1", "l2"),
             "dtype": ("float32", "bfloat16", "float16"),
             "compile": (False, True),
+            "shard": (False, True),
         }.items():
             if getattr(self, field) not in choices:
                 known = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise ValueError(f"{field}={getattr(self, field)!r} of a teacher must be one of {known}.")
+        if self.shard and self.compile:
+            raise ValueError("shard and compile of a teacher exclude each other: every layer would break the graph.")
         for field in ("image_size", "frames_per_pass"):
             value = getattr(self, field)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -192,6 +202,26 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> "Teacher":
         """Nothing: a teacher stays in evaluation mode."""
         return super().train(False)
+
+    def shard(self, device: torch.device):
+        """Divide its weights among the processes of a machine; those of a layer are gathered when it is computed.
+
+        Targets are the same as without, as every process computes its own. With a single process nothing happens.
+
+        Args:
+            device: where the weights go; of one layer all of them are there at once.
+        """
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        count, per_machine = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or dist.get_world_size()
+        shape = (count,) if per_machine >= count or count % per_machine else (count // per_machine, per_machine)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("machines", "processes")[-len(shape) :])
+        parameters = list(self.model.parameters())
+        for module in (*self.model.get_submodule(self.family.layers), self.model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        own = sum(parameter.to_local().numel() for parameter in self.model.parameters())
+        total = sum(parameter.numel() for parameter in parameters)
+        logger.info("Of the %d weights of the teacher %r this process holds %d.", total, self.config.model, own)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """The model's input, in its dtype, from uint8 or normalised floats (..., C, S, S)."""
