@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +90,14 @@ next(iterator)
 )
 def test_a_full_disk_is_recognised(error, is_full):
     assert is_disk_full(error) == is_full
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("size", [1, 1000000])
+def test_what_torch_says_of_a_full_disk_is_recognised(size):
+    with pytest.raises(RuntimeError) as caught:
+        torch.save({"weight": torch.zeros(size)}, "/dev/full")
+    assert is_disk_full(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", '{"processes": 2}', "[1, 2, 3]"])

@@ -172,15 +172,11 @@ class DistillationTrainer(MVDTrainer):
             logs["student_rank"] = effective_rank(self.accelerator.reduce(features.T @ features, "sum"))
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, model, trial):
-        if self.probe is not None and self.args.should_save:
-            # before the state, which marks a checkpoint as complete
-            folder = self.checkpoint_folder(trial)
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save(
-                {"model": self.probe.state_dict(), "optimizer": self.probe.optimizer.state_dict()}, folder / PROBE
-            )
-        super()._save_checkpoint(model, trial)
+    def save_beside_model(self, folder: Path):
+        super().save_beside_model(folder)
+        if self.probe is not None:
+            state = {"model": self.probe.state_dict(), "optimizer": self.probe.optimizer.state_dict()}
+            torch.save(state, folder / PROBE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -168,13 +168,10 @@ class FinetuningTrainer(MVDTrainer):
                 metrics |= super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_ema")
         return metrics
 
-    def _save_checkpoint(self, model, trial):
-        if self.average is not None and self.args.should_save:
-            # before the state, which marks a checkpoint as complete
-            folder = self.checkpoint_folder(trial)
-            folder.mkdir(parents=True, exist_ok=True)
+    def save_beside_model(self, folder: Path):
+        super().save_beside_model(folder)
+        if self.average is not None:
             self.average.save(folder / EMA)
-        super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -69,10 +69,14 @@ def outlive_signals(former: Callable[[int], None] | None) -> Callable[[int], Non
     return partial(start_worker, former, ending_flag())
 
 
+# how writers say that no more can be written where they give no number; torch's says no more than that it could not
+FULL_SIGNS = ("No space left", "StorageFull", "Disk quota", "QuotaExceeded", "iostream error", "unexpected pos")
+
+
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that no more can be written: by its number, or by text where a library gives no number."""
+    """Whether an error of writing a file says that no more can be written: by its number, or by text."""
     known = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return known or any(sign in str(error) for sign in ("No space left", "StorageFull", "Disk quota", "QuotaExceeded"))
+    return known or any(sign in str(error) for sign in FULL_SIGNS)
 
 
 @dataclass(frozen=True)

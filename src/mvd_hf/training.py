@@ -617,24 +617,28 @@ class MVDTrainer(Trainer):
         folder = self.checkpoint_folder(trial)
         try:
             if self.args.should_save:
-                # before the state, which marks a checkpoint as complete
                 folder.mkdir(parents=True, exist_ok=True)
-                self.processes.save(folder)
-                if self.bad_videos.counts:
-                    self.bad_videos.save(folder / BAD_VIDEOS_NAME)
+                self.save_beside_model(folder)
             super()._save_checkpoint(model, trial)
         except Exception as error:
             if not is_disk_full(error):
                 raise
+            free = f"{shutil.disk_usage(self.args.output_dir).free / 1e6:,.0f} MB were free"
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
             last = last_complete_checkpoint(self.args.output_dir)
             raise OSError(
                 errno.ENOSPC,
-                f"The disk is full: {folder.name} could not be written and was removed. "
+                f"The disk is full: {folder.name} could not be written ({free}) and was removed. "
                 f"{f'{last} is complete' if last else 'There is no earlier checkpoint'}. Free space, or keep fewer "
                 "checkpoints (save_total_limit), and start the same command again",
             ) from error
+
+    def save_beside_model(self, folder: Path):
+        """Write what a checkpoint holds besides the Trainer's files, before its state, which marks it as complete."""
+        self.processes.save(folder)
+        if self.bad_videos.counts:
+            self.bad_videos.save(folder / BAD_VIDEOS_NAME)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
