@@ -29,6 +29,7 @@ from mvd_hf.benchmark_steps import STEP_TITLES, Distillation, StepBenchmarkArgum
 from mvd_hf.benchmark_training import TRAIN_TITLES, ClockedTrainer, TrainBenchmarkArguments, train_benchmark
 from mvd_hf.data import DataArguments, pretraining_clips
 from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.recipe_help import HELP, show_help
 
 RECIPE = (StudentArguments, DataArguments, MVDTrainingArguments)
 
@@ -70,6 +71,8 @@ BENCHMARKS = {
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     name, *rest = arguments or [""]
+    if name in HELP:
+        show_help()
     if name not in BENCHMARKS:
         raise ValueError(f"There is no benchmark {name!r}; choose {', '.join(BENCHMARKS)}.")
     kinds, measure, titles = BENCHMARKS[name]

@@ -17,6 +17,7 @@ from mvd_hf import MVDConfig, MVDTrainingArguments
 from mvd_hf.costs import Part, describe_parts, distillation_parts, gpu_hours, teacher_widths, training_tflops
 from mvd_hf.data import DataArguments
 from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.recipe_help import HELP, show_help
 
 
 @dataclass
@@ -71,6 +72,8 @@ def table(recipes: list[str], options: list[str]) -> str:
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not HELP.isdisjoint(arguments):
+        show_help(CostArguments)
     start = next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))
     recipes, options = arguments[:start], arguments[start:]
     if not recipes:

@@ -11,6 +11,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .recipe_help import HELP, show_help
+
 
 class Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-4 is a number and `no` is text, as in YAML 1.2; YAML 1.1 has it the other way round."""
@@ -138,7 +140,7 @@ def read_arguments(arguments: Sequence[str], first: str | None = None, lists: Co
 
 
 def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | None = None) -> list:
-    """One instance of each dataclass from the arguments of a recipe.
+    """One instance of each dataclass from the arguments of a recipe; `--help` among them prints help and ends.
 
     Args:
         arguments: as in [`read_arguments`].
@@ -148,6 +150,8 @@ def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | N
     Raises:
         ValueError: naming an unknown key and the nearest known one, or an argument that cannot be read.
     """
+    if not HELP.isdisjoint(arguments):
+        show_help(*dataclasses)
     lists = {name for kind in dataclasses for name, hint in get_type_hints(kind).items() if takes_a_list(hint)}
     values = read_arguments(arguments, first, lists)
     known = [{field.name for field in fields(kind) if field.init} for kind in dataclasses]
