@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -132,6 +133,20 @@ def test_random_resized_crop_is_inside_and_of_the_stated_area_and_shape(height, 
         assert shape.min() > 0.7
         assert shape.max() < 1.43
         assert np.ptp(shape) > 0.4
+
+
+def test_scales_of_a_multi_scale_crop_can_be_chosen():
+    whole = MultiScaleCrop(32, [1.0])
+    assert whole.sizes(40, 48) == [(40, 40)]
+    drawn = {whole(40, 48, generator(seed)) for seed in range(200)}
+    assert drawn == {(0, left, 40, 40) for left in (0, 2, 4, 6, 8)}
+    assert len(MultiScaleCrop(32, [1.0, 0.8]).sizes(40, 48)) == 4
+
+
+@pytest.mark.parametrize("scales", [[], [0.0], [1.0, 1.2]])
+def test_scales_that_no_crop_has_are_refused(scales):
+    with pytest.raises(ValueError, match=re.escape(f"crop_scales={scales} must be parts of the short side")):
+        PretrainingAugmentation([32], scales=scales)
 
 
 @pytest.mark.parametrize("crop", [MultiScaleCrop(224), RandomResizedCrop()])

@@ -123,6 +123,13 @@ def test_pretraining_clips_fit_the_configuration(toy):
     assert item["bool_masked_pos"].sum() == CONFIG.num_masked_patches
 
 
+def test_pretraining_clips_are_cropped_at_the_scales_of_the_recipe(toy):
+    for scales in ([1.0, 0.875, 0.75, 0.66], [0.5]):
+        keys = {} if len(scales) == 4 else {"crop_scales": scales}
+        data = pretraining_clips(DataArguments(dataset=str(toy), **keys), CONFIG)
+        assert data.reader.cutter.augmentation.crop.scales == tuple(scales)
+
+
 def test_pretraining_clips_use_the_stride_mask_and_crop_of_the_recipe(toy):
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_type="random", mask_ratio=0.6)
     data = pretraining_clips(DataArguments(dataset=str(toy), stride=3, crop="random_resized"), config)

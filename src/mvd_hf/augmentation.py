@@ -24,6 +24,8 @@ CROP_OFFSETS = (
     (0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3),
 )  # fmt: skip
 
+MULTI_SCALE = (1.0, 0.875, 0.75, 0.66)  # sides of MVD's and VideoMAE's crops, as parts of the short side
+
 FILL = (128, 128, 128)  # what RandAugment shows beside a moved frame
 
 
@@ -50,15 +52,21 @@ class MultiScaleCrop:
 
     Sides are 1, 0.875, 0.75 or 0.66 of the frame's short side; height and width are at most one step apart, so the
     aspect ratio changes. A side within 2 pixels of the output size becomes the output size, if the frame has room
-    for it (where it has not, the official program reads black pixels beside the frame).
+    for it (where it has not, the official program reads black pixels beside the frame). Of other scales there are
+    other numbers of sizes.
 
     Args:
         size: pixels of the student's square input.
         scales: the possible sides, as parts of the frame's short side.
+
+    Raises:
+        ValueError: if there is no scale, or one that is not above 0 and at most 1.
     """
 
-    def __init__(self, size: int, scales: Sequence[float] = (1.0, 0.875, 0.75, 0.66)):
+    def __init__(self, size: int, scales: Sequence[float] = MULTI_SCALE):
         self.size, self.scales = size, tuple(scales)
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"crop_scales={list(scales)} must be parts of the short side, above 0 and at most 1.")
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """The possible (height, width) for frames of this size."""
@@ -76,8 +84,10 @@ class MultiScaleCrop:
 
     def __call__(self, height: int, width: int, generator: torch.Generator) -> Box:
         """A box for frames of this size."""
-        size, place = (int(torch.randint(count, (), generator=generator)) for count in (10, len(CROP_OFFSETS)))
-        return self.boxes(height, width)[size][place]
+        boxes = self.boxes(height, width)
+        counts = len(boxes), len(CROP_OFFSETS)
+        size, place = (int(torch.randint(count, (), generator=generator)) for count in counts)
+        return boxes[size][place]
 
 
 class RandomResizedCrop:
@@ -117,16 +127,17 @@ class PretrainingAugmentation:
     Args:
         sizes: pixels of the square clips to make; the student's first.
         crop: `"multi_scale"` (MVD and VideoMAE, bilinear, no flip) or `"random_resized"` (MAE, bicubic, with flip).
+        scales: sides of multi-scale crops, as parts of the short side.
 
     Raises:
         ValueError: if there is no such crop.
     """
 
-    def __init__(self, sizes: Sequence[int], crop: str = "multi_scale"):
+    def __init__(self, sizes: Sequence[int], crop: str = "multi_scale", scales: Sequence[float] = MULTI_SCALE):
         if crop not in ("multi_scale", "random_resized"):
             raise ValueError(f"There is no crop {crop!r}; choose 'multi_scale' or 'random_resized'.")
         self.sizes = tuple(dict.fromkeys(sizes))
-        self.crop = MultiScaleCrop(self.sizes[0]) if crop == "multi_scale" else RandomResizedCrop()
+        self.crop = MultiScaleCrop(self.sizes[0], scales) if crop == "multi_scale" else RandomResizedCrop()
         self.interpolation, self.flip = ("bilinear", 0.0) if crop == "multi_scale" else ("bicubic", 0.5)
 
     def __call__(self, read, generator: torch.Generator) -> dict[int, torch.Tensor]:

@@ -1,14 +1,14 @@
 """From a recipe's keys to training clips: any source of videos, streamed or not."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
 
-from .augmentation import FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
+from .augmentation import MULTI_SCALE, FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
 from .clips import ClipCutter, ClipDataset
 from .masking import MASKS, part_of_hidden, several_masks
 from .mixing import Mixup
@@ -75,6 +75,7 @@ class DataArguments:
         backend: `pyav` or `torchcodec`.
         stride: every `stride`-th frame of a video is in a clip.
         crop: `multi_scale` (MVD, VideoMAE) or `random_resized` (MAE).
+        crop_scales: sides of multi-scale crops, as parts of the short side; the default is the official programs'.
     """
 
     dataset: str = ""
@@ -92,6 +93,7 @@ class DataArguments:
     backend: str = "pyav"
     stride: int = 4
     crop: str = "multi_scale"
+    crop_scales: list[float] = field(default_factory=lambda: list(MULTI_SCALE))
 
     def __post_init__(self):
         if not self.dataset:
@@ -328,7 +330,7 @@ def pretraining_clips(
         decoded = partial(part_of_hidden, count=config.num_decoded_patches)
     cutter = ClipCutter(
         partial(pretraining_frames, num_frames=config.num_frames, stride=data.stride, num_clips=num_clips),
-        PretrainingAugmentation([height, *sizes], data.crop),
+        PretrainingAugmentation([height, *sizes], data.crop, data.crop_scales),
         mask,
         backend=data.backend,
         decoded=decoded,
