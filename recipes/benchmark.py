@@ -28,8 +28,7 @@ from mvd_hf.benchmark_reports import as_text, save_report
 from mvd_hf.benchmark_steps import STEP_TITLES, Distillation, StepBenchmarkArguments, step_benchmark
 from mvd_hf.benchmark_training import TRAIN_TITLES, ClockedTrainer, TrainBenchmarkArguments, train_benchmark
 from mvd_hf.data import DataArguments, pretraining_clips
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.recipe_help import HELP, show_help
+from mvd_hf.recipe_arguments import parse_arguments, take_name
 
 RECIPE = (StudentArguments, DataArguments, MVDTrainingArguments)
 
@@ -70,11 +69,7 @@ BENCHMARKS = {
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    name, *rest = arguments or [""]
-    if name in HELP:
-        show_help()
-    if name not in BENCHMARKS:
-        raise ValueError(f"There is no benchmark {name!r}; choose {', '.join(BENCHMARKS)}.")
+    name, rest = take_name(arguments, list(BENCHMARKS), "benchmark")
     kinds, measure, titles = BENCHMARKS[name]
     on_cpu = ["--use_cpu"] if MVDTrainingArguments in kinds and not torch.cuda.is_available() else []
     parsed = parse_arguments([*rest, *on_cpu], *kinds)

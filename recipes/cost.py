@@ -17,7 +17,7 @@ from mvd_hf import MVDConfig, MVDTrainingArguments
 from mvd_hf.costs import Part, describe_parts, distillation_parts, gpu_hours, teacher_widths, training_tflops
 from mvd_hf.data import DataArguments
 from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.recipe_help import HELP, show_help
+from mvd_hf.recipe_help import HELP
 
 
 @dataclass
@@ -72,13 +72,11 @@ def table(recipes: list[str], options: list[str]) -> str:
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not HELP.isdisjoint(arguments):
-        show_help(CostArguments)
     start = next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))
     recipes, options = arguments[:start], arguments[start:]
-    if not recipes:
+    if not recipes and HELP.isdisjoint(options):
         raise ValueError("Give at least one recipe, for example recipes/mvd-vit-b-from-vit-l/distill.yaml.")
-    assumed, parts, clips = cost([recipes[0], *options])
+    assumed, parts, clips = cost([*recipes[:1], *options])
     if len(recipes) > 1:
         logging.info("%s\n\n%s", table(recipes, options), assumed.describe())
         return

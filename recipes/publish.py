@@ -16,8 +16,7 @@ from pathlib import Path
 
 from mvd_hf import CardDetails, DatasetDetails, publish, publish_dataset
 from mvd_hf.dataset_publishing import load_splits
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.recipe_help import HELP, show_help
+from mvd_hf.recipe_arguments import parse_arguments, take_name
 from mvd_hf.zoo import read_row, render_zoo_cards
 
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -73,14 +72,10 @@ def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for client in ("httpx", "httpx2"):  # which tell of every request
         logging.getLogger(client).setLevel(logging.WARNING)
-    what, *rest = arguments or [""]
+    what, rest = take_name(arguments, [*PUBLISHERS, "cards"], "kind of publication")
     if what == "cards":
         logging.info("%d cards written to %s", len(render_zoo_cards(CARDS / "zoo.yaml", CARDS)), CARDS)
         return
-    if what in HELP:
-        show_help()
-    if what not in PUBLISHERS:
-        raise ValueError(f"Nothing named {what!r} can be published; choose model, dataset or cards.")
     key, publisher = PUBLISHERS[what]
     if rest and not rest[0].startswith("--"):
         rest = [key, json.dumps(rest[0]), *rest[1:]]  # quoted, as YAML reads the values

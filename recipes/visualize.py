@@ -18,8 +18,7 @@ import sys
 from mvd_hf.attention_pictures import AttentionArguments, write_attention
 from mvd_hf.detection_pictures import DetectionPictureArguments, write_detections
 from mvd_hf.feature_similarity import SimilarityArguments, write_similarity
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.recipe_help import HELP, show_help
+from mvd_hf.recipe_arguments import parse_arguments, take_name
 from mvd_hf.reconstruction_pictures import ReconstructionArguments, write_reconstruction
 from mvd_hf.token_pictures import TokenPictureArguments, write_tokens
 from mvd_hf.training_curves import CurveArguments, write_curves
@@ -37,11 +36,7 @@ PICTURES = {
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    name, *rest = arguments or [""]
-    if name in HELP:
-        show_help()
-    if name not in PICTURES:
-        raise ValueError(f"There are no pictures {name!r}; choose {', '.join(PICTURES)}.")
+    name, rest = take_name(arguments, list(PICTURES), "picture")
     kind, write = PICTURES[name]
     (drawing,) = parse_arguments(rest, kind)
     logging.info("Written to %s", write(drawing))

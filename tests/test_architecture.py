@@ -16,7 +16,8 @@ ALLOWED = {
     "teacher_families": {MODEL},
     "teachers": {"teacher_families"},
     "toy": set(),
-    "recipe_arguments": set(),
+    "recipe_help": set(),
+    "recipe_arguments": {"recipe_help"},
     "collation": set(),
     "mixing": set(),
     "sources": {MODEL},
@@ -107,9 +108,11 @@ ALLOWED = {
     },
     "toy_scenes": {"toy"},
     "study": {"recipe_arguments", "toy_scenes"},
-    "study_probes": {MODEL, "classifiers", "metrics", "probing", "sources", "toy_scenes", "views"},
+    "study_probes": {
+        *(MODEL, "classifiers", "feature_similarity", "metrics", "probing", "sources", "toy_scenes", "views"),
+    },
     "study_results": {MODEL, "costs", "study", "study_probes", "toy_scenes"},
-    "study_report": {"study", "study_results", "toy_scenes"},
+    "study_report": {"feature_similarity", "study", "study_results", "toy_scenes"},
     "benchmark_reports": set(),
     "benchmark_videos": set(),
     "benchmark_decoders": {MODEL, "benchmark_reports"},
@@ -209,3 +212,9 @@ def test_public_names_exist():
     assert len(set(mvd_hf.__all__)) == len(mvd_hf.__all__)
     assert all(hasattr(mvd_hf, name) for name in mvd_hf.__all__)
     assert "mvd_hf" in sys.modules
+
+
+def test_the_package_knows_its_version():
+    import mvd_hf
+
+    assert f'version = "{mvd_hf.__version__}"' in (PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")

@@ -1,5 +1,7 @@
 """mvd_hf: Masked Video Distillation (MVD, arXiv 2212.04500) for the Hugging Face ecosystem."""
 
+from importlib.metadata import version
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -48,6 +50,8 @@ from .streaming import StreamingClips
 from .teachers import Teacher, TeacherConfig, load_teachers
 from .training import MVDTrainer, MVDTrainingArguments
 
+__version__ = version("mvd_hf")
+
 AutoConfig.register("mvd", MVDConfig, exist_ok=True)
 AutoModel.register(MVDConfig, MVDModel, exist_ok=True)
 AutoModelForPreTraining.register(MVDConfig, MVDForFeatureDistillation, exist_ok=True)
@@ -73,6 +77,7 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 
 __all__ = [
+    "__version__",
     "MVDConfig",
     "MVDModel",
     "MVDForPixelReconstruction",

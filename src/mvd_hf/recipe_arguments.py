@@ -139,6 +139,20 @@ def read_arguments(arguments: Sequence[str], first: str | None = None, lists: Co
     return merge(values, parse_overrides(arguments, lists))
 
 
+def take_name(arguments: Sequence[str], choices: Sequence[str], what: str) -> tuple[str, list[str]]:
+    """The name that comes first, and what follows it; `--help` in its place prints the script's help and ends.
+
+    Raises:
+        ValueError: if there is no such choice.
+    """
+    name, *rest = arguments or [""]
+    if name in HELP:
+        show_help()
+    if name not in choices:
+        raise ValueError(f"There is no {what} {name!r}; choose {', '.join(choices)}.")
+    return name, rest
+
+
 def parse_arguments(arguments: Sequence[str], *dataclasses: type, first: str | None = None) -> list:
     """One instance of each dataclass from the arguments of a recipe; `--help` among them prints help and ends.
 

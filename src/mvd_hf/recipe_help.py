@@ -70,5 +70,5 @@ def show_help(*kinds: type):
     Raises:
         SystemExit: always, with code 0.
     """
-    print(help_text(sys.modules["__main__"].__doc__, kinds))
+    sys.stdout.write(help_text(sys.modules["__main__"].__doc__, kinds) + "\n")
     raise SystemExit(0)
