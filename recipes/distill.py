@@ -28,10 +28,14 @@ from mvd_hf.recipe_arguments import parse_arguments, read_arguments
 
 @dataclass
 class StudentArguments:
-    """The student, a published name and the fields of its `MVDConfig` that differ, and its teachers by name.
+    """The student and its teachers.
 
-    Each teacher is a model's id or folder, or a mapping of the fields of `mvd_hf.TeacherConfig`. With `probe`, the
-    column of labels, and `probe_classes`, their number, a linear probe is trained beside the student.
+    Args:
+        student: a published name.
+        config: the fields of its `MVDConfig` that differ.
+        teachers: by name, each a model's id or folder, or a mapping of the fields of `mvd_hf.TeacherConfig`.
+        probe: the column of labels, if a linear probe is to be trained beside the student.
+        probe_classes: how many classes it has, if the data set does not know.
     """
 
     student: str = "mvd-b"

@@ -18,7 +18,12 @@ from mvd_hf.recipe_arguments import parse_arguments, read_arguments
 
 @dataclass
 class ModelArguments:
-    """The masked autoencoder: a published name and the fields of its `MVDConfig` that differ."""
+    """The masked autoencoder.
+
+    Args:
+        model: a published name.
+        config: the fields of its `MVDConfig` that differ.
+    """
 
     model: str = "videomae-b"
     config: dict = field(default_factory=dict)

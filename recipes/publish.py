@@ -8,7 +8,6 @@ A new repository is private; `--private false` makes it public. `--dry_run true`
 nothing. Keys: where to (below), what the card says (`mvd_hf.CardDetails`, `mvd_hf.DatasetDetails`).
 """
 
-import json
 import logging
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -54,18 +53,18 @@ class SourceArguments:
 
 
 def publish_model(arguments: list[str]):
-    to, source, details = parse_arguments(arguments, UploadArguments, ModelArguments, CardDetails)
+    to, source, details = parse_arguments(arguments, UploadArguments, ModelArguments, CardDetails, first="folder")
     if source.row is not None:
         details = replace(details, reported=read_row(CARDS / "zoo.yaml", source.row)["results"])
     return publish(source.folder, to.repo, details, example=source.example, **to.options())
 
 
 def publish_clips(arguments: list[str]):
-    to, source, details = parse_arguments(arguments, UploadArguments, SourceArguments, DatasetDetails)
+    to, source, details = parse_arguments(arguments, UploadArguments, SourceArguments, DatasetDetails, first="dataset")
     return publish_dataset(load_splits(**asdict(source)), to.repo, details, **to.options())
 
 
-PUBLISHERS = {"model": ("--folder", publish_model), "dataset": ("--dataset", publish_clips)}
+PUBLISHERS = {"model": publish_model, "dataset": publish_clips}
 
 
 def main(arguments: list[str]):
@@ -74,12 +73,10 @@ def main(arguments: list[str]):
         logging.getLogger(client).setLevel(logging.WARNING)
     what, rest = take_name(arguments, [*PUBLISHERS, "cards"], "kind of publication")
     if what == "cards":
+        parse_arguments(rest)  # which takes no keys
         logging.info("%d cards written to %s", len(render_zoo_cards(CARDS / "zoo.yaml", CARDS)), CARDS)
         return
-    key, publisher = PUBLISHERS[what]
-    if rest and not rest[0].startswith("--"):
-        rest = [key, json.dumps(rest[0]), *rest[1:]]  # quoted, as YAML reads the values
-    publication = publisher(rest)
+    publication = PUBLISHERS[what](rest)
     logging.info("%s\n%s", publication.card, publication.describe())
 
 

@@ -3,12 +3,14 @@
     python recipes/tiny/run.py                # the videos and the teachers
     python tests/soak.py --minutes 62         # a line a minute, then SIGTERM and a look at the checkpoint
 
-Each line holds, of the trainer and its worker together: memory that is theirs alone (USS, MiB), open files, threads,
-seconds of CPU, and the steps so far. The end tells how the last line differs from the one after the warm-up. It is run
-by hand before a release; `BENCHMARKS.md` holds the figures.
+Each line holds, of the trainer and its workers together: memory that no other process shares (USS, MiB; what a worker
+has from its trainer and neither has changed is not counted), open files, threads, seconds of CPU, the step of the
+newest checkpoint and the number of checkpoints. The end compares the first quarter of the lines, but for two, with the
+last. It is run by hand before a release; `BENCHMARKS.md` holds the figures.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -23,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 COLUMNS = ("seconds", "uss_mib", "open_files", "threads", "cpu_seconds", "steps", "checkpoints")
 EVERY = 60
 KEYS = (
-    *("--num_train_epochs", "1000000", "--warmup_epochs", "1", "--disable_tqdm", "true", "--logging_steps", "100"),
+    *("--num_train_epochs", "100000", "--warmup_epochs", "1", "--disable_tqdm", "true", "--logging_steps", "100"),
     *("--dataloader_num_workers", "1", "--eval_strategy", "steps", "--eval_steps", "100"),
     *("--save_strategy", "steps", "--save_steps", "200", "--save_total_limit", "3"),
 )
@@ -37,11 +39,12 @@ def steps_done(output: Path) -> int:
 
 def measure(trainer: psutil.Process, output: Path, start: float) -> list[float]:
     """One line of `COLUMNS`."""
-    processes = [trainer, *trainer.children(recursive=True)]
-    memory = sum(process.memory_full_info().uss for process in processes) / 2**20
-    files = sum(process.num_fds() for process in processes)
-    threads = sum(process.num_threads() for process in processes)
-    cpu = sum(sum(process.cpu_times()[:2]) for process in processes)
+    memory = files = threads = cpu = 0
+    for process in (trainer, *trainer.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a worker that has ended since
+            found = process.memory_full_info().uss / 2**20, process.num_fds(), process.num_threads()
+            memory, files, threads = memory + found[0], files + found[1], threads + found[2]
+            cpu += sum(process.cpu_times()[:2])
     checkpoints = len(list(output.glob("checkpoint-*")))
     seconds = time.monotonic() - start
     return [round(seconds), round(memory, 1), files, threads, round(cpu), steps_done(output), checkpoints]

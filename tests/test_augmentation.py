@@ -143,6 +143,15 @@ def test_scales_of_a_multi_scale_crop_can_be_chosen():
     assert len(MultiScaleCrop(32, [1.0, 0.8]).sizes(40, 48)) == 4
 
 
+def test_scales_of_no_use_are_refused():
+    with pytest.raises(
+        ValueError, match=re.escape("crop_scales=[0.5] is for crop: multi_scale, not for random_resized")
+    ):
+        PretrainingAugmentation([32], "random_resized", [0.5])
+    with pytest.raises(ValueError, match="leave nothing of frames of 8x10 pixels"):
+        MultiScaleCrop(8, [0.1])(8, 10, generator())
+
+
 @pytest.mark.parametrize("scales", [[], [0.0], [1.0, 1.2]])
 def test_scales_that_no_crop_has_are_refused(scales):
     with pytest.raises(ValueError, match=re.escape(f"crop_scales={scales} must be parts of the short side")):

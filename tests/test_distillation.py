@@ -1,6 +1,7 @@
 """Stage 2: the losses and the trainer that holds the teachers outside the student."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -400,6 +401,24 @@ def test_a_run_with_several_masks_and_a_decoded_part_resumes_exactly(tmp_path, t
     assert resumed == whole
     assert evaluated == same_evaluated
     assert all(torch.equal(value, same_weights[name]) for name, value in weights.items())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told_where_the_probe_is_written(tmp_path, monkeypatch, tiny_teachers, tiny_student_config):
+    save = torch.save
+    monkeypatch.setattr(
+        torch, "save", lambda content, path: save(content, "/dev/full" if "probe" in str(path) else path)
+    )
+    trainer = DistillationTrainer(
+        MVDForFeatureDistillation(tiny_student_config),
+        load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames),
+        probe=OnlineProbe(tiny_student_config.hidden_size, 2),
+        args=arguments(tmp_path, masks_per_clip=2, save_strategy="steps", save_steps=1),
+        train_dataset=SeveralMasks(tiny_student_config, 2),
+    )
+    with pytest.raises(OSError, match="checkpoint-1 could not be written and was removed"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_teachers_of_half_precision_run_without_autocast(tmp_path, tiny_teachers, tiny_student_config):

@@ -104,8 +104,10 @@ def test_how_a_batch_is_split_does_not_matter(recipe, reference, tmp_path, proce
 
 def test_teachers_that_processes_divide_among_them_teach_the_same(recipe, tiny_teachers, reference, tmp_path):
     sharded = {
-        "teachers": {name: {"model": path, "shard": True} for name, path in tiny_teachers.items()},
+        "teachers": {n: {"model": path, "shard": True, "frames_per_pass": 8} for n, path in tiny_teachers.items()},
         "per_device_train_batch_size": 8,
+        "eval_split": "validation",
+        "eval_strategy": "epoch",
     }
     path = tmp_path / "sharded.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | sharded))

@@ -1,10 +1,16 @@
 """Frozen teachers: what they see, what they hand out, and which do not fit."""
 
+import os
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModel
+from transformers.integrations import deepspeed
 
-from mvd_hf import MVDConfig, MVDForVideoClassification, MVDModel, Teacher, TeacherConfig, load_teachers
+from mvd_hf import MVDConfig, MVDForVideoClassification, MVDModel, Teacher, TeacherConfig, load_teachers, teachers
+from mvd_hf.teachers import mesh_of_machines
 
 GRID = (2, 4, 4)
 
@@ -76,6 +82,53 @@ def test_a_classifier_teaches_before_the_norm_that_it_does_not_have(tmp_path):
     torch.testing.assert_close(teacher({32: clip}), classifier.eval().mvd(clip).last_hidden_state)
     with pytest.raises(ValueError, match=r"lacks 2 weights.*layernorm.*norm: pre"):
         load_teachers({"a": {"model": str(tmp_path), "norm": "post"}}, GRID, 4)
+
+
+class Zero3:
+    """What transformers asks of a DeepSpeed configuration."""
+
+    config: ClassVar[dict] = {}
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+def test_teachers_are_loaded_whole_where_the_students_weights_are_divided(tmp_path, monkeypatch):
+    saved = model("mae-b")
+    saved.save_pretrained(tmp_path)
+    engine = Zero3()
+    deepspeed.set_hf_deepspeed_config(engine)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    try:
+        with pytest.raises(Exception, match="deepspeed"):  # which transformers would call, and is not here
+            AutoModel.from_pretrained(tmp_path)
+        teacher = load_teachers({"a": str(tmp_path)}, GRID, 4)["a"]
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    theirs = saved.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in teacher.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("local_sizes", "shape"),
+    [([4] * 4, (4,)), ([2] * 4, (2, 2)), ([3, 3, 3, 1], (4,)), ([0] * 4, (4,)), ([3] * 4, (4,))],
+    ids=["one machine", "two machines", "unequal machines", "unknown machines", "no division"],
+)
+def test_a_mesh_has_a_row_for_each_machine(monkeypatch, caplog, local_sizes, shape):
+    def gather(sizes, own):
+        assert own == local_sizes[0]
+        sizes[:] = local_sizes
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_sizes[0]))
+    monkeypatch.setattr(teachers.dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(teachers.dist, "all_gather_object", gather)
+    monkeypatch.setattr(teachers, "init_device_mesh", lambda device, shape, mesh_dim_names: (shape, mesh_dim_names))
+    names = ("machines", "processes")[-len(shape) :]
+    assert mesh_of_machines(torch.device("cpu")) == (shape, names)
+    is_plain = len(set(local_sizes)) == 1 and local_sizes[0] in (2, 4)
+    assert ("gathered between machines" in caplog.text) == (not is_plain)
 
 
 def test_our_models_normalise_with_their_own_statistics():

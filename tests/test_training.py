@@ -765,7 +765,7 @@ def test_a_full_disk_is_told_with_what_is_complete_and_leaves_nothing_half_writt
         save(content, path, *others, **options)
 
     monkeypatch.setattr(torch, "save", fill_up)
-    with pytest.raises(OSError, match=r"disk is full: checkpoint-4 could not .*checkpoint-2 is complete.*save_total"):
+    with pytest.raises(OSError, match=r"checkpoint-4 could not .*disk is full.*checkpoint-2 is complete.*save_total"):
         trainer.run()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     monkeypatch.setattr(torch, "save", save)

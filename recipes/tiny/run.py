@@ -3,6 +3,7 @@
 python recipes/tiny/run.py
 """
 
+import argparse
 import logging
 import os
 import subprocess
@@ -22,6 +23,7 @@ STAGES = (
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     start = time.perf_counter()
     # networks this small are fastest on one core, by far where others compete for the rest

@@ -3,6 +3,7 @@
 python recipes/tiny/run_detection.py
 """
 
+import argparse
 import csv
 import json
 import logging
@@ -49,6 +50,7 @@ def shuffle_boxes(folder: Path, seed: int = 0):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     start = time.perf_counter()
     # networks this small are fastest on one core, by far where others compete for the rest

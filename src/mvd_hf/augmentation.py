@@ -48,12 +48,12 @@ def uniform(low: float, high: float, generator: torch.Generator) -> float:
 
 
 class MultiScaleCrop:
-    """The crop of MVD's and VideoMAE's pre-training: one of 10 sizes at one of 13 places, both uniform.
+    """The crop of MVD's and VideoMAE's pre-training: one of 10 sizes (3 n - 2 with n scales) at one of 13 places.
 
     Sides are 1, 0.875, 0.75 or 0.66 of the frame's short side; height and width are at most one step apart, so the
     aspect ratio changes. A side within 2 pixels of the output size becomes the output size, if the frame has room
-    for it (where it has not, the official program reads black pixels beside the frame). Of other scales there are
-    other numbers of sizes.
+    for it (where it has not, the official program reads black pixels beside the frame). Sizes and places are drawn
+    uniformly.
 
     Args:
         size: pixels of the student's square input.
@@ -72,6 +72,8 @@ class MultiScaleCrop:
         """The possible (height, width) for frames of this size."""
         short = min(height, width)
         sides = [int(short * scale) for scale in self.scales]
+        if min(sides) < 1:
+            raise ValueError(f"crop_scales={list(self.scales)} leave nothing of frames of {height}x{width} pixels.")
         sides = [self.size if abs(side - self.size) < 3 and self.size <= short else side for side in sides]
         return [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
 
@@ -130,12 +132,14 @@ class PretrainingAugmentation:
         scales: sides of multi-scale crops, as parts of the short side.
 
     Raises:
-        ValueError: if there is no such crop.
+        ValueError: if there is no such crop, or scales are given for one that has none.
     """
 
     def __init__(self, sizes: Sequence[int], crop: str = "multi_scale", scales: Sequence[float] = MULTI_SCALE):
         if crop not in ("multi_scale", "random_resized"):
             raise ValueError(f"There is no crop {crop!r}; choose 'multi_scale' or 'random_resized'.")
+        if crop != "multi_scale" and tuple(scales) != MULTI_SCALE:
+            raise ValueError(f"crop_scales={list(scales)} is for crop: multi_scale, not for {crop}.")
         self.sizes = tuple(dict.fromkeys(sizes))
         self.crop = MultiScaleCrop(self.sizes[0], scales) if crop == "multi_scale" else RandomResizedCrop()
         self.interpolation, self.flip = ("bilinear", 0.0) if crop == "multi_scale" else ("bicubic", 0.5)

@@ -75,7 +75,8 @@ class DataArguments:
         backend: `pyav` or `torchcodec`.
         stride: every `stride`-th frame of a video is in a clip.
         crop: `multi_scale` (MVD, VideoMAE) or `random_resized` (MAE).
-        crop_scales: sides of multi-scale crops, as parts of the short side; the default is the official programs'.
+        crop_scales: sides (not areas) of multi-scale crops, as parts of the short side; the default is the official
+            programs'.
     """
 
     dataset: str = ""

@@ -2,16 +2,17 @@
 
 import logging
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import deepspeed
 
 from .teacher_families import (
     IMAGENET,
@@ -27,6 +28,9 @@ from .teacher_families import (
 )
 
 logger = logging.getLogger(__name__)
+
+# the variable by which `accelerate launch` asks for a loading that leaves weights out in all processes but one
+SPARING_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 @dataclass
@@ -93,6 +97,25 @@ class TeacherConfig:
                 raise ValueError(f"{field}={value!r} of a teacher must be a whole number above 0.")
         if not isinstance(self.layer, int):
             raise ValueError(f"layer={self.layer!r} of a teacher must be a whole number.")
+
+
+def mesh_of_machines(device: torch.device) -> DeviceMesh:
+    """All processes, in as many rows as there are machines; in one row if machines do not have equally many."""
+    count = dist.get_world_size()
+    sizes: list[int] = [0] * count
+    dist.all_gather_object(sizes, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))
+    per_machine = sizes[0]
+    if len(set(sizes)) > 1 or per_machine < 1 or count % per_machine:
+        logger.warning(
+            "The processes' LOCAL_WORLD_SIZE, %s, does not divide %d processes into equal machines: teachers are "
+            "divided among all processes and gathered between machines, too.",
+            sorted(set(sizes)),
+            count,
+        )
+        per_machine = count
+    if per_machine == count:
+        return init_device_mesh(device.type, (count,), mesh_dim_names=("processes",))
+    return init_device_mesh(device.type, (count // per_machine, per_machine), mesh_dim_names=("machines", "processes"))
 
 
 class Teacher(nn.Module):
@@ -213,14 +236,10 @@ class Teacher(nn.Module):
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
-        count, per_machine = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or dist.get_world_size()
-        shape = (count,) if per_machine >= count or count % per_machine else (count // per_machine, per_machine)
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("machines", "processes")[-len(shape) :])
-        parameters = list(self.model.parameters())
+        mesh, total = mesh_of_machines(device), sum(parameter.numel() for parameter in self.model.parameters())
         for module in (*self.model.get_submodule(self.family.layers), self.model):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
         own = sum(parameter.to_local().numel() for parameter in self.model.parameters())
-        total = sum(parameter.numel() for parameter in parameters)
         logger.info("Of the %d weights of the teacher %r this process holds %d.", total, self.config.model, own)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -266,6 +285,25 @@ class Teacher(nn.Module):
         return features
 
 
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Let `from_pretrained` give each process all weights.
+
+    Under DeepSpeed ZeRO-3 it would divide them, and under FSDP's sparing loading leave them out, in any model; but
+    what puts them together again is wrapped around the trained model alone.
+    """
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    sparing = os.environ.pop(SPARING_LOADING, None)
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if reference is not None and reference() is not None:
+            deepspeed.set_hf_deepspeed_config(reference())
+        if sparing is not None:
+            os.environ[SPARING_LOADING] = sparing
+
+
 def load_model(
     config: TeacherConfig, model_config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, nn.Parameter]]:
@@ -275,16 +313,17 @@ def load_model(
         ValueError: if the checkpoint cannot be read.
     """
     try:
-        model, report = AutoModel.from_pretrained(
-            config.model,
-            config=model_config,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            key_mapping=family_of(model_config, config.model).old_names,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with whole_weights():
+            model, report = AutoModel.from_pretrained(
+                config.model,
+                config=model_config,
+                dtype=getattr(torch, config.dtype),
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                key_mapping=family_of(model_config, config.model).old_names,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except Exception as error:
         raise ValueError(f"The weights of the teacher {config.model!r} cannot be loaded: {error}") from error
     mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}

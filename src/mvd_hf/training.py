@@ -623,15 +623,15 @@ class MVDTrainer(Trainer):
         except Exception as error:
             if not is_disk_full(error):
                 raise
-            free = f"{shutil.disk_usage(self.args.output_dir).free / 1e6:,.0f} MB were free"
+            free = shutil.disk_usage(self.args.output_dir).free / 1e6
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
             last = last_complete_checkpoint(self.args.output_dir)
             raise OSError(
                 errno.ENOSPC,
-                f"The disk is full: {folder.name} could not be written ({free}) and was removed. "
-                f"{f'{last} is complete' if last else 'There is no earlier checkpoint'}. Free space, or keep fewer "
-                "checkpoints (save_total_limit), and start the same command again",
+                f"{folder.name} could not be written and was removed: the disk is full ({free:,.0f} MB were free), or "
+                f"a quota is used up. {f'{last} is complete' if last else 'There is no earlier checkpoint'}. Free "
+                "space, or keep fewer checkpoints (save_total_limit), and start the same command again",
             ) from error
 
     def save_beside_model(self, folder: Path):
