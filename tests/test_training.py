@@ -35,7 +35,7 @@ from mvd_hf.masking import part_of_hidden
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.optimization import cosine_schedule
 from mvd_hf.toy import make_toy_dataset
-from mvd_hf.training import EpochSampler, check_processes, last_complete_checkpoint
+from mvd_hf.training import last_complete_checkpoint
 
 
 class Clips(torch.utils.data.Dataset):
@@ -70,14 +70,6 @@ def arguments(folder="unused", **overrides) -> MVDTrainingArguments:
     return MVDTrainingArguments(**(options | overrides))
 
 
-def test_learning_rates_scale_with_the_total_batch():
-    args = arguments(gradient_accumulation_steps=64, base_learning_rate=1.5e-4, base_min_learning_rate=1e-4)
-    assert args.total_batch_size == 256
-    assert (args.learning_rate, args.min_learning_rate) == pytest.approx((1.5e-4, 1e-4))
-    args = arguments(gradient_accumulation_steps=128, base_learning_rate=1.5e-4, base_min_learning_rate=1e-4)
-    assert (args.learning_rate, args.min_learning_rate) == pytest.approx((3e-4, 2e-4))
-
-
 def test_clips_and_masks_of_a_video_count_in_the_learning_rate_and_not_in_the_batch(tmp_path):
     for options in ({"clips_per_video": 4}, {"masks_per_clip": 4}, {"clips_per_video": 2, "masks_per_clip": 2}):
         args = arguments(gradient_accumulation_steps=16, base_min_learning_rate=1e-4, **options)
@@ -109,69 +101,6 @@ def test_stage_1_hides_a_clip_under_several_masks_too(tmp_path):
         for i in range(2)
     ]
     assert loss.item() == pytest.approx((losses[0].loss + losses[1].loss).item() / 2, rel=1e-5)
-
-
-def test_without_a_base_rate_the_learning_rate_stands():
-    args = arguments(base_learning_rate=None, learning_rate=0.01, base_min_learning_rate=0.001)
-    assert (args.learning_rate, args.min_learning_rate) == (0.01, 0.001)
-
-
-def test_defaults_are_the_papers():
-    args = MVDTrainingArguments(output_dir="unused", use_cpu=True)
-    assert (args.base_learning_rate, args.base_min_learning_rate) == (1.5e-4, 1e-5)
-    assert (args.num_train_epochs, args.warmup_epochs, args.weight_decay) == (400, 40, 0.05)
-    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.95, 1e-8)
-    assert args.max_grad_norm == 0  # no clipping
-    assert args.ddp_find_unused_parameters is False
-
-
-@pytest.mark.parametrize(
-    ("environment", "is_told"),
-    [
-        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, True),
-        ({"ACCELERATE_USE_CPU": "True"}, False),
-        ({"MASTER_ADDR": "127.0.0.1"}, False),
-    ],
-)
-def test_processes_that_the_launcher_left_out_are_told(monkeypatch, caplog, environment, is_told):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    check_processes(1)
-    assert ("asked for several processes and has started one" in caplog.text) == is_told
-    caplog.clear()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    check_processes(2)
-    assert not caplog.text
-    with pytest.raises(
-        ValueError, match=r"WORLD_SIZE=2: .* each would train by itself.*ACCELERATE_USE_CPU=true.*unset WORLD_SIZE"
-    ):
-        check_processes(1)
-
-
-def test_arguments_survive_json():
-    args = arguments(layer_decay=0.75)
-    assert json.loads(args.to_json_string())["layer_decay"] == 0.75
-
-
-def test_the_sampler_shuffles_anew_each_epoch_and_gives_whole_steps():
-    sampler = EpochSampler(num_samples=10, total_batch_size=4, seed=3)
-    assert len(sampler) == 8
-    first = list(sampler)
-    assert first == list(sampler)
-    assert {epoch for epoch, _ in first} == {0}
-    assert len({index for _, index in first}) == 8
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert {epoch for epoch, _ in second} == {1}
-    assert [index for _, index in first] != [index for _, index in second]
-
-
-def test_a_data_set_smaller_than_a_step_is_refused():
-    with pytest.raises(ValueError, match="3 samples, fewer than the total batch of 4"):
-        EpochSampler(num_samples=3, total_batch_size=4, seed=0)
 
 
 def run(model, data, folder, **overrides):
@@ -310,25 +239,6 @@ def test_masks_that_hide_another_number_of_patches_stop_the_run(tmp_path):
     data.config = videomae(mask_ratio=0.75)
     with pytest.raises(RuntimeError, match="must hide 16 patches"):
         run(MVDForPixelReconstruction(config), data, tmp_path, num_train_epochs=1, warmup_epochs=0)
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"clips_per_video": 0}, "clips_per_video=0 must be at least 1"),
-        ({"masks_per_clip": 0}, "masks_per_clip=0 must be at least 1"),
-        ({"base_learning_rate": 0}, "a learning rate of 0 must be above 0"),
-        ({"base_learning_rate": None, "learning_rate": 0}, "a learning rate of 0 must be above 0"),
-        ({"weight_decay_end": 0.1, "weight_decay": 0}, "weight_decay_end needs a weight_decay above 0"),
-        ({"auto_find_batch_size": True}, "auto_find_batch_size changes the batch"),
-        ({"accelerator_config": {"split_batches": True}}, "split_batches divides the batch"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is unknown to the model's loss"),
-        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' is not 'random'"),
-    ],
-)
-def test_arguments_that_would_not_do_what_they_say_are_refused(options, reason):
-    with pytest.raises(ValueError, match=f"cannot be used: {reason}"):
-        arguments(**options)
 
 
 def test_arguments_of_another_class_and_other_losses_are_refused(tmp_path):

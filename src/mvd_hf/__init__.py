@@ -48,7 +48,8 @@ from .signatures import read_signatures
 from .splitting import choose_sampling, find_overlap_by_content, split_rows
 from .streaming import StreamingClips
 from .teachers import Teacher, TeacherConfig, load_teachers
-from .training import MVDTrainer, MVDTrainingArguments
+from .training import MVDTrainer
+from .training_arguments import MVDTrainingArguments
 
 __version__ = version("mvd_hf")
 

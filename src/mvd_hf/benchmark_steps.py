@@ -22,7 +22,7 @@ from .model.configuration_mvd import MVDConfig
 from .model.modeling_mvd import MVDForFeatureDistillation, MVDModel
 from .recipe_arguments import read_value
 from .teachers import Teacher, TeacherConfig, load_teacher
-from .training import MVDTrainingArguments
+from .training_arguments import MVDTrainingArguments
 
 STEP_TITLES = {"step": "Distillation step", "phases": "Phases of a step"}
 REFERENCE = "naive reference"

@@ -16,7 +16,7 @@ from .benchmark_steps import Distillation, phase_rows, watch
 from .benchmark_timing import MatrixProduct, forget_peak, peak_mb, take_turns
 from .benchmark_videos import make_videos
 from .distillation import DistillationTrainer
-from .training import MVDTrainingArguments
+from .training_arguments import MVDTrainingArguments
 
 TRAIN_TITLES = {"train": "Training run", "phases": "Phases of its steps"}
 

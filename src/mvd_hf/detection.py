@@ -26,7 +26,9 @@ from .key_frames import (
 )
 from .model.configuration_mvd import MVDConfig
 from .model.detection_mvd import MVDForActionDetection
-from .training import EvaluationSampler, MVDTrainer, MVDTrainingArguments
+from .samplers import EvaluationSampler
+from .training import MVDTrainer
+from .training_arguments import MVDTrainingArguments
 from .video_folders import VideoFolders
 
 logger = logging.getLogger(__name__)

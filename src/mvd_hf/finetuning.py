@@ -21,7 +21,8 @@ from .mixing import Mixup
 from .model.modeling_mvd import MVDForVideoClassification
 from .optimization import without_adapters
 from .run_record import facts_of
-from .training import MVDTrainer, MVDTrainingArguments
+from .training import MVDTrainer
+from .training_arguments import MVDTrainingArguments
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from mvd_hf.masking import random_mask, tube_mask
 from mvd_hf.metrics import merge_views, top_k_hits
 from mvd_hf.model.patches_mvd import pixel_targets, position_table
 from mvd_hf.optimization import cosine_schedule, parameter_groups
-from mvd_hf.training import EpochSampler
+from mvd_hf.samplers import EpochSampler
 
 FOLDER = Path(os.environ.get("MVD_PARITY_DIR", Path(__file__).parent))
 
