@@ -249,13 +249,13 @@ def test_every_command_of_a_readme_can_be_resolved(path, command):
     elif script == "recipes/export.py":
         parse_arguments(arguments, ExportArguments, first="model")
     elif script == "recipes/publish.py":
-        what, source, *keys = arguments
+        what, *keys = arguments
         module = load_script(script)
-        kinds = {
-            "model": (module.ModelArguments, module.CardDetails),
-            "dataset": (module.SourceArguments, module.DatasetDetails),
+        first, *kinds = {
+            "model": ("folder", module.ModelArguments, module.CardDetails),
+            "dataset": ("dataset", module.SourceArguments, module.DatasetDetails),
         }[what]
-        to, *_ = parse_arguments([module.PUBLISHERS[what][0], source, *keys], module.UploadArguments, *kinds)
+        to, *_ = parse_arguments(keys, module.UploadArguments, *kinds, first=first)
         assert to.dry_run
     elif script in ("recipes/detect.py", "recipes/audit.py", "recipes/visualize.py"):
         resolve_detection(script, arguments)
