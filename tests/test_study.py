@@ -70,7 +70,11 @@ def test_students_differ_in_their_teachers_alone():
     for arm, of_arm in keys.items():
         assert tuple(of_arm.pop("teachers")) == ARMS[arm].teachers
         assert of_arm.pop("output_dir").endswith(f"seed0/{arm}/encoder")
+    # as many updates of as many masked clips, at the same rates, from half the clips
     assert keys["both_two_masks"].pop("masks_per_clip") == 2
+    for key in SCHEDULE[:3]:
+        assert keys["both_two_masks"][key] * 2 == keys["both"][key]
+        keys["both_two_masks"][key] = keys["both"][key]
     assert keys["image"] == keys["video"] == keys["both"] == keys["both_two_masks"]
 
 
@@ -125,6 +129,14 @@ def kinds_of(script: str) -> list:
         ({"arms": []}, "choose from"),
         ({"seeds": [1, 1]}, "seeds=.1, 1. must be different"),
         ({"processes": 0}, "processes=0 must be at least 1"),
+        (
+            {
+                "arms": list(ARMS),
+                "scenes": {"train": 30},
+                "student": {**dict.fromkeys(SCHEDULE, 2), "per_device_train_batch_size": 15},
+            },
+            "in batches of 15, with 2 masks per clip, do not give",
+        ),
     ],
 )
 def test_studies_that_cannot_be(keys, message):

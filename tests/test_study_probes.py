@@ -9,7 +9,7 @@ import torch
 
 from mvd_hf import MVDConfig, MVDModel
 from mvd_hf.probing import ProbeArguments
-from mvd_hf.study_probes import FEATURES, PROBES, SceneProbeArguments, SceneProbes
+from mvd_hf.study_probes import FEATURES, PROBES, SIMILARITY, SceneProbeArguments, SceneProbes
 from mvd_hf.toy_scenes import PARTS, SPLITS, TASKS, SceneSettings, class_names, make_scenes
 
 SIZES = {
@@ -49,6 +49,13 @@ def test_all_probes_are_fitted_and_tested_on_both_splits(folder, tmp_path):
             assert set(accuracies) == set(TASKS if method == "attentive" else (*PARTS, *TASKS))
             assert all(0 <= accuracy <= 1 for accuracy in accuracies.values())
     assert not (tmp_path / FEATURES).exists()
+    similarity = json.loads((tmp_path / SIMILARITY).read_text())
+    assert set(similarity) == {"place", "slot"}
+    for matrix in map(np.array, similarity.values()):
+        assert matrix.shape == (SIZES["num_frames"] // 2,) * 2
+        assert np.allclose(np.diag(matrix), 1, atol=1e-3)
+        assert np.allclose(matrix, matrix.T)
+        assert (matrix < 0.9999).sum() == matrix.size - len(matrix)
 
 
 class Known:

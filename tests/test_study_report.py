@@ -5,10 +5,20 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from mvd_hf.study_report import PICTURES, accuracy_table, render, spread, write_report
+from mvd_hf.study_report import (
+    PICTURES,
+    accuracy_table,
+    render,
+    similarity_table,
+    similarity_verdict,
+    spread,
+    write_report,
+)
+from mvd_hf.study_results import ENOUGH_SEEDS
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "recipes" / "study"
@@ -29,10 +39,12 @@ def test_other_numbers_say_something_else(results):
     changed = copy.deepcopy(results)
     seeds = len(results["seeds"])
     tasks = changed["accuracies"]["finetune"]["test"]
-    for arm, looks, motion in (("image", 0.8, 0.5), ("video", 0.6, 0.7), ("both", 0.9, 0.7), ("videomae", 0.5, 0.75)):
+    arms = {"image": (0.8, 0.5), "video": (0.6, 0.7), "both": (0.9, 0.7), "videomae": (0.5, 0.75)}
+    for arm, (looks, motion) in (arms | {"both_two_masks": (0.9, 0.7), "scratch": (0.0625, 0.0625)}).items():
         tasks["appearance"][arm], tasks["motion"][arm] = [looks] * seeds, [motion] * seeds
     page = render(changed)
-    assert f"on looks: +20.0 points, p = {2 ** (1 - seeds):.3f}; seen in {seeds} of {seeds} seeds" in page
+    verdict = "found in every seed" if seeds >= ENOUGH_SEEDS else f"seen in {seeds} of {seeds} seeds"
+    assert f"on looks: +20.0 points, p = {2 ** (1 - seeds):.3f}; {verdict}" in page
     assert "co-taught above the video teacher's student, on motion: +0.0 points, p = 1.000; not found" in page
     assert f"co-taught above the video MAE, on motion: -5.0 points, p = {2 ** (1 - seeds):.3f}; the opposite" in page
     assert "was reached by: from scratch." in page
@@ -45,6 +57,26 @@ def test_arms_at_chance_are_not_compared(results):
         for arm in changed["accuracies"]["finetune"]["test"][task]:
             changed["accuracies"]["finetune"]["test"][task][arm] = [0.0625] * len(results["seeds"])
     assert "**Nothing about the paper's claims: in this setting no arm has learned either task.**" in render(changed)
+
+
+def test_similarities_are_compared_seed_by_seed():
+    def matrix(value: float) -> list[list[float]]:
+        return (np.full((3, 3), value) + np.diag([1 - value] * 3)).tolist()
+
+    place = {"image": [matrix(0.9), matrix(0.8)], "video": [matrix(0.5), matrix(0.6)]}
+    slot = {"image": place["video"], "video": place["image"]}
+    results = {"study": {"arms": ["image", "video"]}, "similarities": {"place": place, "slot": slot}}
+    assert "| student of the image teacher | 0.850 ± 0.071 | 0.550 ± 0.071 |" in similarity_table(results)
+    text = similarity_verdict(results)
+    assert "cosine at the same place, mean over places: +0.400, +0.200; p = 0.500, seen in 2 of 2 seeds" in text
+    assert "cosine of the means over all places: -0.400, -0.200; p = 0.500, the opposite in 2 of 2 seeds" in text
+    assert similarity_verdict({**results, "study": {"arms": ["image", "both"]}}) == ""
+
+
+def test_the_arm_of_several_masks_is_told_with_its_fewer_clips(results):
+    arms = results["study"]["arms"]
+    text = "from 2 times fewer clips"
+    assert (text in render(results)) == ("both_two_masks" in arms)
 
 
 def test_unfinished_seeds_are_told(results):

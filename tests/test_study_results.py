@@ -11,8 +11,8 @@ import pytest
 from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForPixelReconstruction
 from mvd_hf.costs import distillation_parts, reconstruction_flops
 from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.study import RECORD, Plan, StudyArguments
-from mvd_hf.study_probes import PROBES
+from mvd_hf.study import ARMS, RECORD, Plan, StudyArguments
+from mvd_hf.study_probes import PROBES, SIMILARITY
 from mvd_hf.study_results import (
     Comparison,
     chance_bound,
@@ -122,7 +122,7 @@ def test_accuracies_of_a_fine_tuned_classifier(tmp_path):
 def plan(tmp_path) -> Plan:
     """A study of two seeds of which all stages have ended, without any training."""
     (study,) = parse_arguments([str(ROOT / "recipes/study/small.yaml")], StudyArguments)
-    plan = Plan(replace(study, output=str(tmp_path / "study")), ROOT / "recipes")
+    plan = Plan(replace(study, output=str(tmp_path / "study"), arms=list(ARMS)), ROOT / "recipes")
     for number, stage in enumerate(plan.stages()):
         folder = plan.folder / stage.name
         if stage.kind == "finetune":
@@ -132,6 +132,8 @@ def plan(tmp_path) -> Plan:
             columns = dict.fromkeys((*PARTS, *TASKS), 0.5)
             found = {method: {"validation": columns, "test": columns} for method in ("linear", "knn", "attentive")}
             (folder / PROBES).write_text(json.dumps(found))
+            similar = np.full((4, 4), 0.25 * (1 + stage.keys["seed"])) + np.diag([0.5] * 4)
+            (folder / SIMILARITY).write_text(json.dumps({"place": similar.tolist(), "slot": similar.tolist()}))
         else:
             name = stage.keys.get("model", "mvd-b")
             teachers = dict.fromkeys(stage.keys.get("teachers", ["image"]), 64)
@@ -151,19 +153,25 @@ def test_results_of_all_seeds(plan, tmp_path):
     assert set(results["accuracies"]["finetune"]["test"]["motion"]) == set(plan.study.arms)
     assert results["accuracies"]["finetune"]["test"]["motion"]["both"] == [0.25, 0.75]
     assert results["accuracies"]["knn"]["validation"]["palette"]["image"] == [0.5, 0.5]
+    assert [seed[0] for seed in results["similarities"]["place"]["image"]] == [[0.75, *[0.25] * 3], [1, *[0.5] * 3]]
     curve = results["losses"]["both"]["loss"]
     assert len(curve) == 40
     assert curve[0] == [1, 1.5]
     assert curve[-1] == [100, 0.51]
-    assert results["stages"] == {"count": 42, "seconds": sum(range(42))}
+    assert results["stages"] == {"count": 50, "seconds": sum(range(50))}
 
     config = MVDConfig.from_pretrained(plan.folder / "seed0/both/encoder")
     teachers = {name: str(plan.folder / f"seed0/{name}_teacher") for name in ("image", "video")}
     per_clip = sum(part.training for part in distillation_parts(config, teachers))
-    assert results["tflops"]["both"]["own"] == pytest.approx(per_clip * 512 * 20 / 1e12, abs=1e-3)
+    clips = 512 * plan.study.student["num_train_epochs"]
+    assert results["tflops"]["both"]["own"] == pytest.approx(per_clip * clips / 1e12, abs=1e-3)
+    # two masks each of half the clips: the student does as much, its teachers half as much
+    halved = sum(part.training for part in distillation_parts(config, teachers, 2)) / 2
+    assert results["tflops"]["both_two_masks"]["own"] == pytest.approx(halved * clips / 1e12, abs=1e-3)
+    assert halved < per_clip
     config = MVDConfig.from_pretrained(plan.folder / "seed0/image_teacher")
     assert results["tflops"]["image"]["teachers"] == pytest.approx(
-        reconstruction_flops(config) * 512 * 30 / 1e12, abs=1e-3
+        reconstruction_flops(config) * 512 * plan.study.image_teacher["num_train_epochs"] / 1e12, abs=1e-3
     )
     write_results(results, tmp_path / "there" / "results.json")
     assert json.loads((tmp_path / "there" / "results.json").read_text()) == results

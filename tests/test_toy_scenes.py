@@ -18,11 +18,13 @@ from mvd_hf.toy_scenes import (
     SPLITS,
     TASKS,
     TEXTURES,
+    Canvas,
     Scene,
     SceneSettings,
     class_names,
     class_number,
     make_scenes,
+    paint_surroundings,
     plan_scenes,
     scene_frames,
     scenes,
@@ -147,6 +149,44 @@ def test_rotations_go_opposite_ways_from_a_common_middle():
     assert differences[len(differences) // 2 - 1] < 0.5 * differences[0]
 
 
+def surroundings(seed: int = 0, **settings) -> np.ndarray:
+    """Frames (T, 2H, 2W, 3) without objects that carry labels, under a camera that does not shake."""
+    canvas = Canvas(6, 40, 48)
+    still = {"clutter": 0, "waves": 0, "drift": 0.0}
+    paint_surroundings(canvas, SceneSettings(**{**still, **settings}), np.zeros((6, 2)), np.random.default_rng(seed))
+    return canvas.frames
+
+
+def num_colors(frame: np.ndarray) -> int:
+    return len(np.unique(frame.reshape(-1, 3), axis=0))
+
+
+def test_surroundings_have_as_much_as_the_settings_say():
+    assert all(num_colors(frame) == 1 for frame in surroundings())
+    assert num_colors(surroundings(waves=1)[0]) > 100
+    # small objects of a colour each, of which some may lie upon others
+    assert num_colors(surroundings(clutter=1)[0]) == 2
+    assert 3 <= num_colors(surroundings(clutter=4)[0]) <= 5
+
+    waves = surroundings(waves=1)
+    assert (waves == waves[0]).all()
+    drifting = surroundings(waves=1, drift=0.3)
+    assert (drifting[0] == waves[0]).all()
+    assert (drifting[-1] != drifting[0]).any()
+
+
+@pytest.mark.parametrize("shake", [0.0, 0.02])
+def test_the_camera_shakes_as_much_as_the_settings_say(monkeypatch, shake):
+    seen = []
+    monkeypatch.setattr(
+        "mvd_hf.toy_scenes.paint_surroundings", lambda canvas, settings, shaken, rng: seen.append(shaken)
+    )
+    settings = SceneSettings(**{**vars(SMALL), "train": 20, "shake": shake})
+    list(scenes("train", settings))
+    steps = np.diff(np.stack(seen), axis=1)
+    assert steps.std() == pytest.approx(shake, rel=0.15)
+
+
 def test_where_an_object_is_does_not_tell_where_it_goes(monkeypatch):
     places = {direction: [] for direction in DIRECTIONS}
 
@@ -154,7 +194,7 @@ def test_where_an_object_is_does_not_tell_where_it_goes(monkeypatch):
         places[scene.labels["direction"]].append(centres[0] * canvas.side / canvas.shape)
 
     monkeypatch.setattr("mvd_hf.toy_scenes.paint_object", note)
-    monkeypatch.setattr("mvd_hf.toy_scenes.paint_surroundings", lambda canvas, shake, rng: canvas.frames.fill(0))
+    monkeypatch.setattr("mvd_hf.toy_scenes.paint_surroundings", lambda canvas, *rest: canvas.frames.fill(0))
     settings = SceneSettings(train=1200, height=8, width=10)
     for number, scene in enumerate(plan_scenes("train", settings)):
         scene_frames(scene, settings, np.random.default_rng(number))
@@ -197,7 +237,7 @@ def test_the_data_set_is_written_once_and_told_by_its_card(tmp_path):
     assert len(load_rows(str(folder), "test")) == 2
 
 
-@pytest.mark.parametrize(("key", "value"), [("train", 3), ("test", 0), ("width", 47), ("frames", 1)])
+@pytest.mark.parametrize(("key", "value"), [("train", 3), ("test", 0), ("width", 47), ("frames", 1), ("shake", -0.1)])
 def test_sizes_that_cannot_be(key, value):
     with pytest.raises(ValueError, match=f"{key}={value}"):
         SceneSettings(**{key: value})

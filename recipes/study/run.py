@@ -21,7 +21,8 @@ def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     (study,) = parse_arguments(arguments, StudyArguments)
     plan = run_study(study, RECIPES)
-    results = collect(plan, plan.folder.name)
+    recipe = Path(arguments[0]) if arguments else plan.folder
+    results = collect(plan, recipe.stem if recipe.suffix == ".yaml" else plan.folder.name)
     write_results(results, plan.folder / "results.json")
     write_report(results, plan.folder)
     logging.info("The report is %s", plan.folder / "README.md")

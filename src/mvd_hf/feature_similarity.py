@@ -125,8 +125,13 @@ def measure_similarity(
     return FeatureSimilarity({name: np.concatenate(part) for name, part in parts.items()}, missing)
 
 
-def draw_similarity(similarity: FeatureSimilarity) -> Figure:
-    """The models' mean matrices side by side, in one scale of colours, with their means off the diagonal."""
+def draw_similarity(similarity: FeatureSimilarity, title: str | None = None) -> Figure:
+    """The models' mean matrices side by side, in one scale of colours, with their means off the diagonal.
+
+    Args:
+        similarity: what was measured.
+        title: above the matrices; by default it tells the number of clips.
+    """
     means = {name: similarity.mean(name) for name in similarity.matrices}
     slots = len(next(iter(means.values())))
     lowest = min(matrix.min() for matrix in means.values())
@@ -145,7 +150,7 @@ def draw_similarity(similarity: FeatureSimilarity) -> Figure:
     grid[0].set_ylabel("time slot")
     figure.colorbar(image, ax=list(grid), label="cosine similarity", shrink=0.75)
     clips = "1 clip" if similarity.num_clips == 1 else f"{similarity.num_clips} clips"
-    figure.suptitle(f"Similarity of features between frames, mean of {clips}", fontsize=12)
+    figure.suptitle(title or f"Similarity of features between frames, mean of {clips}", fontsize=12)
     return figure
 
 

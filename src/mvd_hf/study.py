@@ -35,7 +35,10 @@ logger = logging.getLogger(__name__)
 # files of a stage: its keys, what is left when it has ended, and what it printed; and the folder of the videos
 RECIPE, RECORD, LOG, SCENES = "recipe.yaml", "stage.json", "log.txt", "scenes"
 # keys of the student's training that a video MAE of its size shares, so that it takes as many updates
-SCHEDULE = ("num_train_epochs", "warmup_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+SCHEDULE = (
+    *("num_train_epochs", "warmup_epochs", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "schedule_epochs"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,14 @@ class Arm:
         title: what it is called in the report.
         teachers: the teachers that a student is distilled from.
         pixels: whether the encoder is trained to reconstruct pixels instead (VideoMAE).
-        keys: further keys of the student's training.
+        masks: masks under which the student sees each clip. It takes as many updates of as many masked clips as with
+            one mask, at the same rates, from so many times fewer clips.
     """
 
     title: str
     teachers: tuple[str, ...] = ()
     pixels: bool = False
-    keys: Mapping = field(default_factory=dict)
+    masks: int = 1
 
 
 ARMS = {
@@ -61,7 +65,7 @@ ARMS = {
     "image": Arm("student of the image teacher", ("image",)),
     "video": Arm("student of the video teacher", ("video",)),
     "both": Arm("student of both", ("image", "video")),
-    "both_two_masks": Arm("student of both, two masks per clip", ("image", "video"), keys={"masks_per_clip": 2}),
+    "both_two_masks": Arm("student of both, two masks per clip", ("image", "video"), masks=2),
 }
 
 
@@ -109,6 +113,23 @@ class StudyArguments:
         missing = [key for key in SCHEDULE[:3] if key not in self.student]
         if missing:
             raise ValueError(f"student has no {missing[0]}, which the video MAE of its size shares.")
+        batch, masks = self.student["per_device_train_batch_size"], max(ARMS[arm].masks for arm in self.arms)
+        videos = self.scenes.get("train", SceneSettings.train)
+        if batch % masks or videos % batch:
+            raise ValueError(
+                f"{videos} videos in batches of {batch}, with {masks} masks per clip, do not give every arm as many "
+                "updates: choose a batch that divides the videos and is a multiple of the masks."
+            )
+
+    def schedule(self, arm: str) -> dict:
+        """Keys of a student's training that depend on the number of its masks."""
+        masks = ARMS[arm].masks
+        keys = {key: self.student[key] for key in SCHEDULE if key in self.student}
+        if masks > 1:
+            epochs = [key for key in keys if key.endswith("_epochs")]
+            keys |= {key: keys[key] / masks for key in epochs} | {"masks_per_clip": masks}
+            keys["per_device_train_batch_size"] //= masks
+        return keys
 
 
 @dataclass(frozen=True)
@@ -186,7 +207,7 @@ class Plan:
         """The student of an arm's teachers."""
         teachers = {name: str(self.folder / f"seed{seed}/{name}_teacher") for name in ARMS[arm].teachers}
         keys = {"student": "mvd-b", "config": self.study.encoder, "teachers": teachers}
-        keys = merge(merge(keys, self.study.student), ARMS[arm].keys)
+        keys = merge(merge(keys, self.study.student), self.study.schedule(arm))
         needs = [f"{name}_teacher" for name in teachers]
         return self.stage(seed, f"{arm}/encoder", f"distill {arm}", keys, needs)
 

@@ -1,4 +1,7 @@
-"""Probes of a frozen encoder on every label of the scenes: linear, attentive and k-NN, from features read once."""
+"""What a frozen encoder knows of the scenes, from features read once.
+
+Linear, attentive and k-NN probes on every label, and how alike the features of a clip's frames are.
+"""
 
 import json
 import shutil
@@ -11,7 +14,9 @@ import numpy as np
 import torch
 
 from .classifiers import load_classifier
+from .feature_similarity import slot_similarity
 from .metrics import top_k_accuracy
+from .model.configuration_mvd import MVDConfig
 from .model.modeling_mvd import MVDForVideoClassification
 from .model.video_processing_mvd import MVDVideoProcessor
 from .probing import ProbeArguments, cache_features, fit_attentive, fit_linear, nearest_neighbours, pooled_features
@@ -19,7 +24,7 @@ from .sources import load_rows
 from .toy_scenes import PARTS, SPLITS, TASKS, class_names
 from .views import ViewResults
 
-PROBES, FEATURES = "probes.json", "features"
+PROBES, SIMILARITY, FEATURES = "probes.json", "similarity.json", "features"
 
 
 @dataclass
@@ -125,19 +130,31 @@ class SceneProbes:
             accuracies[split] = top_k_accuracy(logits, self.labels(split, column), 1)
         return accuracies
 
+    def similarity(self, features: Mapping[str, ViewResults], config: MVDConfig) -> dict[str, list]:
+        """Cosine similarity (t, t) of the time slots of the test's clips, by average (`mvd_hf.feature_similarity`)."""
+        tokens = torch.from_numpy(features["test"].stack("tokens"))[:, 0].float()
+        found = {average: slot_similarity(tokens, config.grid, average) for average in ("place", "slot")}
+        return {average: matrices.mean(dim=0).tolist() for average, matrices in found.items()}
+
     def run(self):
-        """Fit and test all probes, write `probes.json` (method, split, column: accuracy), and drop the features."""
+        """Fit and test all probes, and drop the features.
+
+        Writes `probes.json` (method, split, column: accuracy) and `similarity.json` (average: matrix).
+        """
         columns = [*PARTS, *TASKS]
         pooled = self.features(self.model(2, attentive=False), "pooled")
         found = {
             "linear": {column: self.linear(pooled, column) for column in columns},
             "knn": {column: self.knn(pooled, column) for column in columns},
         }
-        tokens = self.features(self.model(2, attentive=True), "tokens")
+        reader = self.model(2, attentive=True)
+        tokens = self.features(reader, "tokens")
         found["attentive"] = {task: self.attentive(tokens, task) for task in TASKS}
         by_split = {
             method: {split: {column: values[split] for column, values in part.items()} for split in SPLITS[1:]}
             for method, part in found.items()
         }
+        similarity = self.similarity(tokens, reader.config)
+        (self.folder / SIMILARITY).write_text(json.dumps(similarity) + "\n", encoding="utf-8")
         (self.folder / PROBES).write_text(json.dumps(by_split, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(self.folder / FEATURES)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from .feature_similarity import FeatureSimilarity, draw_similarity
 from .study import ARMS
 from .study_results import METHODS, Comparison, chance_bound, compare
 from .toy_scenes import PARTS, TASKS, SceneSettings, class_names, scenes
@@ -19,7 +20,9 @@ METHOD_TITLES = {
 }
 # colours of the arms, told apart by those who do not see red and green alike (Okabe and Ito)
 COLORS = dict(zip(ARMS, ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
-PICTURES = ("scenes", "accuracies", "losses", "compute")
+PICTURES = ("scenes", "accuracies", "similarity", "losses", "compute")
+# what the cosines of features of two time slots are averaged over
+AVERAGES = {"place": "cosine at the same place, mean over places", "slot": "cosine of the means over all places"}
 PAPER_TABLE = """| student | image teacher | video teacher | Kinetics-400: looks | Something-Something v2: motion |
 |---|---|---|---|---|
 | ViT-S | x | | 80.4 | 69.4 |
@@ -138,26 +141,32 @@ def above_chance(results: Mapping) -> str:
     return " ".join(sentences)
 
 
-INTRODUCTION = """# What each teacher teaches
+def introduction(results: Mapping) -> str:
+    """The question, and the commands that answer it again."""
+    return f"""# What each teacher teaches
 
 The paper's claim: students of image teachers are better where looks decide, students of video teachers where motion
 decides, and co-teaching gives both. Does this code bring that out, at a scale that anyone can run again? This page is
 rendered from [results.json](results.json) by `report.py`; nothing in it is written by hand.
 
 ```bash
-python recipes/study/run.py recipes/study/small.yaml
+python recipes/study/run.py recipes/study/{results["setting"]}.yaml
 python recipes/study/report.py recipes/study/results.json
 ```
 
 The first command draws the videos, trains everything and writes a report like this one into its output folder; started
-again, it goes on where it was. Larger: [night.yaml](night.yaml) for two CPU cores, [gpu.yaml](gpu.yaml) for a GPU. The
-second command renders this page."""
+again, it goes on where it was. The second renders this page. Settings, by what they take:
+[small.yaml](small.yaml) ten minutes, [hour.yaml](hour.yaml) an hour and a half and [night.yaml](night.yaml) a night of
+two CPU cores, [gpu.yaml](gpu.yaml) half an hour of a GPU. Only the setting below has been run as it is now."""
 
-OUTLOOK = f"""## Where the effect does not show
+
+OUTLOOK = f"""## To see an effect where none shows
 
 A teacher can only pass on what it has learned. What would have to change, in this order:
 
-1. Longer training of the teachers and the students: fine-tuned accuracies at chance compare nothing.
+1. Longer training of teachers, students and classifiers: accuracies at chance compare nothing. The loss of a video
+   autoencoder stays where it is for hundreds of steps and then falls; sooner with plainer surroundings, crops of one
+   scale and a wider decoder.
 2. More seeds: with five the least possible p is {2 ** (1 - 5):g}, six are needed for one below 0.05.
 3. More test videos: the standard error above falls with the root of their number.
 4. An image teacher that knows more than the videos show, as the paper's, which was trained on ImageNet. Here both
@@ -178,6 +187,13 @@ def setting(results: Mapping) -> str:
         "fine-tuning": study["finetune"],
     }
     epochs = ", ".join(f"{title} {keys['num_train_epochs']:g}" for title, keys in lengths.items())
+    masked = "".join(
+        f"\n- {ARMS[arm].title}: {study['student']['num_train_epochs'] / ARMS[arm].masks:g} epochs of batches of "
+        f"{study['student']['per_device_train_batch_size'] // ARMS[arm].masks} clips: as many updates\n  "
+        f"of as many masked clips as the others, from {ARMS[arm].masks} times fewer clips."
+        for arm in study["arms"]
+        if ARMS[arm].masks > 1
+    )
     size, side = f"{scenes_of['width']}x{scenes_of['height']}", encoder["image_size"]
     tasks = " and ".join(
         f"`{task}` ({len(class_names(task))} classes: {' x '.join(parts)})" for task, parts in TASKS.items()
@@ -196,7 +212,7 @@ No other setting has results here.
 - Encoders: width {encoder["hidden_size"]}, {encoder["num_hidden_layers"]} layers, clips of {encoder["num_frames"]}
   frames of {side}x{side} pixels.
 - Epochs: {epochs}. Each seed trains teachers of its own; all
-  seeds share the videos.
+  seeds share the videos.{masked}
 - Protocol: last weights, one view per video, no setting chosen on the test, every finished seed of
   the setting is counted.
 - One accuracy of one seed rests on {scenes_of[split]} videos: its standard error is up to
@@ -256,6 +272,55 @@ The linear probe on validation, whose textures and ways were seen in training:
 {accuracy_table(linear["validation"], [*PARTS, *TASKS])}"""
 
 
+def similarities_of(results: Mapping, average: str) -> FeatureSimilarity:
+    """Similarities between frames: per arm a matrix of each seed."""
+    return FeatureSimilarity({arm: np.array(seeds) for arm, seeds in results["similarities"][average].items()})
+
+
+def similarity_table(results: Mapping) -> str:
+    """Mean similarities of different time slots, over seeds."""
+    rows = [["", *AVERAGES.values()]]
+    found = {average: similarities_of(results, average) for average in AVERAGES}
+    for arm in results["study"]["arms"]:
+        cells = []
+        for similarity in found.values():
+            values = similarity.off_diagonal(arm)
+            cells.append(f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""))
+        rows.append([ARMS[arm].title, *cells])
+    return markdown_table(rows)
+
+
+def similarity_verdict(results: Mapping) -> str:
+    """Whether the features of the image teacher's student are the more alike, seed by seed."""
+    if not {"image", "video"} <= set(results["study"]["arms"]):
+        return ""
+    sentences = [
+        "The paper says that features of an image teacher's student are more alike from frame to frame than those of "
+        "a video teacher's student."
+    ]
+    for average, title in AVERAGES.items():
+        found = similarities_of(results, average)
+        differences = tuple(found.off_diagonal("image") - found.off_diagonal("video"))
+        each = ", ".join(f"{value:+.3f}" for value in differences)
+        comparison = Comparison("", differences)
+        sentences.append(f"Image less video, {title}: {each}; p = {comparison.p:.3f}, {comparison.verdict}.")
+    return " ".join(sentences)
+
+
+def similarity(results: Mapping) -> str:
+    """How alike features are from frame to frame."""
+    return f"""## Similarity of features between frames
+
+Of the last layer's features in different time slots (tubelets) of a clip, mean over slots and the test's clips; mean ±
+sample standard deviation over seeds:
+
+{similarity_table(results)}
+
+{similarity_verdict(results)}
+
+![Similarity of features between time slots, at the same place](pictures/similarity.png)"""
+
+
 def losses_and_costs(results: Mapping) -> str:
     """Loss curves, and accuracy against arithmetic."""
     last = {
@@ -275,15 +340,15 @@ that has learned nothing has a loss of 1, and a student of such a teacher learns
 
 {cost_table(results)}
 
-![Fine-tuned accuracy against the arithmetic of pre-training](pictures/compute.png)
+![Accuracy against the arithmetic of pre-training; open dots with that of the teachers](pictures/compute.png)
 
 Counted as in `mvd_hf.costs`. The arms take as many updates as each other, not as much arithmetic."""
 
 
 def render(results: Mapping) -> str:
     """The report, a README."""
-    parts = (setting, findings, frozen, losses_and_costs)
-    return "\n\n".join([INTRODUCTION, *(part(results) for part in parts), OUTLOOK]) + "\n"
+    parts = (introduction, setting, findings, frozen, similarity, losses_and_costs)
+    return "\n\n".join([*(part(results) for part in parts), OUTLOOK]) + "\n"
 
 
 def draw_scenes(settings: SceneSettings, num_pairs: int = 3) -> Figure:
@@ -339,20 +404,25 @@ def draw_losses(results: Mapping) -> Figure:
 
 
 def draw_compute(results: Mapping) -> Figure:
-    """Fine-tuned accuracy against the arithmetic of pre-training, without (filled) and with the teachers' training."""
-    figure = Figure((9, 3.2), layout="constrained")
-    finetuned = results["accuracies"]["finetune"][tested_split(results)]
-    for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        for arm, cost in results["tflops"].items():
-            height = 100 * statistics.fmean(finetuned[task][arm])
-            own, whole = cost["own"], cost["own"] + cost["teachers"]
-            axes.plot([own, whole], [height] * 2, "-", color=COLORS[arm], linewidth=0.8)
-            axes.plot(own, height, "o", color=COLORS[arm], label=arm.replace("_", " "))
-            axes.plot(whole, height, "o", color=COLORS[arm], markerfacecolor="white")
-        axes.set_title(task, fontsize=10)
-        axes.set_xlabel("TFLOPs of pre-training")
-        axes.set_ylabel("fine-tuned top-1, %")
-        axes.legend(fontsize=7)
+    """Fine-tuned and attentively probed accuracy against the arithmetic of pre-training.
+
+    A filled dot is an arm without its teachers' training, the line to the open dot adds that.
+    """
+    figure = Figure((9, 5.6), layout="constrained")
+    split = tested_split(results)
+    for line, method in zip(figure.subplots(2, len(TASKS)), METHODS[:2], strict=True):
+        for axes, task in zip(line, TASKS, strict=True):
+            found = results["accuracies"][method][split][task]
+            for arm, cost in results["tflops"].items():
+                height = 100 * statistics.fmean(found[arm])
+                own, whole = cost["own"], cost["own"] + cost["teachers"]
+                axes.plot([own, whole], [height] * 2, "-", color=COLORS[arm], linewidth=0.8)
+                axes.plot(own, height, "o", color=COLORS[arm], label=arm.replace("_", " "))
+                axes.plot(whole, height, "o", color=COLORS[arm], markerfacecolor="white")
+            axes.set_title(f"{METHOD_TITLES[method]}: {task}", fontsize=10)
+            axes.set_xlabel("TFLOPs of pre-training")
+            axes.set_ylabel("top-1, %")
+            axes.legend(fontsize=7)
     return figure
 
 
@@ -363,6 +433,10 @@ def write_report(results: Mapping, folder: str | Path):
     figures = {
         "scenes": draw_scenes(SceneSettings(**results["study"]["scenes"])),
         "accuracies": draw_accuracies(results),
+        "similarity": draw_similarity(
+            similarities_of(results, "place"),
+            f"Similarity of features between time slots, at the same place, mean of {len(results['seeds'])} seeds",
+        ),
         "losses": draw_losses(results),
         "compute": draw_compute(results),
     }

@@ -16,7 +16,7 @@ import torch
 from .costs import distillation_parts, reconstruction_flops
 from .model.configuration_mvd import MVDConfig
 from .study import ARMS, Plan, Stage, read_record
-from .study_probes import PROBES
+from .study_probes import PROBES, SIMILARITY
 from .toy_scenes import PARTS, TASKS, class_names
 
 METHODS = ("finetune", "attentive", "linear", "knn")
@@ -95,6 +95,15 @@ class Collection:
                         place.setdefault(arm, []).append(round(accuracy, 5))
         return found
 
+    def similarities(self) -> dict:
+        """Similarities of features between frames by average, arm: a list over seeds of matrices (t, t)."""
+        found: dict = {}
+        for seed, arm in itertools.product(self.stages, self.plan.study.arms):
+            matrices = json.loads((self.folder(seed, f"{arm}/probe") / SIMILARITY).read_text(encoding="utf-8"))
+            for average, matrix in matrices.items():
+                found.setdefault(average, {}).setdefault(arm, []).append(np.round(matrix, 4).tolist())
+        return found
+
     def curves(self) -> dict:
         """Losses of each training by name: [step, mean over seeds], at most `MAX_POINTS` of them."""
         found = {}
@@ -121,7 +130,6 @@ class Collection:
     def costs(self) -> dict:
         """TFLOPs of each arm's pre-training: `own`, its teachers' passes included, and `teachers`, their training."""
         study, seed = self.plan.study, next(iter(self.stages))
-        clips = self.clips(study.training | study.student)
         trained = {}
         for name in {teacher for arm in study.arms for teacher in ARMS[arm].teachers}:
             config = MVDConfig.from_pretrained(self.folder(seed, f"{name}_teacher"))
@@ -130,6 +138,7 @@ class Collection:
         costs = {}
         for arm in (arm for arm in study.arms if arm != "scratch"):
             config = MVDConfig.from_pretrained(self.folder(seed, f"{arm}/encoder"))
+            clips = self.clips(study.training | study.student | study.schedule(arm))
             if ARMS[arm].pixels:
                 own = reconstruction_flops(config) * clips
             else:
@@ -141,7 +150,7 @@ class Collection:
 
     def parts(self, arm: str, config: MVDConfig, teachers: Mapping[str, str]):
         """Arithmetic of a student's training, per clip."""
-        return distillation_parts(config, teachers, **ARMS[arm].keys)
+        return distillation_parts(config, teachers, ARMS[arm].masks)
 
     def totals(self) -> dict[str, float]:
         """How many stages there are, and how many seconds they took together."""
@@ -181,6 +190,7 @@ def collect(plan: Plan, setting: str) -> dict:
         "seconds": collection.seconds(),
         "stages": collection.totals(),
         "accuracies": collection.accuracies(),
+        "similarities": collection.similarities(),
         "losses": collection.curves(),
         "tflops": collection.costs(),
     }

@@ -13,7 +13,7 @@ from PIL import Image
 
 APPEARANCES = ("stripes", "checkerboard", "dots", "rings")
 # without mbtree, whose lookahead makes the same frames come out differently from run to run
-ENCODER_OPTIONS = {"crf": "20", "preset": "veryfast", "mbtree": "0"}
+ENCODER_OPTIONS = {"preset": "veryfast", "mbtree": "0"}
 # (rows, columns) per step
 MOTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
@@ -60,8 +60,15 @@ def toy_frames(
     return frames
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 25, gop_size: int = 12):
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 25, gop_size: int = 12, crf: int = 20):
     """Write frames (H, W, 3) uint8, or an array (T, H, W, 3) of them, H and W even, as an H.264 mp4 file.
+
+    Args:
+        path: the file.
+        frames: what it shows.
+        fps: frames per second.
+        gop_size: frames from one key frame to the next.
+        crf: x264's constant rate factor, 0 (nothing is lost but colour resolution) to 51.
 
     Raises:
         ValueError: if there is no frame.
@@ -71,7 +78,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 25, g
     if first is None:
         raise ValueError(f"There is no frame to write to {str(path)!r}.")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options=ENCODER_OPTIONS)
+        stream = container.add_stream("libx264", rate=fps, options={**ENCODER_OPTIONS, "crf": str(crf)})
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt, stream.gop_size, stream.codec_context.thread_count = "yuv420p", gop_size, 1
         for frame in itertools.chain([first], frames):

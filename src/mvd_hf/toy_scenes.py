@@ -52,6 +52,11 @@ class SceneSettings:
         train, validation, test: videos of each split, even numbers.
         frames: frames of a video.
         height, width: pixels of a frame, even numbers.
+        clutter: small objects that no label speaks of.
+        waves: most periods that a wave of the background has along a side.
+        drift: how far the background moves at most, along either side.
+        shake: standard deviation of the camera's steps from frame to frame, along either side.
+        crf: what compression loses, see `mvd_hf.toy.write_video`.
         seed: seed of everything.
     """
 
@@ -61,6 +66,11 @@ class SceneSettings:
     frames: int = 20
     height: int = 40
     width: int = 48
+    clutter: int = 4
+    waves: int = 3
+    drift: float = 0.4
+    shake: float = 0.008
+    crf: int = 20
     seed: int = 0
 
     def __post_init__(self):
@@ -68,6 +78,9 @@ class SceneSettings:
             value = getattr(self, name)
             if value < 2 or value % 2:
                 raise ValueError(f"{name}={value} of the scenes must be an even number above 0.")
+        for name in ("clutter", "waves", "drift", "shake"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} of the scenes must not be below 0.")
         if self.frames < 2:
             raise ValueError(f"frames={self.frames}: there is no motion in fewer than 2 frames.")
 
@@ -181,27 +194,29 @@ class Canvas:
         return np.clip(blocks.mean(axis=(2, 4)).round(), 0, 255).astype(np.uint8)
 
 
-def background(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """A periodic image (2H, 2W, 3) of waves of random colours."""
+def background(canvas: Canvas, most_waves: int, rng: np.random.Generator) -> np.ndarray:
+    """A periodic image (2H, 2W, 3) of waves of random colours, each of so many periods along a side or fewer."""
     image = np.full((*canvas.shape, 3), rng.uniform(70, 150, 3), dtype=np.float32)
     for _ in range(5):
-        waves = rng.integers(-3, 4, 2)
+        waves = rng.integers(-most_waves, most_waves + 1, 2)
         phase = 2 * np.pi * (waves[0] * canvas.rows / canvas.shape[0] + waves[1] * canvas.columns / canvas.shape[1])
         image += np.cos(phase + rng.uniform(0, 2 * np.pi))[..., None] * rng.uniform(-25, 25, 3)
     return image
 
 
-def paint_surroundings(canvas: Canvas, shake: np.ndarray, rng: np.random.Generator):
-    """Paint what no label speaks of: a drifting background and four small objects.
+def paint_surroundings(canvas: Canvas, settings: SceneSettings, shake: np.ndarray, rng: np.random.Generator):
+    """Paint what no label speaks of: a drifting background and small objects.
 
     Args:
         canvas: where to paint.
+        settings: of the scenes.
         shake: (T, 2), how far the camera has moved everything.
         rng: draws looks and motion.
     """
     time, extent = np.linspace(0, 1, len(shake))[:, None], canvas.shape / canvas.side
-    canvas.fill(background(canvas, rng), shake + time * rng.uniform(-0.4, 0.4, 2))
-    for _ in range(4):
+    image = background(canvas, settings.waves, rng)
+    canvas.fill(image, shake + time * rng.uniform(-settings.drift, settings.drift, 2))
+    for _ in range(settings.clutter):
         shape, radius = SHAPES[rng.integers(len(SHAPES))], rng.uniform(0.07, 0.12)
         centres = rng.uniform(0, extent) + time * rng.uniform(-0.8, 0.8, 2) + shake
         angles = rng.uniform(0, 2 * np.pi) + time[:, 0] * rng.uniform(-3, 3)
@@ -226,13 +241,13 @@ def scene_frames(scene: "Scene", settings: SceneSettings, rng: np.random.Generat
 
     Args:
         scene: what it shows.
-        settings: frames and pixels.
+        settings: of the scenes.
         rng: draws all that no label speaks of.
     """
     canvas = Canvas(settings.frames, settings.height, settings.width)
     time, labels = np.linspace(0, 1, settings.frames), scene.labels
-    shake = np.cumsum(rng.normal(0, 0.008, (settings.frames, 2)), axis=0)
-    paint_surroundings(canvas, shake, rng)
+    shake = np.cumsum(rng.normal(0, settings.shake, (settings.frames, 2)), axis=0)
+    paint_surroundings(canvas, settings, shake, rng)
 
     way = trajectory_variant(labels["direction"], scene.trajectory_id)
     progress = time**1.8 if labels["speed"] == "faster" else 1 - (1 - time) ** 1.8
@@ -342,7 +357,7 @@ def make_scenes(folder: str | Path, settings: SceneSettings) -> Path:
         videos = tqdm(scenes(split, settings), desc=f"scenes: {split}", total=getattr(settings, split), unit=" videos")
         for i, (row, frames) in enumerate(videos):
             rows.append({"file_name": f"{i:05d}.mp4", **row})
-            write_video(target / rows[-1]["file_name"], frames)
+            write_video(target / rows[-1]["file_name"], frames, crf=settings.crf)
         with (target / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
@@ -367,12 +382,14 @@ pretty_name: Scenes of moving objects with independent labels of looks and motio
 # Scenes of moving objects
 
 {settings.train} videos to train on, {settings.validation} for validation, {settings.test} for the test; each has
-{settings.frames} frames of {settings.width}x{settings.height} pixels (H.264, 25 frames per second). Drawn by
-`mvd_hf.toy_scenes` from seed {settings.seed}.
+{settings.frames} frames of {settings.width}x{settings.height} pixels (H.264 of rate factor {settings.crf}, 25 frames
+per second). Drawn by `mvd_hf.toy_scenes` from seed {settings.seed}.
 
 The largest object carries the labels. A black and white disc is its partner, which it passes or by which it is passed.
-Four small objects, the background and a shaking camera move on their own. What leaves the frame on one side comes back
-on the other: where an object is says nothing about where it goes.
+{settings.clutter} small objects, the background and a shaking camera move on their own. What leaves the frame on
+one side comes back on the other: where an object is says nothing about where it goes. In parts of the short side,
+the background drifts by up to {settings.drift:g} and the camera shakes by {settings.shake:g} per frame; the waves of
+the background have at most {settings.waves} periods along a side.
 
 | column of `metadata.csv` | class numbers, from 0 |
 |---|---|
