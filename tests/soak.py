@@ -88,6 +88,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=62, help="how long to train")
     parser.add_argument("--output", default="outputs/soak", help="folder of the run; it must not exist")
     arguments = parser.parse_args()
+    if arguments.minutes < 10:
+        parser.error(f"--minutes {arguments.minutes:g} is too short to compare quarters of it: give 10 or more.")
     output = Path(arguments.output)
     if output.exists():
         parser.error(f"--output {str(output)!r} exists: delete it or give another folder.")

@@ -237,7 +237,9 @@ def test_the_data_set_is_written_once_and_told_by_its_card(tmp_path):
     assert len(load_rows(str(folder), "test")) == 2
 
 
-@pytest.mark.parametrize(("key", "value"), [("train", 3), ("test", 0), ("width", 47), ("frames", 1), ("shake", -0.1)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("train", 3), ("test", 0), ("width", 47), ("frames", 1), ("shake", -0.1), ("crf", 52)]
+)
 def test_sizes_that_cannot_be(key, value):
     with pytest.raises(ValueError, match=f"{key}={value}"):
         SceneSettings(**{key: value})

@@ -90,7 +90,10 @@ class TeacherConfig:
                 known = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise ValueError(f"{field}={getattr(self, field)!r} of a teacher must be one of {known}.")
         if self.shard and self.compile:
-            raise ValueError("shard and compile of a teacher exclude each other: every layer would break the graph.")
+            raise ValueError(
+                "shard=True and compile=True of a teacher exclude each other, as every layer would break the "
+                "compiled graph: choose one."
+            )
         for field in ("image_size", "frames_per_pass"):
             value = getattr(self, field)
             if value is not None and (not isinstance(value, int) or value < 1):

@@ -81,6 +81,8 @@ class SceneSettings:
         for name in ("clutter", "waves", "drift", "shake"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} of the scenes must not be below 0.")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf={self.crf} of the scenes must be from 0 to 51.")
         if self.frames < 2:
             raise ValueError(f"frames={self.frames}: there is no motion in fewer than 2 frames.")
 
