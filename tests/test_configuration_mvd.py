@@ -235,6 +235,7 @@ REFUSED = [
         {"hidden_size": 21, "num_attention_heads": 3, "position_embedding_type": "flat"},
         "hidden_size=21 must be divisible by 2 for the 'flat' position code",
     ),
+    ({"encoder_init_std": 0.0}, "encoder_init_std=0.0 must be above 0"),
 ]
 
 

@@ -637,6 +637,22 @@ def test_classifier_starts_from_small_normal_weights_and_a_scaled_head(
     assert_constants(model)
 
 
+@pytest.mark.parametrize("how", ["built", "missing in the file"])
+@pytest.mark.parametrize(
+    "model_class", [MVDModel, MVDForPixelReconstruction, MVDForFeatureDistillation, MVDForVideoClassification]
+)
+def test_a_spread_of_the_encoders_fresh_weights_is_for_the_encoder_alone(model_class, how, tmp_path):
+    model, usual = (
+        fresh(model_class, how, tmp_path / str(std), encoder_init_std=std, head_init_scale=1.0) for std in (0.3, None)
+    )
+    before = linear_layers(usual)
+    for name, module in linear_layers(model).items():
+        is_of_encoder = name.startswith("layers." if model_class is MVDModel else "mvd.layers.")
+        expected = 0.3 if is_of_encoder else before[name].weight.std().item()
+        assert module.weight.std().item() == pytest.approx(expected, rel=0.05)
+        assert (module.weight.std() > 2 * before[name].weight.std()) == is_of_encoder
+
+
 # Stochastic depth
 
 

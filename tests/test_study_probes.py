@@ -84,6 +84,14 @@ def test_what_the_features_say_is_found_and_nothing_else(folder, tmp_path):
     assert len(class_names("texture")) == 4
 
 
+def test_probes_learn_from_the_first_training_videos(folder, tmp_path):
+    every, first = (probes(folder, tmp_path, train_videos=count) for count in (None, 24))
+    assert first.labels("train", "motion").tolist() == every.labels("train", "motion").tolist()[:24]
+    assert [len(first.labels(split, "motion")) for split in SPLITS] == [24, 16, 16]
+    with pytest.raises(ValueError, match="train_videos=0 must be at least 1"):
+        probes(folder, tmp_path, train_videos=0)
+
+
 def test_scenes_that_cannot_be_read_are_an_error(folder, tmp_path):
     shutil.copytree(folder / "scenes", tmp_path / "scenes")
     shutil.copytree(folder / "encoder", tmp_path / "encoder")

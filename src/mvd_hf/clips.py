@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .collation import BAD_VIDEOS, IS_BLANK
+from .frame_memory import PROCESS_MEMORY, check_memory
 from .model.video_reading import VideoReadError
 from .sources import LabelReader, holds_images, media_column, media_name, open_media
 
@@ -62,6 +63,8 @@ class ClipCutter:
         backend: `pyav` or `torchcodec`.
         decoded: chooses among the hidden patches of a mask those to decode, called with the mask and `generator=`,
             if not all are.
+        memory_gib: GiB of decoded frames that a process which cuts out clips keeps for the next time
+            (`mvd_hf.frame_memory.PROCESS_MEMORY`).
     """
 
     def __init__(
@@ -72,24 +75,34 @@ class ClipCutter:
         repeats: int = 1,
         backend: str = "pyav",
         decoded: Callable[..., torch.Tensor] | None = None,
+        memory_gib: float = 0.0,
     ):
         if repeats < 1:
             raise ValueError(f"repeats={repeats} must be at least 1.")
         self.frames, self.augmentation, self.mask = frames, augmentation, mask
         self.repeats, self.backend, self.decoded = repeats, backend, decoded
+        check_memory(memory_gib)
+        self.memory_gib = memory_gib
 
     def __call__(
         self, item: dict | str | bytes, generator: torch.Generator, is_image: bool = False
     ) -> list[dict[str, torch.Tensor]]:
-        """The clips of a row's file, which is opened and decoded once.
+        """The clips of a row's file, which is opened and decoded at most once.
 
         Raises:
             VideoReadError: if the file cannot be read.
         """
-        with open_media(item, is_image, self.backend) as reader:
+        with self._open(item, is_image) as reader:
             chosen = np.repeat(self.frames(len(reader), generator=generator), self.repeats, axis=0)
             source = reader if len(chosen) == 1 else DecodedFrames(reader, chosen)
             return [self._cut(source, indices, generator) for indices in chosen]
+
+    def _open(self, item: dict | str | bytes, is_image: bool):
+        """Reader of a row's file, or of what is kept of it."""
+        if self.memory_gib == 0:
+            return open_media(item, is_image, self.backend)
+        PROCESS_MEMORY.allow(self.memory_gib)  # here, as this may be a worker's process
+        return PROCESS_MEMORY.open(item, is_image, self.backend)
 
     def _cut(self, source, indices: np.ndarray, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """One clip, in each of the augmentation's sizes, and its mask."""

@@ -73,6 +73,9 @@ class DataArguments:
         on_bad_video: what to do about training videos that cannot be read: `raise`, `skip` or `substitute`.
             Evaluation leaves them out and says how many are missing.
         backend: `pyav` or `torchcodec`.
+        memory_gib: GiB of decoded frames of training videos that each process which reads them (a data worker, or
+            the training itself) keeps for later epochs, and for later trainings. For many epochs of small videos;
+            clips are the same.
         stride: every `stride`-th frame of a video is in a clip.
         crop: `multi_scale` (MVD, VideoMAE) or `random_resized` (MAE).
         crop_scales: sides (not areas) of multi-scale crops, as parts of the short side; the default is the official
@@ -92,6 +95,7 @@ class DataArguments:
     shuffle_buffer: int = 256
     on_bad_video: str = "raise"
     backend: str = "pyav"
+    memory_gib: float = 0.0
     stride: int = 4
     crop: str = "multi_scale"
     crop_scales: list[float] = field(default_factory=lambda: list(MULTI_SCALE))
@@ -185,7 +189,7 @@ def load_clips(
         data = DataArguments(dataset=source, **options)
     except TypeError as error:
         raise ValueError(f"load_clips cannot take these options: {error}.") from error
-    cutter = ClipCutter(frames, augmentation, mask, repeats, data.backend)
+    cutter = ClipCutter(frames, augmentation, mask, repeats, data.backend, memory_gib=data.memory_gib)
     return data.clips(cutter, label_column=label_column, label_names=label_names, seed=seed)
 
 
@@ -290,6 +294,7 @@ def finetuning_clips(
             ),
             repeats=keys.repeats,
             backend=data.backend,
+            memory_gib=data.memory_gib,
         )
     options = {"label_column": keys.label_column, "label_names": keys.label_names, "seed": seed}
     if rows is None:
@@ -335,5 +340,6 @@ def pretraining_clips(
         mask,
         backend=data.backend,
         decoded=decoded,
+        memory_gib=0.0 if evaluation else data.memory_gib,
     )
     return data.clips(cutter, evaluation=evaluation, label_column=label_column, seed=seed)

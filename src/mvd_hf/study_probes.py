@@ -20,7 +20,7 @@ from .model.configuration_mvd import MVDConfig
 from .model.modeling_mvd import MVDForVideoClassification
 from .model.video_processing_mvd import MVDVideoProcessor
 from .probing import ProbeArguments, cache_features, fit_attentive, fit_linear, nearest_neighbours, pooled_features
-from .sources import load_rows
+from .sources import first_rows, load_rows
 from .toy_scenes import PARTS, SPLITS, TASKS, class_names
 from .views import ViewResults
 
@@ -35,6 +35,7 @@ class SceneProbeArguments:
         model: folder of an encoder, or a published size for one that has not learned anything.
         config: `MVDConfig` fields that differ.
         dataset: folder of the scenes.
+        train_videos: probes learn from the first so many training videos; by default from all.
         stride: every `stride`-th frame of a video is in a clip.
         views_per_pass: clips that the encoder sees at once.
         seed: of the attentive probe and of an encoder that has not learned anything.
@@ -44,6 +45,7 @@ class SceneProbeArguments:
     model: str = ""
     config: dict = field(default_factory=dict)
     dataset: str = ""
+    train_videos: int | None = None
     stride: int = 2
     views_per_pass: int = 64
     seed: int = 0
@@ -62,6 +64,10 @@ class SceneProbes:
         self.arguments, self.probe, self.folder = arguments, probe, Path(arguments.output_dir)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.rows = {split: load_rows(arguments.dataset, split) for split in SPLITS}
+        if arguments.train_videos is not None:
+            if arguments.train_videos < 1:
+                raise ValueError(f"train_videos={arguments.train_videos} must be at least 1.")
+            self.rows["train"] = first_rows(self.rows["train"], arguments.train_videos)
 
     def labels(self, split: str, column: str) -> np.ndarray:
         """Class indices of a split."""

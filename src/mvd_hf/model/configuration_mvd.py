@@ -49,6 +49,9 @@ class MVDConfig(PreTrainedConfig):
             from 0. Encoder and decoders both use it.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every layer norm.
         initializer_range (`float`, defaults to 0.02): standard deviation of tokens and of a classifier's weights.
+        encoder_init_std (`float`, *optional*): standard deviation of the fresh weights of the encoder layers' linear
+            parts; `None` means the official programs' (Xavier uniform in pre-training, `initializer_range` in
+            fine-tuning). In narrow encoders trained from scratch more, such as 0.2 at width 64, learns motion sooner.
         key_bias (`bool`, defaults to `False`): whether the keys have a bias (MAE). It cannot change the softmax.
         position_embedding_type (`"spacetime"`, `"space"` or `"flat"`, defaults to `"spacetime"`): fixed position
             code: separable time, column, row (MVD); column, row (MAE); sinusoid of the flattened index (VideoMAE).
@@ -100,6 +103,7 @@ class MVDConfig(PreTrainedConfig):
     drop_path_rate: float | int = 0.0
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+    encoder_init_std: float | None = None
     key_bias: bool = False
     position_embedding_type: Literal["spacetime", "space", "flat"] = "spacetime"
     use_class_token: bool = False
@@ -159,6 +163,8 @@ class MVDConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, float) and len(value) != self.num_channels:
                 raise ValueError(f"{name}={value} must have one value for each of the {self.num_channels} channels.")
+        if self.encoder_init_std is not None and not self.encoder_init_std > 0:
+            raise ValueError(f"encoder_init_std={self.encoder_init_std} must be above 0.")
         self._check_width("", self.hidden_size, self.num_attention_heads)
 
     def check_decoder(self):

@@ -313,8 +313,9 @@ class MVDPreTrainedModel(PreTrainedModel):
         """Fresh weights as the official programs draw them (`weight_init`); tables are recomputed."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            if self.weight_init == "finetune":
-                init.trunc_normal_(module.weight, std=std)
+            init_std = getattr(module, "init_std", None)
+            if init_std is not None or self.weight_init == "finetune":
+                init.trunc_normal_(module.weight, std=init_std or std)
             else:
                 init.xavier_uniform_(module.weight)
             biases = (
@@ -492,6 +493,9 @@ class MVDModel(MVDPreTrainedModel):
         self.layers = layer_stack(
             config, config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size
         )
+        for part in self.layers.modules():
+            if isinstance(part, nn.Linear):
+                part.init_std = config.encoder_init_std  # not the decoders'
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if add_final_norm else None
         self.post_init()
 
