@@ -178,6 +178,19 @@ def test_seeded_makes_global_draws_follow_the_generator_and_restores_the_global_
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_seeded_leaves_the_generators_of_accelerators_alone(monkeypatch):
+    seeds = []
+    for device in (torch.cuda, torch.xpu, torch.mps):
+        for name in ("manual_seed", "manual_seed_all"):
+            monkeypatch.setattr(device, name, seeds.append, raising=False)
+    torch.manual_seed(1)
+    assert seeds  # what is watched is what would be called
+    seeds.clear()
+    with seeded(generator()):
+        torch.rand(1)
+    assert seeds == []
+
+
 def test_seeded_restores_the_global_state_after_an_error():
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="negative dimension"), seeded(generator()):

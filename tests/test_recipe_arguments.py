@@ -194,6 +194,32 @@ def test_broken_yaml_is_refused_by_name(tmp_path, text):
         parse_arguments([recipe(tmp_path, text)], RunArguments)
 
 
+def test_a_recipe_is_laid_over_the_one_it_extends(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "first.yaml").write_text("a: 1\nb: {c: 2, d: 3}\n")
+    (tmp_path / "second.yaml").write_text("extends: far/first.yaml\nb: {d: 4}\n")
+    third = tmp_path / "third.yaml"
+    third.write_text("extends: second.yaml\ne: 5\n")
+    assert read_yaml(third) == {"a": 1, "b": {"c": 2, "d": 4}, "e": 5}
+    assert read_arguments([str(third), "--b.c", "6"]) == {"a": 1, "b": {"c": 6, "d": 4}, "e": 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: missing.yaml", r"The recipe '.*missing\.yaml' cannot be read"),
+        ("extends: recipe.yaml", r"The recipe '.*recipe\.yaml' extends '.*recipe\.yaml', which extends it"),
+        ("extends: ../{folder}/recipe.yaml", "which extends it"),
+        ("extends: [a.yaml, b.yaml]", r"extends=\['a\.yaml', 'b\.yaml'\] of the recipe '.*' must be the path"),
+    ],
+)
+def test_a_recipe_that_extends_nothing_or_itself_is_refused(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("{folder}", tmp_path.name))
+    with pytest.raises(ValueError, match=message):
+        read_yaml(path)
+
+
 def test_yaml_reads_text_as_utf8(tmp_path):
     assert read_yaml(recipe(tmp_path, "note: 视频\n")) == {"note": "视频"}
 

@@ -33,7 +33,8 @@ FILL = (128, 128, 128)  # what RandAugment shows beside a moved frame
 def seeded(generator: torch.Generator) -> Iterator[None]:
     """Let torchvision's transforms, which draw from torch's global state, follow a generator instead."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        # not torch.manual_seed: it takes longer than a crop, and would seed the GPU's generators for every sample
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield
 
 

@@ -1,4 +1,7 @@
-"""Arguments of a recipe: dataclass defaults, then a YAML file, then the command line; an unknown key is an error."""
+"""Arguments of a recipe: dataclass defaults, then a YAML file, then the command line; an unknown key is an error.
+
+A YAML file may be laid over another one: `extends: other.yaml`.
+"""
 
 import difflib
 import json
@@ -12,6 +15,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from .recipe_help import HELP, show_help
+
+# key of a recipe that names the one it is laid over
+EXTENDS = "extends"
 
 
 class Loader(yaml.SafeLoader):
@@ -39,8 +45,12 @@ def read_value(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not valid YAML: {error}") from error
 
 
-def read_yaml(path: str | Path) -> dict:
-    """A YAML mapping; raises ValueError if the file is missing or something else."""
+def read_yaml(path: str | Path, _heirs: tuple[Path, ...] = ()) -> dict:
+    """A YAML mapping, laid over that of the file which it `extends`, if it has this key (a path seen from the file).
+
+    Raises:
+        ValueError: if a file is missing or no mapping, or a file extends itself.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -48,7 +58,16 @@ def read_yaml(path: str | Path) -> dict:
     content = read_value(text, f"The recipe {str(path)!r}")
     if not isinstance(content, dict):
         raise ValueError(f"The recipe {str(path)!r} must be a mapping of keys to values.")
-    return content
+    if EXTENDS not in content:
+        return content
+    parent = content.pop(EXTENDS)
+    if not isinstance(parent, str):
+        raise ValueError(f"{EXTENDS}={parent!r} of the recipe {str(path)!r} must be the path of another one.")
+    heirs = (*_heirs, Path(path).resolve())
+    parent = Path(path).parent / parent
+    if parent.resolve() in heirs:
+        raise ValueError(f"The recipe {str(path)!r} extends {str(parent)!r}, which extends it.")
+    return merge(read_yaml(parent, heirs), content)
 
 
 def parse_overrides(arguments: Sequence[str], lists: Container[str] | None = ()) -> dict:
