@@ -287,8 +287,23 @@ def test_another_number_of_processes_goes_on_and_says_what_changes(recipe, refer
     assert figures(tmp_path) == pytest.approx(figures(reference), rel=1e-4)
 
 
-@pytest.mark.parametrize("content", [pytest.param("FULL_STATE_DICT", marks=pytest.mark.long), "SHARDED_STATE_DICT"])
-def test_sharded_processes_train_as_one_and_resume_exactly(recipe, reference, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "divided"),
+    [
+        pytest.param("FULL_STATE_DICT", False, marks=pytest.mark.long),
+        pytest.param("SHARDED_STATE_DICT", False, marks=pytest.mark.long),
+        ("SHARDED_STATE_DICT", True),
+    ],
+    ids=["full", "sharded", "sharded, teachers too"],
+)
+def test_sharded_processes_train_as_one_and_resume_exactly(
+    recipe, tiny_teachers, reference, tmp_path, content, divided
+):
+    if divided:
+        teachers = {name: {"model": path, "shard": True} for name, path in tiny_teachers.items()}
+        values = yaml.safe_load(recipe.read_text()) | {"teachers": teachers}
+        recipe = tmp_path / "divided.yaml"
+        recipe.write_text(yaml.safe_dump(values))
     config = yaml.safe_load((ROOT / "recipes" / "accelerate" / "fsdp2.yaml").read_text())
     config |= {"num_processes": 2, "mixed_precision": "no", "main_process_port": 0, "use_cpu": True}
     config["fsdp_config"]["fsdp_state_dict_type"] = content
@@ -300,6 +315,7 @@ def test_sharded_processes_train_as_one_and_resume_exactly(recipe, reference, tm
     def train():
         ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
         assert ended.returncode == 0, ended.stderr[-4000:]
+        assert ("this process holds" in ended.stdout + ended.stderr) == divided
         return figures(tmp_path / "run"), load_file(tmp_path / "run" / "model.safetensors")
 
     losses, weights = train()
