@@ -19,6 +19,7 @@ from mvd_hf.study_results import (
     collect,
     compare,
     finetuned_accuracies,
+    merge_results,
     part_labels,
     part_predictions,
     sign_flip_p,
@@ -185,3 +186,48 @@ def test_a_seed_that_has_not_ended_is_named_and_left_out_as_a_whole(plan):
     (plan.folder / "seed0/both/probe" / RECORD).unlink()
     with pytest.raises(ValueError, match=r"No seed of .* has ended: run the study to its end"):
         collect(plan, "mine")
+
+
+def of_seeds(plan: Plan, *seeds: int) -> dict:
+    """What is collected if only these seeds are run."""
+    return collect(Plan(replace(plan.study, seeds=list(seeds)), plan.recipes), "mine")
+
+
+def test_seeds_run_apart_count_as_those_run_together(plan):
+    merged, together = merge_results(of_seeds(plan, 0), of_seeds(plan, 1)), of_seeds(plan, 0, 1)
+    for key in ("seconds", "losses"):
+        ours, theirs = (json.loads(json.dumps(found.pop(key))) for found in (merged, together))
+        assert np.allclose(*(list(flat(values)) for values in (ours, theirs)), atol=0.06)
+    assert merged == together
+
+
+def flat(values):
+    """All numbers of nested mappings and lists."""
+    for value in values.values() if isinstance(values, dict) else values:
+        yield from flat(value) if isinstance(value, dict | list) else [value]
+
+
+def test_merging_tells_what_is_unfinished_and_keeps_remarks_and_machines(plan):
+    first, second = of_seeds(plan, 0), of_seeds(plan, 1)
+    first |= {"unfinished_seeds": [1, 2], "remarks": ["one", "both"], "device": "CPU (x86_64)"}
+    second |= {"remarks": ["both", "two"], "device": "H200", "versions": first["versions"] | {"torch": "9.9"}}
+    merged = merge_results(first, second)
+    assert (merged["seeds"], merged["unfinished_seeds"]) == ([0, 1], [2])
+    assert merged["remarks"] == ["one", "both", "two"]
+    assert merged["device"] == "CPU (x86_64) and H200"
+    assert merged["versions"]["torch"] == f"{first['versions']['torch']} and 9.9"
+    losses = [found["losses"]["both"]["loss"][0] for found in (first, second, merged)]
+    assert losses == [[1, 1.0], [1, 2.0], [1, 1.5]]
+    mean = merge_results(merged, of_seeds(plan, 0) | {"seeds": [7]})
+    assert mean["losses"]["both"]["loss"][0] == [1, pytest.approx(4 / 3, abs=1e-4)]
+
+
+def test_results_of_two_settings_or_of_a_seed_twice_are_not_merged(plan):
+    first = of_seeds(plan, 0)
+    other = of_seeds(plan, 1)
+    with pytest.raises(ValueError, match=r"Both results have the seeds \[0\]"):
+        merge_results(first, first)
+    with pytest.raises(ValueError, match=r"two settings \(mine and small\)"):
+        merge_results(first, other | {"setting": "small"})
+    with pytest.raises(ValueError, match=r"two settings \(encoder, student\)"):
+        merge_results(first, other | {"study": other["study"] | {"encoder": {}, "student": {}}})

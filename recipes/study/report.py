@@ -1,37 +1,47 @@
 """Render the study's report from its results: README.md and pictures.
 
-    python recipes/study/report.py outputs/study/small/results.json [--output recipes/study]
+    python recipes/study/report.py outputs/study/small/results.json [--more other.json ...] [--output recipes/study]
 
-The results are copied beside the report.
+Seeds of one setting that were run apart are counted together. The results are written beside the report.
 """
 
 import json
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 from mvd_hf.recipe_arguments import parse_arguments
 from mvd_hf.study_report import write_report
-from mvd_hf.study_results import write_results
+from mvd_hf.study_results import merge_results, write_results
 
 
 @dataclass
 class ReportArguments:
-    """The results and the folder of the report."""
+    """The results and the report.
+
+    Args:
+        results: the `results.json` of a study.
+        more: those of other seeds of the same setting.
+        output: folder of the report.
+    """
 
     results: str = ""
+    more: list[str] = field(default_factory=list)
     output: str = "recipes/study"
 
     def __post_init__(self):
-        if not Path(self.results).is_file():
-            raise ValueError(f"There are no results {self.results!r}: give the results.json of a study.")
+        for path in (self.results, *self.more):
+            if not Path(path).is_file():
+                raise ValueError(f"There are no results {path!r}: give the results.json of a study.")
 
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     (report,) = parse_arguments(arguments, ReportArguments, first="results")
-    results = json.loads(Path(report.results).read_text(encoding="utf-8"))
+    paths = [report.results, *report.more]
+    results = reduce(merge_results, (json.loads(Path(path).read_text(encoding="utf-8")) for path in paths))
     write_report(results, report.output)
     write_results(results, Path(report.output) / "results.json")
     logging.info("Written to %s", Path(report.output) / "README.md")

@@ -259,7 +259,10 @@ Its differences between teachers are 0.2 to 1.3 points; a run of this size can o
 def frozen(results: Mapping) -> str:
     """Accuracies of probes."""
     linear = results["accuracies"]["linear"]
+    known = results["study"]["probe"].get("train_videos") or results["study"]["scenes"]["train"]
     return f"""## Frozen
+
+Probes learn from the features of {known} training videos.
 
 {method_table(results["accuracies"], "test")}
 

@@ -4,7 +4,7 @@ import itertools
 import json
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -196,6 +196,57 @@ def collect(plan: Plan, setting: str) -> dict:
     }
 
 
+def joined(one, other, join: Callable):
+    """Two nested mappings of the same keys as one, whose values are joined where they end."""
+    if isinstance(one, Mapping):
+        return {key: joined(one[key], other[key], join) for key in one}
+    return join(one, other)
+
+
+def merge_results(first: Mapping, second: Mapping) -> dict:
+    """The results of one setting whose seeds were run apart, on other days or machines.
+
+    Args:
+        first, second: contents of a `results.json` each.
+
+    Raises:
+        ValueError: if they are of different sizes, or have a seed in common.
+    """
+    differing = sorted(key for key in first["study"] if first["study"][key] != second["study"].get(key))
+    if differing or first["setting"] != second["setting"]:
+        what = ", ".join(differing) or f"{first['setting']} and {second['setting']}"
+        raise ValueError(f"The results are of two settings ({what}): only seeds of one can be counted together.")
+    twice = sorted(set(first["seeds"]) & set(second["seeds"]))
+    if twice:
+        raise ValueError(f"Both results have the seeds {twice}: leave out one of them.")
+    counts = len(first["seeds"]), len(second["seeds"])
+
+    def mean(one: float, other: float) -> float:
+        return round((counts[0] * one + counts[1] * other) / sum(counts), 5)
+
+    def curves(one: list, other: list) -> list:
+        return [[step, mean(loss, more)] for (step, loss), (_, more) in zip(one, other, strict=True)]
+
+    seeds = [*first["seeds"], *second["seeds"]]
+    unfinished = sorted({*first["unfinished_seeds"], *second["unfinished_seeds"]} - set(seeds))
+    same = {key: first[key] for key in ("setting", "study", "tflops")}
+    devices = dict.fromkeys((first["device"], second["device"]))
+    return same | {
+        "seeds": seeds,
+        "unfinished_seeds": unfinished,
+        "remarks": list(dict.fromkeys((*first["remarks"], *second["remarks"]))),
+        "device": " and ".join(devices),
+        "versions": joined(first["versions"], second["versions"], lambda *two: " and ".join(dict.fromkeys(two))),
+        "seconds": joined(first["seconds"], second["seconds"], mean),
+        "stages": joined(first["stages"], second["stages"], lambda one, other: one + other),
+        **{
+            key: joined(first[key], second[key], lambda one, other: [*one, *other])
+            for key in ("accuracies", "similarities")
+        },
+        "losses": joined(first["losses"], second["losses"], curves),
+    }
+
+
 def write_results(results: Mapping, path: Path):
     """Write results as JSON, all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -261,6 +312,8 @@ CLAIMS = (
     ("co-taught above the video teacher's student, on motion", "both", "video", "motion", "+0.7, +0.7"),
     ("co-taught above the video MAE, on looks", "both", "videomae", "appearance", "+1.6, +1.2"),
     ("co-taught above the video MAE, on motion", "both", "videomae", "motion", "+4.3, +2.8"),
+    ("co-taught above from scratch, on looks", "both", "scratch", "appearance", ""),
+    ("co-taught above from scratch, on motion", "both", "scratch", "motion", ""),
     ("two masks above one, on looks", "both_two_masks", "both", "appearance", ""),
     ("two masks above one, on motion", "both_two_masks", "both", "motion", ""),
 )
