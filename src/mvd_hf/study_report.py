@@ -166,7 +166,8 @@ A teacher can only pass on what it has learned. What would have to change, in th
 
 1. Longer training of teachers, students and classifiers: accuracies at chance compare nothing. The loss of a video
    autoencoder stays where it is for hundreds of steps and then falls; sooner with plainer surroundings, crops of one
-   scale and a wider decoder.
+   scale and a wider decoder. Classifiers stay at chance for hundreds of steps, too; fewer if the encoder's fresh
+   weights are spread wider (`encoder_init_std`) and the head does not begin near zero (`head_init_scale`).
 2. More seeds: with five the least possible p is {2 ** (1 - 5):g}, six are needed for one below 0.05.
 3. More test videos: the standard error above falls with the root of their number.
 4. An image teacher that knows more than the videos show, as the paper's, which was trained on ImageNet. Here both
