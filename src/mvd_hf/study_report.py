@@ -189,7 +189,7 @@ def setting(results: Mapping) -> str:
     }
     epochs = ", ".join(f"{title} {keys['num_train_epochs']:g}" for title, keys in lengths.items())
     masked = "".join(
-        f"\n- {ARMS[arm].title}: {study['student']['num_train_epochs'] / ARMS[arm].masks:g} epochs of batches of "
+        f"\n- {ARMS[arm].title}: epochs {study['student']['num_train_epochs'] / ARMS[arm].masks:g}, batches of "
         f"{study['student']['per_device_train_batch_size'] // ARMS[arm].masks} clips: as many updates\n  "
         f"of as many masked clips as the others, from {ARMS[arm].masks} times fewer clips."
         for arm in study["arms"]
@@ -380,7 +380,7 @@ def draw_accuracies(results: Mapping) -> Figure:
                 axes.bar(place, statistics.fmean(percent), color=COLORS[arm], alpha=0.35)
                 axes.plot([place] * len(percent), percent, "o", color=COLORS[arm], markersize=4)
             axes.axhline(100 / len(class_names(task)), color="grey", linestyle=":")
-            axes.set_xticks(range(len(columns[task])), [arm.replace("_", "\n") for arm in columns[task]])
+            axes.set_xticks(range(len(columns[task])), [arm.replace("_", "\n") for arm in columns[task]], fontsize=8)
             axes.set_title(f"{METHOD_TITLES[method]}: {task}", fontsize=10)
             axes.set_ylabel("top-1, %")
     return figure
