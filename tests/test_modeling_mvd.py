@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVideoClassification
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForPixelReconstruction, MVDForVideoClassification, MVDModel
 from mvd_hf.model.modeling_mvd import MVDLayer
@@ -1119,8 +1120,23 @@ def test_sdpa_gives_the_same_as_eager_attention(model_class):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_class", [MVDForFeatureDistillation, MVDForVideoClassification])
-def test_flex_gives_the_same_as_eager_attention(model_class):
-    assert_same_as_eager(model_class, "flex_attention")
+def test_flex_gives_the_same_as_eager_attention(model_class, monkeypatch):
+    attend, errors = ALL_ATTENTION_FUNCTIONS["flex_attention"], []
+
+    def compared(module, query, key, value, *args, scaling=None, **kwargs):
+        output, weights = attend(module, query, key, value, *args, scaling=scaling, **kwargs)
+        expected = nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling).transpose(1, 2)
+        errors.append((output - expected).norm() / expected.norm())
+        return output, weights
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flex_attention", compared)
+    try:
+        assert_same_as_eager(model_class, "flex_attention")
+    except AssertionError:
+        if errors and not all(error < 1e-5 for error in errors):  # torch 2.14.1 on CPUs without AVX-512
+            pytest.skip("PyTorch's own flex attention differs from its scaled dot product on this machine")
+        raise
+    assert errors
 
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
