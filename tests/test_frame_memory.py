@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mvd_hf import MVDConfig, frame_memory
 from mvd_hf import clips as clips_module
-from mvd_hf import frame_memory
 from mvd_hf.augmentation import PretrainingAugmentation
 from mvd_hf.clips import ClipCutter, ClipDataset
-from mvd_hf.data import load_clips
+from mvd_hf.data import DataArguments, FinetuningClipArguments, finetuning_clips, load_clips, pretraining_clips
 from mvd_hf.frame_memory import FrameMemory
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
@@ -24,6 +24,7 @@ from mvd_hf.toy import make_toy_dataset
 
 FRAMES = partial(pretraining_frames, num_frames=4, stride=2)
 FRAME_BYTES = 48 * 64 * 3
+SIZES = {"image_size": 32, "patch_size": 8, "num_frames": 4}
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +219,9 @@ def test_a_file_is_closed_after_use(toy, monkeypatch):
     assert closed == [toy[0]]
 
 
-def test_images_are_kept_too(tmp_path):
+def test_images_are_kept_too(tmp_path, monkeypatch):
+    opened, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda source: opened.append(source) or open_image(source))
     pixels = np.random.default_rng(0).integers(0, 255, (8, 10, 3), dtype=np.uint8)
     path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
@@ -227,6 +230,7 @@ def test_images_are_kept_too(tmp_path):
         with memory.open(str(path), is_image=True) as image:
             assert len(image) == 1
             assert (image.read([0, 0]) == pixels).all()
+    assert len(opened) == 1
 
 
 def test_workers_give_the_same_clips(toy):
@@ -236,6 +240,29 @@ def test_workers_give_the_same_clips(toy):
 
     for one, other in zip(loaded(1), loaded(0), strict=True):
         assert torch.equal(one, other)
+
+
+def pretraining(data: DataArguments, evaluation: bool) -> ClipDataset:
+    return pretraining_clips(data, MVDConfig.from_name("mvd-s", **SIZES), evaluation=evaluation)
+
+
+def finetuning(data: DataArguments, evaluation: bool) -> ClipDataset:
+    keys = FinetuningClipArguments("label", sampling="dense", flip=0.0)
+    return finetuning_clips(data, keys, MVDConfig.from_name("mvd-s", **SIZES), evaluation=evaluation)
+
+
+@pytest.mark.parametrize("make", [pretraining, finetuning])
+def test_a_recipes_key_is_for_its_training_videos(toy, tmp_path, read, make):
+    path = tmp_path / "videos.csv"
+    path.write_text("".join(f"{video},{i}\n" for i, video in enumerate(toy)))
+    data = DataArguments(str(path), eval_dataset=str(path), stride=2, memory_gib=1)
+    for evaluation, opened in ((False, len(toy)), (True, 3 * len(toy))):
+        read.clear()
+        clips_of = make(data, evaluation)
+        for epoch in range(3):
+            for i in range(len(toy)):
+                clips_of[(epoch, i)]
+        assert read["opened"] == opened
 
 
 def test_the_key_reaches_the_clips(toy, read):

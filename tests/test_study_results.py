@@ -210,6 +210,7 @@ def flat(values):
 def test_merging_tells_what_is_unfinished_and_keeps_remarks_and_machines(plan):
     first, second = of_seeds(plan, 0), of_seeds(plan, 1)
     first |= {"unfinished_seeds": [1, 2], "remarks": ["one", "both"], "device": "CPU (x86_64)"}
+    second["study"]["processes"] += 6  # how many stages ran side by side decides nothing
     second |= {"remarks": ["both", "two"], "device": "H200", "versions": first["versions"] | {"torch": "9.9"}}
     merged = merge_results(first, second)
     assert (merged["seeds"], merged["unfinished_seeds"]) == ([0, 1], [2])
@@ -231,3 +232,5 @@ def test_results_of_two_settings_or_of_a_seed_twice_are_not_merged(plan):
         merge_results(first, other | {"setting": "small"})
     with pytest.raises(ValueError, match=r"two settings \(encoder, student\)"):
         merge_results(first, other | {"study": other["study"] | {"encoder": {}, "student": {}}})
+    with pytest.raises(ValueError, match=r"two settings \(more\)"):
+        merge_results(first, other | {"study": other["study"] | {"more": 1}})

@@ -212,7 +212,10 @@ def merge_results(first: Mapping, second: Mapping) -> dict:
     Raises:
         ValueError: if they are of different sizes, or have a seed in common.
     """
-    differing = sorted(key for key in first["study"] if first["study"][key] != second["study"].get(key))
+    one, other = (
+        {key: value for key, value in part["study"].items() if key != "processes"} for part in (first, second)
+    )
+    differing = sorted(key for key in one | other if one.get(key) != other.get(key))
     if differing or first["setting"] != second["setting"]:
         what = ", ".join(differing) or f"{first['setting']} and {second['setting']}"
         raise ValueError(f"The results are of two settings ({what}): only seeds of one can be counted together.")
