@@ -236,6 +236,7 @@ REFUSED = [
         "hidden_size=21 must be divisible by 2 for the 'flat' position code",
     ),
     ({"encoder_init_std": 0.0}, "encoder_init_std=0.0 must be above 0"),
+    ({"encoder_init_std": -1}, "encoder_init_std=-1 must be above 0"),
 ]
 
 

@@ -274,6 +274,6 @@ def test_the_key_reaches_the_clips(toy, read):
 
 
 def test_less_than_nothing_is_refused(toy):
-    for gib in (-1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"memory_gib={gib} must be a number of GiB, at least 0"):
+    for gib in (-1, float("nan"), float("inf"), "lots"):
+        with pytest.raises(ValueError, match=f"memory_gib={gib!r} must be a number of GiB, at least 0"):
             clips(toy, memory_gib=gib)

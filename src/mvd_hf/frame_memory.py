@@ -32,8 +32,8 @@ def media_key(item: Item) -> Hashable:
 
 def check_memory(gib: float):
     """Raise ValueError for a size of memory that is none."""
-    if not 0 <= gib < math.inf:
-        raise ValueError(f"memory_gib={gib} must be a number of GiB, at least 0.")
+    if not isinstance(gib, int | float) or not 0 <= gib < math.inf:
+        raise ValueError(f"memory_gib={gib!r} must be a number of GiB, at least 0.")
 
 
 @dataclass

@@ -103,7 +103,7 @@ class MVDConfig(PreTrainedConfig):
     drop_path_rate: float | int = 0.0
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
-    encoder_init_std: float | None = None
+    encoder_init_std: float | int | None = None
     key_bias: bool = False
     position_embedding_type: Literal["spacetime", "space", "flat"] = "spacetime"
     use_class_token: bool = False
