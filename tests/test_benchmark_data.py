@@ -4,6 +4,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import datasets
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from mvd_hf import benchmark_decoders
+from mvd_hf import benchmark_data, benchmark_decoders, clips
 from mvd_hf.benchmark_data import (
     DATA_TITLES,
     STAGES,
@@ -21,6 +22,7 @@ from mvd_hf.benchmark_data import (
     clip_methods,
     compare,
     data_benchmark,
+    measure_kept,
     official_views,
     rows_of,
     staged_clip,
@@ -29,6 +31,8 @@ from mvd_hf.benchmark_data import (
 from mvd_hf.benchmark_decoders import FLOOR, OURS, decode_everything
 from mvd_hf.benchmark_reports import NOT_MEASURED, as_text, save_report
 from mvd_hf.benchmark_videos import make_video, natural_frames
+from mvd_hf.frame_memory import FrameMemory
+from mvd_hf.model.video_reading import VideoReader
 
 TINY = {"num_frames": 4, "stride": 2, "size": 32, "rounds": 2, "loader_rounds": 1, "loader_clips": 4, "batch_size": 2}
 
@@ -148,7 +152,7 @@ def test_report_has_every_part(report, tiny):
     assert json.loads(save_report(report, tiny.output, "data").read_text()) == report
     text = as_text(report, DATA_TITLES)
     assert all(title in text for title in DATA_TITLES.values())
-    for part in ("decode", "clip", "loader", "clips_per_video"):
+    for part in ("decode", "clip", "loader", "clips_per_video", "kept"):
         for row in report[part]:
             if row["cpu_ms"] is not None:
                 assert row["cpu_ms"] > 0
@@ -158,7 +162,25 @@ def test_report_has_every_part(report, tiny):
     frames = {row["method"]: row["frames"] for row in report["decode"]}
     assert all(frames[name] == "same" for name in frames if name in (OURS, FLOOR) or "PyAV" in name)
     assert [row["method"] for row in report["clips_per_video"]] == ["1 clip", "2 clips", "4 clips"]
+    assert [row["method"] for row in report["kept"]] == ["decoded in every epoch", "kept in memory (memory_gib: 1)"]
     assert {row["files"] for row in report["loader"]} == {"all, 1 workers"}
+
+
+def test_kept_frames_are_decoded_once(tiny, monkeypatch):
+    reads = []
+
+    def call(methods, tasks, num_warm_up, seed):
+        for method in methods.values():
+            with patch.object(VideoReader, "read", autospec=True, side_effect=VideoReader.read) as read:
+                for task in tasks:
+                    method(*task)
+            reads.append(read.call_count)
+        return {name: np.ones((len(tasks), 2)) for name in methods}
+
+    monkeypatch.setattr(benchmark_data, "compare", call)
+    monkeypatch.setattr(clips, "PROCESS_MEMORY", FrameMemory())
+    measure_kept({"tiny": tiny.videos}, tiny)
+    assert reads == [tiny.rounds + 1, 1]
 
 
 def test_stages_add_up(report):

@@ -47,8 +47,11 @@ DATA_TITLES = {
     "clip": "File to clip: frames, crop and resize, in one process",
     "loader": "DataLoader",
     "clips_per_video": "Clips per decode: CPU time per clip",
+    "kept": "Frames kept in memory: CPU time per clip of a later epoch",
     "memory": "Memory of one process that reads clip after clip",
 }
+# frames, height and width of videos whose frames fit into memory: those of `recipes/study`, and two to three seconds
+KEPT_SIZES = ((10, 40, 48), (32, 240, 320))
 
 
 @dataclass
@@ -92,13 +95,14 @@ class DataBenchmarkArguments:
         """Frame numbers (T,) of one random clip."""
         return pretraining_frames(total_frames, self.num_frames, self.stride, generator=generator)[0]
 
-    def cutter(self, num_clips: int = 1, with_mask: bool = True) -> ClipCutter:
-        """Ours: `num_clips` clips of a video and their masks."""
+    def cutter(self, num_clips: int = 1, with_mask: bool = True, memory_gib: float = 0.0) -> ClipCutter:
+        """Ours: `num_clips` clips of a video and their masks; `memory_gib` of [`ClipCutter`]."""
         grid = (max(self.num_frames // 2, 1), self.size // 16, self.size // 16)
         return ClipCutter(
             partial(pretraining_frames, num_frames=self.num_frames, stride=self.stride, num_clips=num_clips),
             PretrainingAugmentation([self.size]),
             partial(tube_mask, grid, 0.9) if with_mask else None,
+            memory_gib=memory_gib,
         )
 
 
@@ -461,6 +465,25 @@ def measure_clips_per_video(groups: dict[str, list[str]], arguments: DataBenchma
     return rows
 
 
+def measure_kept(groups: dict[str, list[str]], arguments: DataBenchmarkArguments) -> list[dict]:
+    """Table of frames decoded in every epoch, and kept in memory since an earlier one: small videos, made here."""
+    if not arguments.videos:
+        folder, groups = Path(arguments.output) / "videos", {}
+        for num_frames, height, width in KEPT_SIZES:
+            paths = make_videos(folder, num_frames, height, width).values()
+            groups[f"{num_frames} frames of {width}x{height}"] = list(itertools.chain(*paths))
+    rows = []
+    for files, paths in groups.items():
+        settings = {"decoded in every epoch": 0.0, "kept in memory (memory_gib: 1)": 1.0}
+        methods = {
+            name: ClipDataset(video_rows(paths), arguments.cutter(memory_gib=gib), seed=arguments.seed).__getitem__
+            for name, gib in settings.items()
+        }
+        keys = [((epoch, i),) for epoch, i in itertools.product(range(arguments.rounds + 1), range(len(paths)))]
+        rows += rows_of(files, compare(methods, keys, len(paths), arguments.seed), next(iter(methods)))
+    return rows
+
+
 def measure_memory(arguments: DataBenchmarkArguments) -> list[dict]:
     """Table of memory and open files while one process reads clips of small videos, as paths and as bytes.
 
@@ -495,8 +518,9 @@ def measure_memory(arguments: DataBenchmarkArguments) -> list[dict]:
 def data_benchmark(arguments: DataBenchmarkArguments) -> dict:
     """The report: `about`, and a table (a list of rows) for every part, see `DATA_TITLES`.
 
-    CPU and wall times are milliseconds per clip; `cpu_ratio` is CPU time over ours (over that of 1 clip in
-    `clips_per_video`), from `low` to `high` with 95 % confidence. What is not installed has `None` for numbers.
+    CPU and wall times are milliseconds per clip; `cpu_ratio` is CPU time over ours (over that of the first
+    row in `clips_per_video` and `kept`), from `low` to `high` with 95 % confidence. What is not installed has `None`
+    for numbers.
     """
     report: dict = {"about": about(), "arguments": vars(arguments)}
     threads = torch.get_num_threads()
@@ -521,4 +545,5 @@ PARTS = {
     "clip": measure_clips,
     "loader": measure_loader,
     "clips_per_video": measure_clips_per_video,
+    "kept": measure_kept,
 }
