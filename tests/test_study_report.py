@@ -47,7 +47,7 @@ def test_other_numbers_say_something_else(results):
     assert f"on looks: +20.0 points, p = {2 ** (1 - seeds):.3f}; {verdict}" in page
     assert "co-taught above the video teacher's student, on motion: +0.0 points, p = 1.000; not found" in page
     assert f"co-taught above the video MAE, on motion: -5.0 points, p = {2 ** (1 - seeds):.3f}; the opposite" in page
-    assert "was reached by: from scratch." in page
+    assert "was not reached by: from scratch." in page
     assert "no arm has learned either task" not in page
 
 
@@ -57,6 +57,22 @@ def test_arms_at_chance_are_not_compared(results):
         for arm in changed["accuracies"]["finetune"]["test"][task]:
             changed["accuracies"]["finetune"]["test"][task][arm] = [0.0625] * len(results["seeds"])
     assert "**Nothing about the paper's claims: in this setting no arm has learned either task.**" in render(changed)
+
+
+def test_probes_that_learned_nothing_are_told(results):
+    changed = copy.deepcopy(results)
+    arms = changed["accuracies"]["attentive"]["test"]["motion"]
+    for arm in arms:
+        arms[arm] = [0.0625] * len(results["seeds"])
+    (line,) = (line for line in render(changed).splitlines() if line.startswith("- attentive probe: "))
+    assert line.endswith("On motion more than chance (6.2 % and two standard errors) was reached by no arm.")
+    arms["video"] = [0.2] * len(results["seeds"])
+    (line,) = (line for line in render(changed).splitlines() if line.startswith("- attentive probe: "))
+    assert "was not reached by: from scratch; video MAE, no teacher; student of the image teacher" in line
+    for arm in arms:
+        arms[arm] = [0.2] * len(results["seeds"])
+    (line,) = (line for line in render(changed).splitlines() if line.startswith("- attentive probe: "))
+    assert line.endswith("On motion every arm is above chance (6.2 %) by more than two standard errors.")
 
 
 def test_similarities_are_compared_seed_by_seed():

@@ -123,21 +123,20 @@ def summary(results: Mapping) -> str:
     return "\n".join(lines)
 
 
-def above_chance(results: Mapping) -> str:
+def above_chance(results: Mapping, method: str, split: str) -> str:
     """Which arms learned a task at all: those whose mean is more than two standard errors above chance."""
-    split = tested_split(results)
     sentences = []
     for task in TASKS:
         chance = 1 / len(class_names(task))
         bound = chance_bound(task, results["study"]["scenes"][split] * len(results["seeds"]))
-        arms = results["accuracies"]["finetune"][split][task]
+        arms = results["accuracies"][method][split][task]
         below = [ARMS[arm].title for arm, values in arms.items() if statistics.fmean(values) <= bound]
         share = f"{100 * chance:.1f} %"
-        sentences.append(
-            f"On {task} no more than chance ({share}, within two standard errors) was reached by: {'; '.join(below)}."
-            if below
-            else f"On {task} every arm is above chance ({share}) by more than two standard errors."
-        )
+        if not below:
+            sentences.append(f"On {task} every arm is above chance ({share}) by more than two standard errors.")
+        else:
+            named = "reached by no arm" if len(below) == len(arms) else f"not reached by: {'; '.join(below)}"
+            sentences.append(f"On {task} more than chance ({share} and two standard errors) was {named}.")
     return " ".join(sentences)
 
 
@@ -232,7 +231,7 @@ def findings(results: Mapping) -> str:
 
 {summary(results)}
 
-{above_chance(results)}
+{above_chance(results, "finetune", tested_split(results))}
 
 Fine-tuned, differences paired by seed; p is that of the exact two-sided sign-flip test:
 
@@ -261,11 +260,15 @@ def frozen(results: Mapping) -> str:
     """Accuracies of probes."""
     linear = results["accuracies"]["linear"]
     known = results["study"]["probe"].get("train_videos") or results["study"]["scenes"]["train"]
+    probed = [method for method in METHODS[1:] if "test" in results["accuracies"][method]]
+    learned = "\n".join(f"- {METHOD_TITLES[name]}: {above_chance(results, name, 'test')}" for name in probed)
     return f"""## Frozen
 
 Probes learn from the features of {known} training videos.
 
 {method_table(results["accuracies"], "test")}
+
+{learned}
 
 The linear probe, label by label, on the test:
 
