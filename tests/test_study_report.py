@@ -75,6 +75,23 @@ def test_probes_that_learned_nothing_are_told(results):
     assert line.endswith("On motion every arm is above chance (6.2 %) by more than two standard errors.")
 
 
+def test_frozen_labels_are_told_as_they_are(results):
+    changed = copy.deepcopy(results)
+    linear, seeds = changed["accuracies"]["linear"]["test"], len(results["seeds"])
+    for part, chance in (("texture", 0.25), ("shape", 0.25), ("direction", 0.25), ("palette", 0.25), ("rotation", 0.5)):
+        linear[part] = {arm: [chance] * seeds for arm in linear[part]}
+    linear["speed"] = linear["order"] = linear["rotation"]
+    assert "features (linear probe, label by label) there is none on which all of five or more" in render(changed)
+    linear["shape"]["image"] = [0.5] * seeds
+    page = render(changed)
+    if seeds >= ENOUGH_SEEDS:
+        p = 2 ** (1 - seeds)
+        assert f"- image teacher's student less video teacher's, on shape: +25.0 points, p = {p:.3f}." in page
+        assert f"- co-taught less image teacher's student, on shape: -25.0 points, p = {p:.3f}." in page
+    assert f"| shape | +25.0 ({seeds} up, 0 down), p = {2 ** (1 - seeds):.3f} | -25.0 (0 up, {seeds} down)" in page
+    assert "| texture | at chance | at chance |" in page
+
+
 def test_similarities_are_compared_seed_by_seed():
     def matrix(value: float) -> list[list[float]]:
         return (np.full((3, 3), value) + np.diag([1 - value] * 3)).tolist()

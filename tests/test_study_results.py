@@ -18,6 +18,7 @@ from mvd_hf.study_results import (
     chance_bound,
     collect,
     compare,
+    compare_labels,
     finetuned_accuracies,
     merge_results,
     part_labels,
@@ -234,3 +235,25 @@ def test_results_of_two_settings_or_of_a_seed_twice_are_not_merged(plan):
         merge_results(first, other | {"study": other["study"] | {"encoder": {}, "student": {}}})
     with pytest.raises(ValueError, match=r"two settings \(more\)"):
         merge_results(first, other | {"study": other["study"] | {"more": 1}})
+
+
+def test_labels_of_frozen_features_are_compared_pair_by_pair():
+    chance = {part: 1 / len(class_names(part)) for part in PARTS}
+    arms = {part: {arm: [value] * 6 for arm in ("image", "video", "both")} for part, value in chance.items()}
+    arms["palette"]["image"] = [0.45, 0.45, 0.55, 0.45, 0.45, 0.35]
+    arms["direction"]["video"] = [0.5, 0.5, 0.5, 0.5, 0.5, 0.2]
+    labels = compare_labels(arms, 1000)
+    assert list(labels) == list(PARTS)
+    assert all([item.title[:5] for item in pairs] == ["image", "co-ta", "co-ta"] for pairs in labels.values())
+    image_less_video, both_less_image, both_less_video = labels["palette"]
+    assert image_less_video.differences == (20, 20, 30, 20, 20, 10)
+    assert image_less_video.is_unanimous
+    assert both_less_image.mean == pytest.approx(-20)
+    assert both_less_image.is_unanimous
+    assert both_less_video.at_chance
+    assert not both_less_video.is_unanimous
+    assert not labels["direction"][0].at_chance
+    assert not labels["direction"][0].is_unanimous
+    assert all(item.at_chance for item in labels["order"])
+    four = {part: {arm: values[:4] for arm, values in of.items()} for part, of in arms.items()}
+    assert not compare_labels(four, 1000)["palette"][0].is_unanimous  # four seeds are few

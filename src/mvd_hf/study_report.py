@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from .feature_similarity import FeatureSimilarity, draw_similarity
 from .study import ARMS
-from .study_results import METHODS, Comparison, chance_bound, compare
+from .study_results import METHODS, Comparison, chance_bound, compare, compare_labels
 from .toy_scenes import PARTS, TASKS, SceneSettings, class_names, scenes
 
 METHOD_TITLES = {
@@ -73,6 +73,34 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         mean, p = f"{comparison.mean:+.1f}", f"{comparison.p:.3f}"
         rows.append([comparison.title, each, mean, p, comparison.paper, comparison.verdict])
     return markdown_table(rows)
+
+
+def label_comparisons_of(results: Mapping) -> dict[str, list[Comparison]]:
+    """What the linear probe finds in frozen features of the test's videos, label by label and pair by pair."""
+    return compare_labels(results["accuracies"]["linear"]["test"], results["study"]["scenes"]["test"])
+
+
+def label_table(labels: Mapping[str, Sequence[Comparison]]) -> str:
+    """Differences between arms, a row per label: mean, seeds above and below 0, p."""
+    rows = [["", *(comparison.title for comparison in next(iter(labels.values())))]]
+    for label, comparisons in labels.items():
+        cells = []
+        for item in comparisons:
+            above, below = (sum(sign * value > 0 for value in item.differences) for sign in (1, -1))
+            told = f"{item.mean:+.1f} ({above} up, {below} down), p = {item.p:.3f}"
+            cells.append("at chance" if item.at_chance else told)
+        rows.append([label, *cells])
+    return markdown_table(rows)
+
+
+def label_summary(labels: Mapping[str, Sequence[Comparison]]) -> str:
+    """The differences between frozen features on which all seeds agree, in sentences."""
+    count = sum(len(comparisons) for comparisons in labels.values())
+    agreed = [(label, item) for label, comparisons in labels.items() for item in comparisons if item.is_unanimous]
+    told = [f"- {item.title}, on {label}: {item.mean:+.1f} points, p = {item.p:.3f}." for label, item in agreed]
+    verdict = "all seeds agree on these" if agreed else "there is none on which all of five or more seeds agree"
+    lines = [f"Of the {count} comparisons of frozen features (linear probe, label by label) {verdict}:", "", *told]
+    return "\n".join(lines) if agreed else lines[0].removesuffix(":") + "."
 
 
 def method_table(accuracies: Mapping, split: str) -> str:
@@ -234,6 +262,8 @@ def findings(results: Mapping) -> str:
 
 {above_chance(results, "finetune", tested_split(results))}
 
+{label_summary(label_comparisons_of(results))}
+
 Fine-tuned, differences paired by seed; p is that of the exact two-sided sign-flip test, each comparison taken
 alone: it is not corrected for their being {len(comparisons)}.
 
@@ -260,7 +290,7 @@ Its differences between teachers are 0.2 to 1.3 points; a run of this size can o
 
 def frozen(results: Mapping) -> str:
     """Accuracies of probes."""
-    linear = results["accuracies"]["linear"]
+    linear, labels = results["accuracies"]["linear"], label_comparisons_of(results)
     known = results["study"]["probe"].get("train_videos") or results["study"]["scenes"]["train"]
     probed = [method for method in METHODS[1:] if "test" in results["accuracies"][method]]
     learned = "\n".join(f"- {METHOD_TITLES[name]}: {above_chance(results, name, 'test')}" for name in probed)
@@ -275,6 +305,11 @@ Probes learn from the features of {known} training videos.
 The linear probe, label by label, on the test:
 
 {accuracy_table(linear["test"], list(PARTS))}
+
+Paired by seed: mean difference in points, seeds above and below 0, and p of the sign-flip test, each comparison taken
+alone. All labels and pairs are shown.
+
+{label_table(labels)}
 
 The linear probe on validation, whose textures and ways were seen in training:
 

@@ -293,6 +293,12 @@ class Comparison:
         return sign_flip_p(self.differences)
 
     @property
+    def is_unanimous(self) -> bool:
+        """Whether all seeds, and enough of them, differ in the same direction."""
+        one_way = all(value > 0 for value in self.differences) or all(value < 0 for value in self.differences)
+        return one_way and len(self.differences) >= ENOUGH_SEEDS and not self.at_chance
+
+    @property
     def verdict(self) -> str:
         """What may be said of the claim."""
         if self.at_chance:
@@ -321,11 +327,48 @@ CLAIMS = (
     ("two masks above one, on motion", "both_two_masks", "both", "motion", ""),
 )
 
+# (title, arm, other arm): what frozen features hold of each label, one arm's less another's
+LABEL_PAIRS = (
+    ("image teacher's student less video teacher's", "image", "video"),
+    ("co-taught less image teacher's student", "both", "image"),
+    ("co-taught less video teacher's student", "both", "video"),
+    ("co-taught less video MAE", "both", "videomae"),
+    ("co-taught less from scratch", "both", "scratch"),
+)
+
 
 def chance_bound(task: str, num_predictions: int) -> float:
     """Accuracy that guessing reaches or falls short of 98 times in 100: chance and two standard errors."""
     chance = 1 / len(class_names(task))
     return chance + 2 * (chance * (1 - chance) / num_predictions) ** 0.5
+
+
+def compare_arms(
+    title: str, one: Sequence[float], other: Sequence[float], bound: float, paper: str = ""
+) -> Comparison:
+    """Accuracies over seeds of one arm against those of another; `bound` is what guessing reaches."""
+    at_chance = max(statistics.fmean(one), statistics.fmean(other)) <= bound
+    differences = tuple(round(100 * (first - second), 3) for first, second in zip(one, other, strict=True))
+    return Comparison(title, differences, paper, at_chance)
+
+
+def compare_labels(
+    accuracies: Mapping[str, Mapping[str, Sequence[float]]], num_videos: int
+) -> dict[str, list[Comparison]]:
+    """Every label by name, with those pairs of `LABEL_PAIRS` that were run, seed by seed.
+
+    Args:
+        accuracies: as in [`compare`].
+        num_videos: videos of the split.
+    """
+    found: dict[str, list[Comparison]] = {}
+    for label in PARTS:
+        arms = accuracies[label]
+        pairs = [(title, arms[one], arms[other]) for title, one, other in LABEL_PAIRS if {one, other} <= arms.keys()]
+        found[label] = [
+            compare_arms(title, one, other, chance_bound(label, num_videos * len(one))) for title, one, other in pairs
+        ]
+    return found
 
 
 def compare(accuracies: Mapping[str, Mapping[str, Sequence[float]]], num_videos: int) -> list[Comparison]:
@@ -339,11 +382,8 @@ def compare(accuracies: Mapping[str, Mapping[str, Sequence[float]]], num_videos:
     for title, arm, other, task, paper in CLAIMS:
         arms = accuracies[task]
         if arm in arms and other in arms:
-            pairs = list(zip(arms[arm], arms[other], strict=True))
-            bound = chance_bound(task, num_videos * len(pairs))
-            at_chance = max(statistics.fmean(values) for values in (arms[arm], arms[other])) <= bound
-            differences = tuple(round(100 * (one - two), 3) for one, two in pairs)
-            found[title] = Comparison(title, differences, paper, at_chance)
+            bound = chance_bound(task, num_videos * len(arms[arm]))
+            found[title] = compare_arms(title, arms[arm], arms[other], bound, paper)
     singles = [found[title] for title, *_ in CLAIMS[:2] if title in found]
     comparisons = list(found.values())
     if len(singles) == 2:
