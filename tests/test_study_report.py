@@ -19,6 +19,7 @@ from mvd_hf.study_report import (
     write_report,
 )
 from mvd_hf.study_results import ENOUGH_SEEDS
+from mvd_hf.toy_scenes import PARTS, class_names
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "recipes" / "study"
@@ -78,9 +79,8 @@ def test_probes_that_learned_nothing_are_told(results):
 def test_frozen_labels_are_told_as_they_are(results):
     changed = copy.deepcopy(results)
     linear, seeds = changed["accuracies"]["linear"]["test"], len(results["seeds"])
-    for part, chance in (("texture", 0.25), ("shape", 0.25), ("direction", 0.25), ("palette", 0.25), ("rotation", 0.5)):
-        linear[part] = {arm: [chance] * seeds for arm in linear[part]}
-    linear["speed"] = linear["order"] = linear["rotation"]
+    for part in PARTS:
+        linear[part] = {arm: [1 / len(class_names(part))] * seeds for arm in linear[part]}
     assert "features (linear probe, label by label) there is none on which all of five or more" in render(changed)
     linear["shape"]["image"] = [0.5] * seeds
     page = render(changed)
