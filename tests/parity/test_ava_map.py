@@ -34,7 +34,7 @@ def test_ava_map(official, case, protocol, record_property):
     )
     expected = official[case][protocol]
     assert found["mAP"] == pytest.approx(expected[MAP], abs=1e-9)
-    record_property("mAP", abs(found["mAP"] - expected[MAP]))
+    record_property("mAP", float(abs(found["mAP"] - expected[MAP])))
     precisions = {f"{CLASS}{AVA_ACTIONS[number]}": value for number, value in found["AP"].items()}
     assert precisions.keys() == expected.keys() - {MAP}
     for name, value in precisions.items():

@@ -71,9 +71,9 @@ def deviation(ours: torch.Tensor, official: torch.Tensor) -> float:
 
 
 def report(record_property, **deviations):
-    """Keep the figures for `--parity-report` and check them: 1e-5 relative to the tensor's scale."""
+    """Keep the figures for `--junit-xml` and check them: 1e-5 relative to the tensor's scale."""
     for name, value in deviations.items():
-        record_property(name, value)
+        record_property(name, float(value))
     assert all(value < 1e-5 for value in deviations.values()), deviations
 
 
@@ -437,7 +437,7 @@ def test_training_trace(variant, tmp_path, record_property):
         if key in marks
     )
     for key, value in worst.items():
-        record_property(f"{key}", value)
+        record_property(f"{key}", float(value))
     assert all(value < tolerance for value in worst.values()), worst
     for key, stored in run["final_parameter_statistics"].items():
         if key in marks:
@@ -644,7 +644,7 @@ def test_finetuning_trace(tmp_path, record_property):
         worst = max(worst, abs(ours["loss"] - loss) / loss)
         worst = max(worst, abs(ours["grad_norm"] - official["grad_norm"]) / official["grad_norm"])
         assert ours["learning_rate"] == pytest.approx(official["max_lr"], rel=1e-9, abs=1e-15)
-    record_property("trace", worst)
+    record_property("trace", float(worst))
     assert worst < 1e-4
     names = convert_names({key: torch.zeros(1) for key in run["final_parameter_statistics"]}, config)
     ours = dict(trainer.model.named_parameters())
@@ -766,7 +766,7 @@ def test_multi_view_merge(part, record_property):
         worst = max(worst, abs(probabilities[i] - entry["mean_softmax"]).max())
         assert (probabilities[i].argmax(), counts[i]) == (entry["prediction"], entry["views_kept"])
         assert (top1[i], top5[i]) == (entry["top1"], entry["top5"])
-    record_property("probabilities", worst)
+    record_property("probabilities", float(worst))
     assert worst < 1e-12
     assert 100 * top1.mean() == pytest.approx(case[part]["final_top1"])
     assert 100 * top5.mean() == pytest.approx(case[part]["final_top5"])
