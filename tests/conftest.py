@@ -1,5 +1,7 @@
 """Tiny models, teachers, videos and a Hub that several test files share."""
 
+import os
+
 import pytest
 import torch
 from transformers.utils import logging as transformers_logging
@@ -20,6 +22,12 @@ TINY = {
     "decoder_num_hidden_layers": 1,
     "decoder_num_attention_heads": 2,
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Test files run side by side with `-n logical`: one per core, eight at most, for the memory they take."""
+    return min(os.cpu_count() or 1, 8)
 
 
 @pytest.fixture(autouse=True, scope="session")
