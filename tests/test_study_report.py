@@ -92,6 +92,17 @@ def test_frozen_labels_are_told_as_they_are(results):
     assert "| texture | at chance | at chance |" in page
 
 
+def test_a_single_arm_is_compared_with_none(results):
+    changed = copy.deepcopy(results)
+    changed["accuracies"]["linear"]["test"] = {
+        part: {"scratch": arms["scratch"]} for part, arms in results["accuracies"]["linear"]["test"].items()
+    }
+    page = render(changed)
+    assert "No frozen features are compared" in page
+    assert "No two of the arms that are compared were run." in page
+    assert "Of the 0 comparisons" not in page
+
+
 def test_similarities_are_compared_seed_by_seed():
     def matrix(value: float) -> list[list[float]]:
         return (np.full((3, 3), value) + np.diag([1 - value] * 3)).tolist()

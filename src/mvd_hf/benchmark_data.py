@@ -50,7 +50,7 @@ DATA_TITLES = {
     "kept": "Frames kept in memory: CPU time per clip of a later epoch",
     "memory": "Memory of one process that reads clip after clip",
 }
-# frames, height and width of videos whose frames fit into memory: those of `recipes/study`, and two to three seconds
+# frames, height and width of videos whose frames fit into memory: those of `recipes/study`, and a second or two
 KEPT_SIZES = ((10, 40, 48), (32, 240, 320))
 
 

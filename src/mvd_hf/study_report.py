@@ -81,7 +81,9 @@ def label_comparisons_of(results: Mapping) -> dict[str, list[Comparison]]:
 
 
 def label_table(labels: Mapping[str, Sequence[Comparison]]) -> str:
-    """Differences between arms, a row per label: mean, seeds above and below 0, p."""
+    """Differences between arms, a row per label: mean, seeds above and below 0, p; none without arms to compare."""
+    if not any(labels.values()):
+        return "No two of the arms that are compared were run."
     rows = [["", *(comparison.title for comparison in next(iter(labels.values())))]]
     for label, comparisons in labels.items():
         cells = []
@@ -96,6 +98,8 @@ def label_table(labels: Mapping[str, Sequence[Comparison]]) -> str:
 def label_summary(labels: Mapping[str, Sequence[Comparison]]) -> str:
     """The differences between frozen features on which all seeds agree, in sentences."""
     count = sum(len(comparisons) for comparisons in labels.values())
+    if not count:
+        return "No frozen features are compared: no two of the arms that are were run."
     agreed = [(label, item) for label, comparisons in labels.items() for item in comparisons if item.is_unanimous]
     told = [f"- {item.title}, on {label}: {item.mean:+.1f} points, p = {item.p:.3f}." for label, item in agreed]
     verdict = "all seeds agree on these" if agreed else "there is none on which all of five or more seeds agree"
