@@ -4,23 +4,23 @@
     python recipes/audit.py --ava ava_train.csv --videos videos [--boxes boxes.csv --detections results.csv ...]
 
 The second form tells why action detection would have a mean average precision of zero; its exit code is 1 if it would.
-Its keys: `mvd_hf.ava_audit.AvaAuditArguments`.
+Its keys: `mvd_hf.detection.ava_audit.AvaAuditArguments`.
 
 The data set may also be a key of a YAML file. Training takes the manifest that is written with the key `manifest`.
 Started again with the same `output`, the audit goes on where it was interrupted. The exit code is 1 if there are files
 that cannot be used: `unreadable`, or without a video stream.
 
-Keys: the data sets and the manifest (below), what is checked (`mvd_hf.audit.AuditSettings`).
+Keys: the data sets and the manifest (below), what is checked (`mvd_hf.curation.audit.AuditSettings`).
 """
 
 import logging
 import sys
 from dataclasses import dataclass, field
 
-from mvd_hf.audit import DROP, AuditSettings, audit_videos, check_drop, describe, find_overlap, write_manifest
-from mvd_hf.ava_audit import AvaAuditArguments, audit_ava, describe_ava
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.sources import load_rows
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.curation.audit import DROP, AuditSettings, audit_videos, check_drop, describe, find_overlap, write_manifest
+from mvd_hf.data.sources import load_rows
+from mvd_hf.detection.ava_audit import AvaAuditArguments, audit_ava, describe_ava
 
 
 @dataclass
@@ -28,11 +28,11 @@ class AuditArguments:
     """The data set, another one that it must not overlap with, and the manifest.
 
     Args:
-        dataset, split, root, dataset_config, streaming: as in `mvd_hf.data.DataArguments`.
+        dataset, split, root, dataset_config, streaming: as in `mvd_hf.data.arguments.DataArguments`.
         label_column: column of the labels; `label`, if there is one, by default.
         against, against_split, against_root: another data set in which the same files are looked for.
         output: the manifest, a CSV file.
-        drop: statuses that the manifest says not to use, see `mvd_hf.audit.FileReport`; also `overlap`.
+        drop: statuses that the manifest says not to use, see `mvd_hf.curation.audit.FileReport`; also `overlap`.
     """
 
     dataset: str = ""

@@ -9,8 +9,8 @@ import logging
 import sys
 from dataclasses import dataclass, field
 
-from mvd_hf.conversion import convert_checkpoint, save_converted
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.hub.conversion import convert_checkpoint, save_converted
 
 
 @dataclass

@@ -3,7 +3,7 @@
     python recipes/cost.py recipes/mvd-vit-b-from-vit-l/distill.yaml [--mfu 0.4 --device_tflops 989 ...]
 
 Needs no network, no data and no weights. One recipe is told part by part, several are the rows of a Markdown table.
-What is counted: `mvd_hf.costs`. Keys: the assumptions (below), and all keys of `recipes/distill.py`.
+What is counted: `mvd_hf.training.costs`. Keys: the assumptions (below), and all keys of `recipes/distill.py`.
 """
 
 import logging
@@ -14,10 +14,10 @@ from pathlib import Path
 from distill import StudentArguments
 
 from mvd_hf import MVDConfig, MVDTrainingArguments
-from mvd_hf.costs import Part, describe_parts, distillation_parts, gpu_hours, teacher_widths, training_tflops
-from mvd_hf.data import DataArguments
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.data.arguments import DataArguments
 from mvd_hf.recipe_help import HELP
+from mvd_hf.training.costs import Part, describe_parts, distillation_parts, gpu_hours, teacher_widths, training_tflops
 
 
 @dataclass

@@ -2,15 +2,15 @@
 
     python recipes/demo.py outputs/mvd-vit-b-k400 --examples outputs/tiny/data/validation
 
-It needs gradio (`pip install "mvd_hf[demo]"`). Keys: `mvd_hf.demo.DemoArguments`. The same page as a
+It needs gradio (`pip install "mvd_hf[demo]"`). Keys: `mvd_hf.visualization.demo.DemoArguments`. The same page as a
 Space of the Hub: `recipes/demo_space`.
 """
 
 import logging
 import sys
 
-from mvd_hf.demo import DemoArguments, launch
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.visualization.demo import DemoArguments, launch
 
 
 def main(arguments: list[str]):

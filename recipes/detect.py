@@ -3,7 +3,7 @@
     accelerate launch recipes/detect.py recipes/tiny/detect.yaml [--key value ...]
 
 With `--evaluate_only` the model, a detector, is scored as it is. Results are in `<output_dir>/evaluation/`.
-Keys: the model (below), the data (`mvd_hf.detection.DetectionArguments`), the training
+Keys: the model (below), the data (`mvd_hf.detection.trainer.DetectionArguments`), the training
     (`mvd_hf.MVDTrainingArguments`).
 """
 
@@ -15,9 +15,9 @@ import torch
 from transformers import set_seed
 
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor
-from mvd_hf.classifiers import is_published_name, read_stored_config
-from mvd_hf.detection import DetectionArguments, DetectionTrainer
-from mvd_hf.recipe_arguments import parse_arguments, read_arguments
+from mvd_hf.arguments import parse_arguments, read_arguments
+from mvd_hf.detection.trainer import DetectionArguments, DetectionTrainer
+from mvd_hf.hub.loading import is_published_name, read_stored_config
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
     accelerate launch recipes/distill.py recipes/tiny/distill.yaml [--teachers.image.weight 2.0 ...]
 
-Keys: the student and its teachers (below), the data (`mvd_hf.data.DataArguments`), the training
+Keys: the student and its teachers (below), the data (`mvd_hf.data.arguments.DataArguments`), the training
 (`mvd_hf.MVDTrainingArguments`).
 """
 
@@ -20,10 +20,10 @@ from mvd_hf import (
     MVDVideoProcessor,
     load_teachers,
 )
-from mvd_hf.costs import describe_parts, distillation_parts
-from mvd_hf.data import DataArguments, pretraining_clips
-from mvd_hf.health import OnlineProbe
-from mvd_hf.recipe_arguments import parse_arguments, read_arguments
+from mvd_hf.arguments import parse_arguments, read_arguments
+from mvd_hf.data.arguments import DataArguments, pretraining_clips
+from mvd_hf.training.costs import describe_parts, distillation_parts
+from mvd_hf.training.diagnostics import OnlineProbe
 
 
 @dataclass

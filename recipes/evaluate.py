@@ -13,12 +13,12 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import AutoModelForVideoClassification
 
-from mvd_hf.classifiers import load_processor
-from mvd_hf.data import evaluation_rows
-from mvd_hf.evaluation import evaluate_views
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.data.arguments import evaluation_rows
+from mvd_hf.evaluation.multiview import evaluate_views
+from mvd_hf.evaluation.reports import write_report
+from mvd_hf.hub.loading import load_processor
 from mvd_hf.model.frame_sampling import PAPER_VIEWS
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.reports import write_report
 
 
 @dataclass
@@ -27,8 +27,8 @@ class EvaluationArguments:
 
     Args:
         model: folder or Hub id of a classifier, ours or a VideoMAE of transformers.
-        dataset, dataset_config, split, root, streaming, max_samples: as in `mvd_hf.data.DataArguments`.
-        label_column, label_names: as in `mvd_hf.data.FinetuningClipArguments`.
+        dataset, dataset_config, split, root, streaming, max_samples: as in `mvd_hf.data.arguments.DataArguments`.
+        label_column, label_names: as in `mvd_hf.data.arguments.FinetuningClipArguments`.
         sampling: `dense` or `uniform`; by default as the model was trained.
         num_clips, num_crops: views of a video; by default the paper's: 5 x 3 dense, 2 x 3 uniform.
         output: folder of the results; by default `evaluation` in the model's folder.

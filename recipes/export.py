@@ -2,14 +2,14 @@
 
     python recipes/export.py outputs/mvd-vit-b-k400 --formats torch onnx
 
-The folder also says how clips are made (`export.json`). Keys: `mvd_hf.exporting.ExportArguments`.
+The folder also says how clips are made (`export.json`). Keys: `mvd_hf.hub.export.ExportArguments`.
 """
 
 import logging
 import sys
 
-from mvd_hf.exporting import BATCH_SIZES, FORMATS, ExportArguments, export_model
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.hub.export import BATCH_SIZES, FORMATS, ExportArguments, export_model
 
 
 def main(arguments: list[str]):

@@ -3,9 +3,11 @@
     accelerate launch recipes/finetune.py recipes/mvd-vit-b-from-vit-l/finetune_k400.yaml [--key value ...]
     python recipes/finetune.py --dataset folder/of/class/folders
 
-Without a recipe, that of `recipes/own_videos` for this machine is taken. Keys: `mvd_hf.adaptation.AdaptationArguments`
-(model, method, test), `mvd_hf.data.DataArguments` and `FinetuningClipArguments` (videos, clips),
-`mvd_hf.preparation.PreparationArguments` (division), `mvd_hf.probing.ProbeArguments`, `mvd_hf.FinetuningArguments`.
+Without a recipe, that of `recipes/own_videos` for this machine is taken. Keys:
+`mvd_hf.finetuning.adaptation.AdaptationArguments`
+(model, method, test), `mvd_hf.data.arguments.DataArguments` and `FinetuningClipArguments` (videos, clips),
+`mvd_hf.finetuning.preparation.PreparationArguments` (division), `mvd_hf.evaluation.probing.ProbeArguments`,
+`mvd_hf.FinetuningArguments`.
 """
 
 import logging
@@ -16,11 +18,11 @@ import torch
 from transformers import set_seed
 
 from mvd_hf import FinetuningArguments
-from mvd_hf.adaptation import Adaptation, AdaptationArguments
-from mvd_hf.data import DataArguments, FinetuningClipArguments
-from mvd_hf.preparation import PreparationArguments
-from mvd_hf.probing import ProbeArguments
-from mvd_hf.recipe_arguments import parse_arguments, read_arguments
+from mvd_hf.arguments import parse_arguments, read_arguments
+from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
+from mvd_hf.evaluation.probing import ProbeArguments
+from mvd_hf.finetuning.adaptation import Adaptation, AdaptationArguments
+from mvd_hf.finetuning.preparation import PreparationArguments
 
 KINDS = (
     AdaptationArguments,

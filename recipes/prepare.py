@@ -11,8 +11,8 @@ import logging
 import sys
 from dataclasses import dataclass
 
-from mvd_hf.protocols import PROTOCOLS, find_videos, write_lists
-from mvd_hf.recipe_arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.curation.official_splits import PROTOCOLS, find_videos, write_lists
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
     accelerate launch recipes/pretrain.py recipes/tiny/video_teacher.yaml [--key value ...]
 
-Keys: the model (below), the data (`mvd_hf.data.DataArguments`), the training (`mvd_hf.MVDTrainingArguments`).
+Keys: the model (below), the data (`mvd_hf.data.arguments.DataArguments`), the training
+(`mvd_hf.MVDTrainingArguments`).
 """
 
 import logging
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 
 from mvd_hf import MVDConfig, MVDForPixelReconstruction, MVDTrainer, MVDTrainingArguments, MVDVideoProcessor
-from mvd_hf.data import DataArguments, pretraining_clips
-from mvd_hf.recipe_arguments import parse_arguments, read_arguments
+from mvd_hf.arguments import parse_arguments, read_arguments
+from mvd_hf.data.arguments import DataArguments, pretraining_clips
 
 
 @dataclass

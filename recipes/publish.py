@@ -1,8 +1,7 @@
-"""Publish a checkpoint or a data set of clips on the Hub, or write the cards of the paper's model zoo.
+"""Publish a checkpoint or a data set of clips on the Hub.
 
     python recipes/publish.py model outputs/tiny/student --repo me/mvd-tiny --license apache-2.0 [--dry_run true ...]
     python recipes/publish.py dataset clips/ --repo me/clips --license cc-by-4.0 [--label_column label ...]
-    python recipes/publish.py cards
 
 A new repository is private; `--private false` makes it public. `--dry_run true` makes and shows all, and uploads
 nothing. Keys: where to (below), what the card says (`mvd_hf.CardDetails`, `mvd_hf.DatasetDetails`).
@@ -13,12 +12,13 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mvd_hf import CardDetails, DatasetDetails, publish, publish_dataset
-from mvd_hf.dataset_publishing import load_splits
-from mvd_hf.recipe_arguments import parse_arguments, take_name
-from mvd_hf.zoo import read_row, render_zoo_cards
+from mvd_hf import publish
+from mvd_hf.arguments import parse_arguments, read_yaml, take_name
+from mvd_hf.hub.cards import CardDetails
+from mvd_hf.hub.datasets import DatasetDetails, load_splits, publish_dataset
 
-CARDS = Path(__file__).parents[1] / "model_cards"
+# what the authors report of their students
+ZOO = Path(__file__).parents[1] / "model_cards" / "zoo.yaml"
 
 
 @dataclass
@@ -52,10 +52,18 @@ class SourceArguments:
     manifest: str | None = None
 
 
+def read_row(name: str) -> dict:
+    """One student of the model zoo; raises ValueError if there is none of that name."""
+    zoo = read_yaml(ZOO)
+    if name not in zoo:
+        raise ValueError(f"The model zoo has no row {name!r}; choose {', '.join(zoo)}.")
+    return zoo[name]
+
+
 def publish_model(arguments: list[str]):
     to, source, details = parse_arguments(arguments, UploadArguments, ModelArguments, CardDetails, first="folder")
     if source.row is not None:
-        details = replace(details, reported=read_row(CARDS / "zoo.yaml", source.row)["results"])
+        details = replace(details, reported=read_row(source.row)["results"])
     return publish(source.folder, to.repo, details, example=source.example, **to.options())
 
 
@@ -71,11 +79,7 @@ def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for client in ("httpx", "httpx2"):  # which tell of every request
         logging.getLogger(client).setLevel(logging.WARNING)
-    what, rest = take_name(arguments, [*PUBLISHERS, "cards"], "kind of publication")
-    if what == "cards":
-        parse_arguments(rest)  # which takes no keys
-        logging.info("%d cards written to %s", len(render_zoo_cards(CARDS / "zoo.yaml", CARDS)), CARDS)
-        return
+    what, rest = take_name(arguments, list(PUBLISHERS), "kind of publication")
     publication = PUBLISHERS[what](rest)
     logging.info("%s\n%s", publication.card, publication.describe())
 

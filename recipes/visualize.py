@@ -15,13 +15,13 @@
 import logging
 import sys
 
-from mvd_hf.attention_pictures import AttentionArguments, write_attention
-from mvd_hf.detection_pictures import DetectionPictureArguments, write_detections
-from mvd_hf.feature_similarity import SimilarityArguments, write_similarity
-from mvd_hf.recipe_arguments import parse_arguments, take_name
-from mvd_hf.reconstruction_pictures import ReconstructionArguments, write_reconstruction
-from mvd_hf.token_pictures import TokenPictureArguments, write_tokens
-from mvd_hf.training_curves import CurveArguments, write_curves
+from mvd_hf.arguments import parse_arguments, take_name
+from mvd_hf.visualization.attention import AttentionArguments, write_attention
+from mvd_hf.visualization.curves import CurveArguments, write_curves
+from mvd_hf.visualization.detections import DetectionPictureArguments, write_detections
+from mvd_hf.visualization.reconstruction import ReconstructionArguments, write_reconstruction
+from mvd_hf.visualization.similarity import SimilarityArguments, write_similarity
+from mvd_hf.visualization.tokens import TokenPictureArguments, write_tokens
 
 # the keys of each kind of picture, and what draws it
 PICTURES = {

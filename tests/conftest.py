@@ -8,20 +8,10 @@ from transformers.utils import logging as transformers_logging
 
 from loopback_hub import LoopbackHub
 from mvd_hf import MVDConfig, MVDForPixelReconstruction
-from mvd_hf.toy import make_toy_dataset
+from mvd_hf.data.toy import make_toy_dataset
+from tiny_models import TINY
 
 torch.set_num_threads(1)  # tiny networks are fastest on one core, by far where others compete for the rest
-
-TINY = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -11,7 +11,7 @@ from mvd_hf import (
     load_teachers,
     tube_mask,
 )
-from mvd_hf.benchmark_steps import Distillation, StepBenchmarkArguments, StepVariant, TrainerStep
+from recipes.benchmark.steps import Distillation, StepBenchmarkArguments, StepVariant, TrainerStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

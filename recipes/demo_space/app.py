@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mvd_hf.demo import DemoArguments, launch
+from mvd_hf.visualization.demo import DemoArguments, launch
 
 
 def arguments() -> DemoArguments:

@@ -2,15 +2,18 @@
 
     python recipes/study/probe.py --model outputs/study/small/seed0/both/encoder --dataset outputs/study/small/scenes
 
-Keys: `mvd_hf.study_probes.SceneProbeArguments`, `mvd_hf.probing.ProbeArguments`.
+Keys: `recipes.study.probes.SceneProbeArguments`, `mvd_hf.evaluation.probing.ProbeArguments`.
 """
 
 import logging
 import sys
+from pathlib import Path
 
-from mvd_hf.probing import ProbeArguments
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.study_probes import SceneProbeArguments, SceneProbes
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, whose folder `recipes` is a package
+
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.evaluation.probing import ProbeArguments
+from recipes.study.probes import SceneProbeArguments, SceneProbes
 
 
 def main(arguments: list[str]):

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.study_report import write_report
-from mvd_hf.study_results import merge_results, write_results
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, whose folder `recipes` is a package
+
+from mvd_hf.arguments import parse_arguments
+from recipes.study.rendering import write_report
+from recipes.study.results import merge_results, write_results
 
 
 @dataclass

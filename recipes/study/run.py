@@ -2,17 +2,19 @@
 
     python recipes/study/run.py recipes/study/small.yaml [--key value ...]
 
-Started again it goes on where it was. Keys: `mvd_hf.study.StudyArguments`.
+Started again it goes on where it was. Keys: `recipes.study.stages.StudyArguments`.
 """
 
 import logging
 import sys
 from pathlib import Path
 
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.study import StudyArguments, run_study
-from mvd_hf.study_report import write_report
-from mvd_hf.study_results import collect, write_results
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, whose folder `recipes` is a package
+
+from mvd_hf.arguments import parse_arguments
+from recipes.study.rendering import write_report
+from recipes.study.results import collect, write_results
+from recipes.study.stages import StudyArguments, run_study
 
 RECIPES = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ import time
 from transformers import AutoModel
 
 import mvd_hf  # noqa: F401  makes the Auto classes know MVD
-from mvd_hf.toy import make_toy_dataset
+from mvd_hf.data.toy import make_toy_dataset
 
 STAGES = (
     ("image teacher (MAE)", "recipes/pretrain.py", "recipes/tiny/image_teacher.yaml"),

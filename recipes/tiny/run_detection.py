@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from mvd_hf.toy_detection import make_toy_detection_dataset
+from mvd_hf.detection.toy import make_toy_detection_dataset
 
 DATA, OUTPUT = "outputs/tiny/detection", "outputs/tiny/detector"
 FILES = [f"--ava={DATA}/validation.csv", f"--boxes={DATA}/validation_boxes.csv", f"--label_map={DATA}/actions.pbtxt"]

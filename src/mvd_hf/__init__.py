@@ -14,18 +14,23 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .ava import ava_map
-from .classifiers import load_classifier
-from .clips import ClipCutter, ClipDataset
-from .collation import collate_clips
-from .conversion import convert_checkpoint
-from .data import load_clips
-from .dataset_publishing import DatasetDetails, publish_dataset
-from .detection import DetectionTrainer
-from .distillation import DistillationTrainer, distillation_losses
-from .evaluation import Evaluation, evaluate_views
-from .finetuning import FinetuningArguments, FinetuningTrainer
-from .masking import random_mask, tube_mask
+from .curation.fingerprints import read_signatures
+from .curation.near_duplicates import find_near_duplicates
+from .curation.splitting import choose_sampling, find_overlap_by_content, split_rows
+from .data.arguments import load_clips
+from .data.clips import ClipCutter, ClipDataset
+from .data.collation import collate_clips
+from .data.masking import random_mask, tube_mask
+from .data.streaming import StreamingClips
+from .detection.ava import ava_map
+from .detection.trainer import DetectionTrainer
+from .evaluation.multiview import Evaluation, evaluate_views
+from .finetuning.trainer import FinetuningArguments, FinetuningTrainer
+from .hub.cards import CardDetails
+from .hub.conversion import convert_checkpoint
+from .hub.datasets import DatasetDetails, publish_dataset
+from .hub.loading import load_classifier
+from .hub.publish import publish
 from .model.configuration_mvd import MVDConfig
 from .model.detection_mvd import MVDForActionDetection
 from .model.modeling_mvd import (
@@ -41,15 +46,10 @@ from .model.pipelines_mvd import (
 )
 from .model.video_processing_mvd import MVDVideoProcessor
 from .model.video_reading import VideoReadError, read_frames
-from .model_cards import CardDetails
-from .near_duplicates import find_near_duplicates
-from .publishing import publish
-from .signatures import read_signatures
-from .splitting import choose_sampling, find_overlap_by_content, split_rows
-from .streaming import StreamingClips
-from .teachers import Teacher, TeacherConfig, load_teachers
-from .training import MVDTrainer
-from .training_arguments import MVDTrainingArguments
+from .teachers.teacher import Teacher, TeacherConfig, load_teachers
+from .training.arguments import MVDTrainingArguments
+from .training.distillation import DistillationTrainer, distillation_losses
+from .training.trainer import MVDTrainer
 
 __version__ = version("mvd_hf")
 

@@ -22,16 +22,16 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from mvd_hf import MVDConfig, MVDForVideoClassification, convert_checkpoint
-from mvd_hf.ava import ava_map, read_boxes, read_key_frames, read_person_boxes
-from mvd_hf.ava_actions import read_label_map
-from mvd_hf.bookkeeping import BadVideos
-from mvd_hf.classifiers import load_classifier
-from mvd_hf.conversion import read_checkpoint
-from mvd_hf.data import DataArguments
-from mvd_hf.interruption import PROCESSES, Processes
-from mvd_hf.protocols import PROTOCOLS
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.sources import read_label_names, read_list_file, read_manifest
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.curation.official_splits import PROTOCOLS
+from mvd_hf.data.arguments import DataArguments
+from mvd_hf.data.sources import read_label_names, read_list_file, read_manifest
+from mvd_hf.detection.ava import ava_map, read_boxes, read_key_frames, read_person_boxes
+from mvd_hf.detection.ava_actions import read_label_map
+from mvd_hf.hub.conversion import read_checkpoint
+from mvd_hf.hub.loading import load_classifier
+from mvd_hf.training.meters import BadVideos
+from mvd_hf.training.preemption import PROCESSES, Processes
 
 SECONDS = 10  # for a case
 # what a file may never make a loader do: (event of Python's audit hooks)

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from mvd_hf import DistillationTrainer, MVDForFeatureDistillation, MVDModel, MVDTrainingArguments
-from mvd_hf.benchmark_reports import as_table
-from mvd_hf.benchmark_steps import Distillation
-from mvd_hf.collation import collate_clips
-from mvd_hf.data import DataArguments, pretraining_clips
-from mvd_hf.probing import logistic_regression
-from mvd_hf.recipe_arguments import parse_arguments
-from mvd_hf.toy import make_toy_dataset
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.data.arguments import DataArguments, pretraining_clips
+from mvd_hf.data.collation import collate_clips
+from mvd_hf.data.toy import make_toy_dataset
+from mvd_hf.evaluation.probing import logistic_regression
+from recipes.benchmark.reports import as_table
+from recipes.benchmark.steps import Distillation
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))

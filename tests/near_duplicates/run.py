@@ -1,4 +1,4 @@
-"""Misses and false alarms of `mvd_hf.near_duplicates`, on versions that it makes of videos.
+"""Misses and false alarms of `mvd_hf.curation.near_duplicates`, on versions that it makes of videos.
 
     python tests/near_duplicates/run.py [--videos folder] [--toys 32]
 
@@ -20,9 +20,10 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from mvd_hf import find_near_duplicates, read_signatures
+from mvd_hf.curation.fingerprints import read_signatures
+from mvd_hf.curation.near_duplicates import find_near_duplicates
+from mvd_hf.data.toy import toy_videos
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
-from mvd_hf.toy import toy_videos
 
 MAX_FRAMES, MAX_PIXELS = 400, 640 * 480
 

@@ -24,17 +24,17 @@ from mvd_hf import (
     MVDModel,
     MVDTrainer,
     MVDTrainingArguments,
-    Teacher,
     TeacherConfig,
     convert_checkpoint,
     distillation_losses,
 )
-from mvd_hf.augmentation import MultiScaleCrop, resize_frames
-from mvd_hf.masking import random_mask, tube_mask
-from mvd_hf.metrics import merge_views, top_k_hits
+from mvd_hf.data.augmentation import MultiScaleCrop, resize_frames
+from mvd_hf.data.masking import random_mask, tube_mask
+from mvd_hf.evaluation.metrics import merge_views, top_k_hits
 from mvd_hf.model.patches_mvd import pixel_targets, position_table
-from mvd_hf.optimization import cosine_schedule, parameter_groups
-from mvd_hf.samplers import EpochSampler
+from mvd_hf.teachers.teacher import Teacher
+from mvd_hf.training.optimization import cosine_schedule, parameter_groups
+from mvd_hf.training.samplers import EpochSampler
 
 FOLDER = Path(os.environ.get("MVD_PARITY_DIR", Path(__file__).parent))
 
@@ -446,7 +446,7 @@ def test_training_trace(variant, tmp_path, record_property):
 
 def convert_names(state_dict: dict, config: MVDConfig) -> dict[str, str]:
     """Official to our parameter names, for weights that keep their shape."""
-    from mvd_hf.conversion import rename_weights, strip_prefixes
+    from mvd_hf.hub.conversion import rename_weights, strip_prefixes
 
     family, state_dict = strip_prefixes(state_dict)
     numbered = {key: torch.full((3,), float(i)) for i, key in enumerate(state_dict)}

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from mvd_hf.ava import ava_map
+from mvd_hf.detection.ava import ava_map
 
 DESCRIPTION = """
 Mean average precision of people's actions per key frame at an intersection over union of 0.5, as the official

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from mvd_hf.metrics import knn_scores, top_k_accuracy
+from mvd_hf.evaluation.metrics import knn_scores, top_k_accuracy
 
 DESCRIPTION = """
 Top-1 and top-5 accuracy of the votes of the k nearest training features by cosine, weighted exp(cosine / temperature).

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from mvd_hf.metrics import mean_class_accuracy
+from mvd_hf.evaluation.metrics import mean_class_accuracy
 
 DESCRIPTION = "The mean of the accuracies of all classes that have samples: rare classes count as much as common ones."
 INPUTS = """

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from mvd_hf.metrics import merge_views, top_k_accuracy
+from mvd_hf.evaluation.metrics import merge_views, top_k_accuracy
 
 DESCRIPTION = """
 Accuracy per video and per view. The softmax of each view (temporal clip x spatial crop) is averaged over the views of

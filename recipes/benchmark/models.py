@@ -1,0 +1,261 @@
+"""Speed of single networks: student, teacher and classifier, in training and inference, against transformers."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
+
+from mvd_hf.data.masking import tube_mask
+from mvd_hf.model.configuration_mvd import MVDConfig
+from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDForVideoClassification, MVDModel
+from mvd_hf.training.costs import TRAINING_PASSES, classifier_flops, distillation_parts, student_size
+
+from .reports import about
+from .timing import DTYPES, Contender, Race, choose_device
+
+MODEL_TITLES = {"models": "Networks, forward and with backward pass"}
+INFERENCE_TITLES = {
+    "classifier": "Inference: classifier, against VideoMAE of transformers",
+    "features": "Inference: features of all patches, against VideoMAE of transformers",
+}
+NETWORKS = ("student", "teacher", "classifier")
+
+
+@dataclass
+class ModelBenchmarkArguments:
+    """What to measure of single networks, as a recipe's keys; every combination is a row.
+
+    Args:
+        output: folder of the report.
+        networks: `student` (encoder and decoders, 90 % of the patches hidden), `teacher` (VideoMAE's encoder on all
+            patches, forward only), `classifier`.
+        sizes: of the encoder, of `s`, `b`, `l`, `h`.
+        dtypes: `float32`, `bfloat16` or `float16`: of a teacher's weights; for what is trained, of autocast.
+        attention: implementations, such as `eager`, `sdpa`, `flash_attention_2`; the first is what the others of a
+            network are compared with.
+        compile: whether `torch.compile` is used: `[false, true]` measures both.
+        batch_size: clips of a call.
+        config: fields of the models' `MVDConfig` that differ from the published ones.
+        device: `cuda` or `cpu`; by default a GPU if there is one.
+        rounds: calls of each that count.
+        seed: seed of all random choices.
+    """
+
+    output: str = "outputs/benchmarks"
+    networks: list = field(default_factory=lambda: list(NETWORKS))
+    sizes: list = field(default_factory=lambda: ["s", "b"])
+    dtypes: list = field(default_factory=lambda: ["float32", "bfloat16"])
+    attention: list = field(default_factory=lambda: ["eager", "sdpa"])
+    compile: list = field(default_factory=lambda: [False])
+    batch_size: int = 2
+    config: dict = field(default_factory=dict)
+    device: str | None = None
+    rounds: int = 5
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choices("networks", self.networks, NETWORKS)
+        check_choices("dtypes", self.dtypes, DTYPES)
+        check_counts(batch_size=self.batch_size, rounds=self.rounds)
+
+
+@dataclass
+class InferenceBenchmarkArguments:
+    """What to measure of inference, as a recipe's keys; every combination of size, dtype and compilation is a group.
+
+    Args:
+        output: folder of the report.
+        sizes: of the encoder, of `s`, `b`, `l`, `h`.
+        dtypes: of the weights.
+        compile: whether `torch.compile` is used for a row more of ours.
+        batch_size: clips of a call.
+        config: fields of the models' `MVDConfig` that differ from the published ones.
+        device: `cuda` or `cpu`; by default a GPU if there is one.
+        rounds: calls of each that count.
+        seed: seed of all random choices.
+    """
+
+    output: str = "outputs/benchmarks"
+    sizes: list = field(default_factory=lambda: ["b"])
+    dtypes: list = field(default_factory=lambda: ["float32", "bfloat16"])
+    compile: bool = False
+    batch_size: int = 2
+    config: dict = field(default_factory=dict)
+    device: str | None = None
+    rounds: int = 9
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choices("dtypes", self.dtypes, DTYPES)
+        check_counts(batch_size=self.batch_size, rounds=self.rounds)
+
+
+def check_choices(name: str, chosen: Sequence[str], known: Sequence[str] | dict):
+    """Raise ValueError for a choice that is not known."""
+    unknown = [str(value) for value in chosen if value not in known]
+    if unknown:
+        raise ValueError(f"{name} has {', '.join(unknown)}; choose among {', '.join(known)}.")
+
+
+def check_counts(**counts: int):
+    """Raise ValueError for a count below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+
+
+def random_clips(config: MVDConfig, count: int, device: torch.device, seed: int = 0) -> torch.Tensor:
+    """Random clips (count, T, C, H, W) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, config.num_frames, config.num_channels, *config.frame_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+
+
+def random_masks(config: MVDConfig, count: int, device: torch.device, seed: int = 0) -> torch.Tensor:
+    """Random tube masks (count, L)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([tube_mask(config.grid, config.mask_ratio, generator) for _ in range(count)]).to(device)
+
+
+def build_network(name: str, config: MVDConfig, device: torch.device) -> tuple[nn.Module, float]:
+    """A network with fresh weights, and the FLOPs of its forward pass per clip."""
+    if name == "student":
+        parts = distillation_parts(config, dict.fromkeys(config.teacher_dims, "mae-b"))
+        flops = sum(part.forward for part in parts if part.kind != "teacher")
+        return MVDForFeatureDistillation(config).to(device), flops
+    if name == "teacher":
+        return MVDModel(config, add_final_norm=False).to(device), student_size(config).flops(config.num_patches)
+    return MVDForVideoClassification(config).to(device), classifier_flops(config)
+
+
+def network_contender(arguments: ModelBenchmarkArguments, device: torch.device, columns: dict) -> Contender:
+    """A network's passes over a batch.
+
+    Args:
+        arguments: batch size, configuration and seed.
+        device: where it computes.
+        columns: `network`, `size`, `dtype`, `attention`, `compile` and `passes`.
+    """
+    name, dtype = columns["network"], DTYPES[columns["dtype"]]
+    family = "videomae" if name == "teacher" else "mvd"
+    fields = arguments.config | {"attn_implementation": columns["attention"]}
+    config = MVDConfig.from_name(f"{family}-{columns['size']}", **fields)
+    with torch.device("meta"):
+        _, flops = build_network(name, config, torch.device("meta"))
+    trains = columns["passes"] != "forward"
+
+    def build() -> Callable[[], object]:
+        model, _ = build_network(name, config, device)
+        model = model.train(trains).requires_grad_(name != "teacher")
+        if name == "teacher":
+            model = model.to(dtype)
+        inputs = {"pixel_values": random_clips(config, arguments.batch_size, device, arguments.seed)}
+        if name == "student":
+            masks = random_masks(config, arguments.batch_size, device, arguments.seed)
+            inputs |= {"bool_masked_pos": masks, "num_masked": config.num_masked_patches}
+        run = torch.compile(model) if columns["compile"] else model
+        casts = name != "teacher" and dtype != torch.float32
+
+        def call():
+            with torch.set_grad_enabled(trains):
+                with torch.autocast(device.type, dtype) if casts else nullcontext():
+                    outputs = run(**inputs)
+                if trains:
+                    model.zero_grad()
+                    heads = outputs.predictions.values() if name == "student" else [outputs.logits]
+                    sum(head.float().square().mean() for head in heads).backward()
+
+        return call
+
+    passes = TRAINING_PASSES if trains else 1
+    return Contender(columns, build, arguments.batch_size, arguments.batch_size * passes * flops)
+
+
+def model_benchmark(arguments: ModelBenchmarkArguments) -> dict:
+    """The report on single networks: rows of one network, size, dtype and kind of pass take turns.
+
+    `speedup` is over the first of them; for the other figures see `recipes.benchmark.timing.speed`.
+    """
+    device = choose_device(arguments.device)
+    report: dict = {"about": about(torch.get_num_threads()), "arguments": vars(arguments), "models": []}
+    for name, size, dtype in itertools.product(arguments.networks, arguments.sizes, arguments.dtypes):
+        for passes in ("forward",) if name == "teacher" else ("forward", "forward, backward"):
+            contenders = []
+            for attention, compiles in itertools.product(arguments.attention, arguments.compile):
+                columns = {"network": name, "size": size, "dtype": dtype, "passes": passes}
+                columns |= {"attention": attention, "compile": compiles}
+                contenders.append(network_contender(arguments, device, columns))
+            report["models"] += Race(device, DTYPES[dtype], arguments.rounds, arguments.seed).run(contenders)
+    return report
+
+
+# inference
+
+
+def videomae_config(config: MVDConfig) -> VideoMAEConfig:
+    """The configuration of transformers' VideoMAE of the same sizes."""
+    return VideoMAEConfig(
+        image_size=config.frame_size[0],
+        patch_size=config.patch_size,
+        num_channels=config.num_channels,
+        num_frames=config.num_frames,
+        tubelet_size=config.tubelet_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        layer_norm_eps=config.layer_norm_eps,
+        num_labels=config.num_labels,
+        attn_implementation="sdpa",
+    )
+
+
+def inference_contenders(
+    kind: str, config: MVDConfig, columns: dict, arguments: InferenceBenchmarkArguments
+) -> list[Contender]:
+    """VideoMAE of transformers, then ours on normalised floats and on bytes; each keeps a batch on the device."""
+    device, dtype = choose_device(arguments.device), DTYPES[columns["dtype"]]
+    theirs, ours = {
+        "classifier": (VideoMAEForVideoClassification, MVDForVideoClassification),
+        "features": (VideoMAEModel, MVDModel),
+    }[kind]
+    flops = classifier_flops(config) if kind == "classifier" else student_size(config).flops(config.num_patches)
+    clips = random_clips(config, arguments.batch_size, device, arguments.seed)
+    floats = (clips.to(dtype) / 255 - 0.5) / 0.5
+    names = {"transformers VideoMAE, floats": (theirs, floats, False), "mvd_hf, floats": (ours, floats, False)}
+    names["mvd_hf, uint8"] = (ours, clips, False)
+    if arguments.compile:
+        names["transformers VideoMAE, floats, compiled"] = (theirs, floats, True)
+        names["mvd_hf, uint8, compiled"] = (ours, clips, True)
+
+    def build(kind: type[nn.Module], pixels: torch.Tensor, compiles: bool) -> Callable[[], object]:
+        model = kind(videomae_config(config) if kind is theirs else config).to(device, dtype).eval()
+        model = torch.compile(model) if compiles else model
+
+        def call():
+            with torch.inference_mode():
+                model(pixels)
+
+        return call
+
+    return [
+        Contender({**columns, "method": name}, lambda row=row: build(*row), len(clips), len(clips) * flops)
+        for name, row in names.items()
+    ]
+
+
+def inference_benchmark(arguments: InferenceBenchmarkArguments) -> dict:
+    """The report on inference; `speedup` is over transformers' VideoMAE with sdpa, of the same size."""
+    device = choose_device(arguments.device)
+    report: dict = {"about": about(torch.get_num_threads()), "arguments": vars(arguments)}
+    for kind in INFERENCE_TITLES:
+        report[kind] = []
+        for size, dtype in itertools.product(arguments.sizes, arguments.dtypes):
+            config = MVDConfig.from_name(f"mvd-{size}", **{"num_labels": 400, **arguments.config})
+            contenders = inference_contenders(kind, config, {"size": size, "dtype": dtype}, arguments)
+            report[kind] += Race(device, DTYPES[dtype], arguments.rounds, arguments.seed).run(contenders)
+    return report

@@ -1,0 +1,352 @@
+"""Speed of the whole distillation step on random clips, against a naive one, and where its time goes."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mvd_hf.arguments import read_value
+from mvd_hf.data.masking import part_of_hidden
+from mvd_hf.model.configuration_mvd import MVDConfig
+from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
+from mvd_hf.teachers.teacher import Teacher, TeacherConfig, load_teacher
+from mvd_hf.training.arguments import MVDTrainingArguments
+from mvd_hf.training.costs import distillation_parts, teacher_widths
+from mvd_hf.training.distillation import DistillationTrainer
+
+from .models import check_choices, check_counts, random_clips, random_masks
+from .phases import PhaseClock, host_waits
+from .reference import NaiveStep
+from .reports import about
+from .timing import DTYPES, Contender, Race, choose_device
+
+STEP_TITLES = {"step": "Distillation step", "phases": "Phases of a step"}
+REFERENCE = "naive reference"
+
+
+@dataclass
+class StepVariant:
+    """What a step does otherwise than its recipe; `None` is as the recipe says.
+
+    Args:
+        masks_per_clip, decoder_keep: see `mvd_hf.MVDTrainingArguments` and `mvd_hf.MVDConfig`.
+        teacher_dtype: of the weights of all teachers.
+        compile_teachers: whether they are compiled.
+        compile: whether the student and the comparison with the teachers are.
+        attention: implementation of the student's attention.
+    """
+
+    masks_per_clip: int | None = None
+    decoder_keep: float | None = None
+    teacher_dtype: str | None = None
+    compile_teachers: bool | None = None
+    compile: bool = False
+    attention: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "StepVariant":
+        """A variant from `key=value` words, such as `masks_per_clip=4 compile=true`.
+
+        Raises:
+            ValueError: for a word or a key that is not known.
+        """
+        known = [each.name for each in fields(cls)]
+        values = {}
+        for word in text.split():
+            key, _, value = word.partition("=")
+            if key not in known or not value:
+                raise ValueError(f"The variant {text!r} has {word!r}; write key=value with {', '.join(known)}.")
+            values[key] = read_value(value, f"The value of {key}")
+        return cls(**values)
+
+
+@dataclass
+class StepBenchmarkArguments:
+    """What to measure of the step, as a recipe's keys.
+
+    Args:
+        output: folder of the report.
+        variants: steps to measure, `key=value` words of a [`StepVariant`]; an empty one is the recipe's own step.
+        with_reference: whether the naive step is measured, too; the others are compared with it.
+        dtype: `float32`, or `bfloat16` or `float16` for autocast.
+        batch_size: clips of a step.
+        device: `cuda` or `cpu`; by default a GPU if there is one.
+        rounds: steps of each that count.
+        seed: seed of all random choices.
+    """
+
+    output: str = "outputs/benchmarks"
+    variants: list = field(default_factory=lambda: [""])
+    with_reference: bool = True
+    dtype: str = "float32"
+    batch_size: int = 2
+    device: str | None = None
+    rounds: int = 5
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choices("dtype", [self.dtype], DTYPES)
+        check_counts(batch_size=self.batch_size, rounds=self.rounds)
+        self.variants = [variant or "" for variant in self.variants]  # on the command line nothing reads as null
+        for variant in self.variants:
+            StepVariant.parse(variant)
+
+
+@dataclass
+class Distillation:
+    """A recipe's student and teachers, to be built as often as needed.
+
+    Args:
+        config: the student's configuration.
+        teachers: per name a model or the fields of a `mvd_hf.TeacherConfig`.
+        masks_per_clip: masks of each clip.
+    """
+
+    config: MVDConfig
+    teachers: Mapping[str, Mapping | str]
+    masks_per_clip: int = 1
+
+    @classmethod
+    def from_recipe(cls, student: str, config: Mapping, teachers: Mapping, masks_per_clip: int) -> "Distillation":
+        """The student by its name and the fields that differ, with a decoder for each teacher."""
+        config = MVDConfig.from_name(student, **config)
+        config.teacher_dims = teacher_widths(teachers)
+        return cls(config, teachers, masks_per_clip)
+
+    def varied(self, variant: StepVariant) -> "Distillation":
+        """The same with what a variant does otherwise."""
+        config, teachers = copy.deepcopy(self.config), {}
+        if variant.decoder_keep is not None:
+            config.decoder_keep = variant.decoder_keep
+        if variant.attention is not None:
+            config._attn_implementation = variant.attention
+        for name, entry in self.teachers.items():
+            changes = {"dtype": variant.teacher_dtype, "compile": variant.compile_teachers}
+            entry = {"model": entry} if isinstance(entry, str) else dict(entry)
+            teachers[name] = entry | {key: value for key, value in changes.items() if value is not None}
+        return Distillation(config, teachers, variant.masks_per_clip or self.masks_per_clip)
+
+    def load_teachers(self) -> dict[str, Teacher]:
+        """The teachers; with random weights where a folder is still to be made and has the name of a published size.
+
+        Raises:
+            ValueError: if one is not at hand and its size is not known.
+        """
+        loaded = {}
+        for name, entry in self.teachers.items():
+            keys = TeacherConfig(**({"model": entry} if isinstance(entry, str) else entry))
+            model = Path(keys.model)
+            try:
+                config = None if model.exists() else MVDConfig.from_name(model.name)
+            except ValueError:
+                config = None
+            if config is None:
+                loaded[name] = load_teacher(keys, self.config.grid, self.config.num_frames)
+            else:
+                encoder = MVDModel(config, add_final_norm=False).to(DTYPES[keys.dtype])
+                loaded[name] = Teacher(keys, encoder, self.config.grid, self.config.num_frames)
+        return loaded
+
+    @property
+    def flops(self) -> int:
+        """Model FLOPs of training on one clip."""
+        return sum(part.training for part in distillation_parts(self.config, self.teachers, self.masks_per_clip))
+
+    def batch(self, count: int, sizes: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
+        """Random clips as our collator gives them, of the student's size and of teachers' `sizes`, and their masks."""
+        config, masks = self.config, self.masks_per_clip
+        clips = random_clips(config, count, torch.device("cpu"), seed)
+        batch = {"pixel_values": clips}
+        for size in {size for size in sizes if size != clips.shape[-1]}:
+            generator = torch.Generator().manual_seed(seed)
+            shape = (*clips.shape[:-2], size, size)
+            batch[f"pixel_values_{size}"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        batch["bool_masked_pos"] = random_masks(config, count * masks, torch.device("cpu"), seed)
+        if masks > 1:
+            batch["bool_masked_pos"] = batch["bool_masked_pos"].unflatten(0, (count, masks))
+        if config.num_decoded_patches < config.num_masked_patches:
+            generator = torch.Generator().manual_seed(seed)
+            batch["bool_decoded_pos"] = part_of_hidden(batch["bool_masked_pos"], config.num_decoded_patches, generator)
+        return batch
+
+
+def official_batch(batch: Mapping[str, torch.Tensor], config: MVDConfig) -> dict[str, torch.Tensor]:
+    """A batch as the official data loader gives it: normalised float clips (B, C, T, S, S), and masks (B, L)."""
+    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (config.image_mean, config.image_std))
+    views = [value for name, value in batch.items() if name.startswith("pixel_values")]
+    student, teacher = (((view / 255 - mean) / std).transpose(1, 2).contiguous() for view in (views[0], views[-1]))
+    return {"student": student, "teacher": teacher, "mask": batch["bool_masked_pos"]}
+
+
+def pinned(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The batch in memory from which a GPU can copy."""
+    return {name: value.pin_memory() if device.type == "cuda" else value for name, value in batch.items()}
+
+
+class TrainerStep:
+    """Our training step: the trainer's loss, backward pass and optimizer, on the same batch in every call.
+
+    Args:
+        distillation: student and teachers.
+        arguments: precision, batch and device.
+        compiles: whether the student is compiled.
+    """
+
+    def __init__(self, distillation: Distillation, arguments: StepBenchmarkArguments, compiles: bool = False):
+        device = choose_device(arguments.device)
+        training = MVDTrainingArguments(
+            output_dir=arguments.output,
+            use_cpu=device.type == "cpu",
+            bf16=arguments.dtype == "bfloat16",
+            fp16=arguments.dtype == "float16",
+            torch_compile=compiles,
+            per_device_train_batch_size=arguments.batch_size,
+            masks_per_clip=distillation.masks_per_clip,
+        )
+        torch.manual_seed(arguments.seed)
+        student = MVDForFeatureDistillation(distillation.config)
+        self.trainer = DistillationTrainer(student, distillation.load_teachers(), args=training)
+        self.optimizer = self.trainer.create_optimizer()
+        self.model, self.prepared_optimizer = self.trainer.accelerator.prepare(student, self.optimizer)
+        self.model.train()
+        sizes = [teacher.image_size for teacher in self.trainer.teachers.values()]
+        self.batch = pinned(distillation.batch(arguments.batch_size, sizes, arguments.seed), device)
+        self.clock: PhaseClock | None = None
+        self.compiles = compiles
+
+    def phase(self, name: str):
+        """A phase of the clock, if there is one."""
+        return nullcontext() if self.clock is None else self.clock.phase(name)
+
+    def __call__(self):
+        trainer, model = self.trainer, self.model
+        if self.clock is not None and self.compiles:
+            model = partial(self.watched_forward, model)
+        with self.phase("host to device"):
+            inputs = trainer._prepare_inputs(self.batch)
+        with self.phase("loss and health"):
+            loss = trainer.compute_loss(model, inputs)
+        with self.phase("backward"):
+            trainer.accelerator.backward(loss)
+        with self.phase("optimizer"):
+            trainer.accelerator.clip_grad_norm_(self.model.parameters(), float("inf"))  # the norm, as the trainer
+            self.prepared_optimizer.step()
+            self.model.zero_grad()
+
+    def watched_forward(self, model: Callable, **inputs):
+        """The compiled student, as one phase."""
+        with self.phase("student"):
+            return model(**inputs)
+
+    def phases(self, rounds: int) -> dict[str, float]:
+        """Milliseconds of each phase of a step, means over some steps."""
+        self.clock = PhaseClock(self.trainer.args.device)
+        watch(self.clock, self.trainer.teachers, None if self.compiles else self.trainer.model)
+        for _ in range(rounds):
+            self()
+        self.clock.mark("end")
+        total = self.clock.read()
+        self.clock = None
+        return {name: value / rounds for name, value in total.items()}
+
+
+def watch(clock: PhaseClock, teachers: Mapping[str, Teacher], student: MVDForFeatureDistillation | None):
+    """Make phases of the teachers, and of the student's encoder and decoders unless they are compiled."""
+    for name, teacher in teachers.items():
+        clock.watch(teacher, f"teacher {name}")
+    if student is not None:
+        clock.watch(student.mvd, "student encoder")
+        for decoder in student.decoders.values():
+            clock.watch(decoder, "decoders")
+
+
+class ReferenceStep:
+    """The naive step, on the batch that ours gets, as the official data loader gives it."""
+
+    compiles = False
+
+    def __init__(self, distillation: Distillation, arguments: StepBenchmarkArguments):
+        device = choose_device(arguments.device)
+        torch.manual_seed(arguments.seed)
+        student = MVDForFeatureDistillation(distillation.config).to(device)
+        teachers = {name: teacher.to(device) for name, teacher in distillation.load_teachers().items()}
+        self.step = NaiveStep(student, teachers, precision=arguments.dtype)
+        self.optimizer = self.step.optimizer
+        sizes = [teacher.image_size for teacher in teachers.values()]
+        batch = distillation.batch(arguments.batch_size, sizes, arguments.seed)
+        self.batch = pinned(official_batch(batch, distillation.config), device)
+
+    def __call__(self):
+        self.step(self.batch)
+
+
+def phase_rows(columns: Mapping, phases: Mapping[str, float]) -> list[dict]:
+    """A row for each phase of a step: its milliseconds and its share."""
+    total = sum(phases.values())
+    return [{**columns, "phase": name, "ms": value, "share": value / total} for name, value in phases.items()]
+
+
+def count_waits(step: TrainerStep | ReferenceStep, device: torch.device) -> int:
+    """How often a step waits for values of the device; the optimizer's own counters lie on the host."""
+    before: Counter[str] = Counter()
+    with host_waits(device) as counts:
+
+        def remember(*_):
+            before.clear()
+            before.update(counts)
+
+        def restore(*_):
+            counts.clear()
+            counts.update(before)
+
+        handles = [
+            step.optimizer.register_step_pre_hook(remember),
+            step.optimizer.register_step_post_hook(restore),
+        ]
+        step()
+    for handle in handles:
+        handle.remove()
+    return counts.total()
+
+
+def step_benchmark(distillation: Distillation, arguments: StepBenchmarkArguments) -> dict:
+    """The report on the step; `clips_per_s` counts clips, `masked_clips_per_s` how often the student saw one.
+
+    `host_waits` is how often the host waits for the device in a step (not counted where it is compiled). For the other
+    figures see `recipes.benchmark.timing.speed`.
+    """
+    device = choose_device(arguments.device)
+    steps: dict[str, TrainerStep | ReferenceStep] = {}
+    contenders, masks = [], {}
+
+    def add(name: str, varied: Distillation, make: Callable[[], TrainerStep | ReferenceStep]):
+        def build() -> TrainerStep | ReferenceStep:
+            steps[name] = make()
+            return steps[name]
+
+        masks[name] = varied.masks_per_clip
+        flops = arguments.batch_size * varied.flops
+        contenders.append(Contender({"step": name}, build, arguments.batch_size, flops))
+
+    if arguments.with_reference:
+        plain = distillation.varied(StepVariant(masks_per_clip=1, decoder_keep=1.0))
+        add(REFERENCE, plain, partial(ReferenceStep, plain, arguments))
+    for text in arguments.variants:
+        variant = StepVariant.parse(text)
+        varied = distillation.varied(variant)
+        add(f"mvd_hf {text}".strip(), varied, partial(TrainerStep, varied, arguments, variant.compile))
+    rows, phases = Race(device, DTYPES[arguments.dtype], arguments.rounds, arguments.seed).run(contenders), []
+    for row in rows:
+        name, per_second = row["step"], row["clips_per_s"]
+        row["masked_clips_per_s"] = per_second and per_second * masks[name]
+        step = None if per_second is None else steps[name]
+        row["host_waits"] = None if step is None or step.compiles else count_waits(step, device)
+        if isinstance(step, TrainerStep):
+            phases += phase_rows({"step": name}, step.phases(arguments.rounds))
+    about_step = {**about(torch.get_num_threads()), "precision": arguments.dtype}
+    return {"about": about_step, "arguments": vars(arguments), "step": rows, "phases": phases}

@@ -1,0 +1,1 @@
+"""Checks of a data set before training: unreadable files, near-duplicates, splits without leaks, official splits."""

@@ -1,0 +1,439 @@
+"""A split of one's own videos into training and validation without leaks, and what to know before training on them.
+
+Videos of one group (copies, parts of one another, segments of one source by their names) are on one side of the split.
+"""
+
+import dataclasses
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..data.sources import Rows, media_column, media_name
+from .audit import has_content, write_rows
+from .fingerprints import Signature, SignatureSettings, flat, read_signatures, unreadable
+from .name_groups import sources_by_name
+from .near_duplicates import NearDuplicate, find_near_duplicates
+
+# what is worth a warning: videos of a class, largest class by smallest, by how much a class's validation part is off
+FEW_VIDEOS, IMBALANCE, WIDE_OF_FRACTION = 10, 10, 0.15
+# classes or videos that a sentence names
+NUM_NAMED = 10
+# of videos shorter than a dense clip: so many are no matter, and from so many on clips are uniform
+FEW_SHORT, MANY_SHORT = 0.25, 0.5
+
+logger = logging.getLogger(__name__)
+
+
+# groups
+
+
+def listed(items: Sequence[str]) -> str:
+    """How many items there are, and their names, or the first of them."""
+    more = f" and {len(items) - NUM_NAMED} more" if len(items) > NUM_NAMED else ""
+    return f"{len(items)} ({', '.join(items[:NUM_NAMED])}{more})" if items else "0"
+
+
+def file_names(rows: Rows) -> tuple[list[str], dict[int, str]]:
+    """What to call each row's file, and by position why there is none."""
+    column = media_column(rows)
+    names, bad = [], {}
+    for i, row in enumerate(rows.select_columns(column)):  # one by one: rows may hold the contents of files
+        if has_content(row[column]):
+            names.append(media_name(row[column]))
+        else:
+            names.append(f"row {i}")
+            bad[i] = "the row has neither a path nor bytes"
+    return names, bad
+
+
+def group_videos(
+    names: Sequence[str],
+    labels: Sequence[int] | None = None,
+    duplicates: Sequence[NearDuplicate] = (),
+    label_names: Sequence[str] | None = None,
+) -> list[int]:
+    """Number of the group of each video, from 0 in the order of first videos: what must not be separated by a split.
+
+    Args:
+        names: of the files, see `mvd_hf.curation.name_groups.sources_by_name`; the same name is the same video.
+        labels, label_names: as there.
+        duplicates: pairs of positions, from `mvd_hf.curation.near_duplicates.find_near_duplicates`.
+    """
+    parents = list(range(len(names)))
+
+    def root(i: int) -> int:
+        while parents[i] != i:
+            parents[i] = i = parents[parents[i]]
+        return i
+
+    first: dict[tuple[str, str], int] = {}
+    for i, (name, source) in enumerate(zip(names, sources_by_name(names, labels, label_names), strict=True)):
+        for key in [("name", name), *([("source", source)] if source is not None else [])]:
+            parents[root(i)] = root(first.setdefault(key, i))
+    for pair in duplicates:
+        parents[root(pair.second)] = root(pair.first)
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(root(i), len(numbers)) for i in range(len(names))]
+
+
+# the split
+
+
+@dataclass
+class Split:
+    """Rows of a data set to train and to validate on.
+
+    Args:
+        train, validation: their positions, in the order of the data set.
+        groups: group of each row, see [`group_videos`]; none is on both sides.
+        duplicates: videos with common footage, by position.
+        unreadable: name and reason of each video that cannot be read; these are on neither side.
+        flat: names of videos that show nothing to compare; only their names tell their groups.
+        warnings: what to look at before training, one sentence each.
+    """
+
+    train: list[int]
+    validation: list[int]
+    groups: list[int]
+    duplicates: list[NearDuplicate] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    flat: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class ValidationGroups:
+    """Groups that are taken for validation one by one.
+
+    Args:
+        groups: of each group, how many videos of each class it has.
+        fraction: wanted part of each class.
+    """
+
+    def __init__(self, groups: Sequence[Counter], fraction: float):
+        self.groups, self.chosen = groups, set()
+        totals: Counter = Counter()
+        for group in groups:
+            totals.update(group)
+        self.wanted = {label: fraction * total for label, total in totals.items()}
+        self.taken: Counter = Counter()
+        self.num_left = Counter(label for group in groups for label in group)
+
+    def take(self, group: int):
+        """Take a group."""
+        self.chosen.add(group)
+        self.taken.update(self.groups[group])
+        self.num_left.subtract(self.groups[group].keys())
+
+    def is_free(self, group: int) -> bool:
+        """Whether a group may be taken: each of its classes keeps another one for training."""
+        return group not in self.chosen and all(self.num_left[label] > 1 for label in self.groups[group])
+
+    def fits(self, group: int) -> bool:
+        """Whether none of its classes gets more than wanted."""
+        return all(self.taken[label] + count <= self.wanted[label] for label, count in self.groups[group].items())
+
+    def error_by(self, group: int) -> float:
+        """By how much its classes together would be further from what is wanted with a group than without it."""
+        return sum(
+            abs(self.taken[label] + count - self.wanted[label]) - abs(self.taken[label] - self.wanted[label])
+            for label, count in self.groups[group].items()
+        )
+
+
+def choose_validation(groups: Sequence[Counter], fraction: float, rng: np.random.Generator) -> set[int]:
+    """Groups for validation: near `fraction` of each class, and one group or more of each class that has two.
+
+    Args:
+        groups, fraction: as in [`ValidationGroups`].
+        rng: draws the order in which groups are taken.
+    """
+    choice = ValidationGroups(groups, fraction)
+    order = rng.permutation(len(groups)).tolist()
+    having = defaultdict(list)
+    for group in order:
+        for label in groups[group]:
+            having[label].append(group)
+    for label in sorted(having, key=lambda label: (len(having[label]), label)):
+        free = [group for group in having[label] if choice.is_free(group)]
+        if free and not choice.taken[label]:
+            fitting = [group for group in free if choice.fits(group)]
+            choice.take(fitting[0] if fitting else min(free, key=choice.error_by))
+    # what fits comes first, so that validation is rarely made of a few large groups
+    for is_welcome in (choice.fits, lambda group: choice.error_by(group) < 0):
+        for group in order:
+            if choice.is_free(group) and is_welcome(group):
+                choice.take(group)
+    return choice.chosen
+
+
+def split_rows(
+    rows: Rows,
+    labels: Sequence[int],
+    *,
+    fraction: float = 0.2,
+    seed: int = 0,
+    signatures: Sequence[Signature] | None = None,
+    label_names: Sequence[str] | None = None,
+) -> Split:
+    """Split videos into training and validation, class by class, so that no group is on both sides.
+
+    A class of two groups or more has at least one on either side; a class of one group stays in training. The same
+    arguments give the same split. Warnings are also logged.
+
+    Args:
+        rows: the videos, see `mvd_hf.data.sources.load_rows`.
+        labels: class index of each.
+        fraction: wanted part of each class in validation.
+        seed: of the choice.
+        signatures: of the rows, from `read_signatures`; without them groups are by name alone.
+        label_names: names of the classes.
+
+    Raises:
+        ValueError: if the fraction is not between 0 and 1, or there are not as many labels or signatures as rows.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction} must be more than 0 and less than 1.")
+    names, bad = file_names(rows)
+    for what, given in (("labels", labels), ("signatures", signatures)):
+        if given is not None and len(given) != len(names):
+            raise ValueError(f"{len(names)} rows have {len(given)} {what}: give one for each.")
+    bad |= {i: signature.reason for i, signature in enumerate(signatures or ()) if signature.reason}
+    usable = [i for i in range(len(names)) if i not in bad]
+    if not usable:
+        raise ValueError(f"None of the videos can be read: {listed([f'{names[i]}: {bad[i]}' for i in bad])}.")
+    duplicates = find_near_duplicates(signatures) if signatures is not None else []
+    groups = group_videos(names, labels, duplicates, label_names)
+    contents: defaultdict[int, Counter] = defaultdict(Counter)
+    for i in usable:
+        contents[groups[i]][labels[i]] += 1
+    numbers = list(contents)
+    chosen = choose_validation([contents[n] for n in numbers], fraction, np.random.default_rng(seed))
+    held_out = {numbers[i] for i in chosen}
+    split = Split(
+        train=[i for i in usable if groups[i] not in held_out],
+        validation=[i for i in usable if groups[i] in held_out],
+        groups=groups,
+        duplicates=duplicates,
+        unreadable={names[i]: reason for i, reason in bad.items()},
+        flat=flat(signatures or ()),
+    )
+    split.warnings = split_warnings(split, names, labels, fraction, label_names)
+    for warning in split.warnings:
+        logger.warning("%s", warning)
+    return split
+
+
+def write_duplicates(path: str | Path, duplicates: Sequence[NearDuplicate], names: Sequence[str]):
+    """Write pairs with common footage as CSV with the columns first, second, kind, share, likeness.
+
+    Args:
+        path: the file; it is written as a whole or not at all.
+        duplicates: pairs of positions in `names`.
+        names: of the files.
+    """
+    rows = [
+        {**dataclasses.asdict(pair), "first": names[pair.first], "second": names[pair.second]} for pair in duplicates
+    ]
+    write_rows(path, rows, [item.name for item in dataclasses.fields(NearDuplicate)])
+
+
+# warnings
+
+
+def class_name(label: int, label_names: Sequence[str] | None) -> str:
+    """What to call a class."""
+    known = label_names is not None and 0 <= label < len(label_names)
+    return repr(label_names[label]) if known else str(label)
+
+
+def class_warnings(
+    train_labels: Sequence[int], validation_labels: Sequence[int], label_names: Sequence[str] | None = None
+) -> list[str]:
+    """Sentences on classes that are tiny, much larger than others, or missing on a side of a split.
+
+    Args:
+        train_labels, validation_labels: class index of each video.
+        label_names: names of all classes.
+    """
+    train, validation = Counter(train_labels), Counter(validation_labels)
+    together = train + validation
+    classes = sorted({*together, *range(len(label_names or ()))})
+
+    def named(labels: Sequence[int]) -> str:
+        return listed([class_name(label, label_names) for label in labels])
+
+    found = {
+        "Classes without any video: {}.": [label for label in classes if not together[label]],
+        f"Classes with fewer than {FEW_VIDEOS} usable videos, too few to learn or to measure: {{}}.": [
+            label for label in classes if 0 < together[label] < FEW_VIDEOS
+        ],
+        "Classes missing from training, which cannot be learned: {}.": [
+            label for label in classes if validation[label] and not train[label]
+        ],
+        "Classes missing from validation, of which nothing is measured: {}.": [
+            label for label in classes if train[label] and not validation[label]
+        ],
+    }
+    warnings = [sentence.format(named(labels)) for sentence, labels in found.items() if labels]
+    if together:
+        (largest, most), (smallest, fewest) = together.most_common()[0], together.most_common()[-1]
+        if most > IMBALANCE * fewest:
+            warnings.append(
+                f"The classes are uneven, {most / fewest:.0f} to 1: {class_name(largest, label_names)} has {most} "
+                f"videos, {class_name(smallest, label_names)} has {fewest}. Watch the accuracy per class."
+            )
+    return warnings
+
+
+def split_warnings(
+    split: Split,
+    names: Sequence[str],
+    labels: Sequence[int],
+    fraction: float,
+    label_names: Sequence[str] | None = None,
+) -> list[str]:
+    """Sentences on a split: its classes, groups that allow no better one, labels that disagree, videos left out.
+
+    Args:
+        split: whose `warnings` are not there yet.
+        names, labels: of all rows.
+        fraction, label_names: as in [`split_rows`].
+    """
+    warnings = class_warnings([labels[i] for i in split.train], [labels[i] for i in split.validation], label_names)
+    members, groups = defaultdict(list), defaultdict(set)
+    for i in sorted([*split.train, *split.validation]):
+        members[labels[i]].append(i)
+        groups[labels[i]].add(split.groups[i])
+    held_out = Counter(labels[i] for i in split.validation)
+    for label, found in sorted(members.items()):
+        name, part = class_name(label, label_names), held_out[label] / len(found)
+        if len(groups[label]) == 1:
+            videos = f"{len(found)} videos seem to be of one source" if len(found) > 1 else "video is its only one"
+            warnings.append(f"Class {name} stays in training: its {videos} ({listed([names[i] for i in found])}).")
+        elif abs(part - fraction) > WIDE_OF_FRACTION and len(found) >= FEW_VIDEOS:
+            warnings.append(
+                f"Class {name} has {part:.0%} of its videos in validation instead of {fraction:.0%}: "
+                f"its {len(found)} videos form {len(groups[label])} groups."
+            )
+    disagreeing = [
+        f"{names[pair.first]} ({class_name(labels[pair.first], label_names)}) and "
+        f"{names[pair.second]} ({class_name(labels[pair.second], label_names)})"
+        for pair in split.duplicates
+        if labels[pair.first] != labels[pair.second]
+    ]
+    if disagreeing:
+        warnings.append(f"Pairs with common footage and different labels: {listed(disagreeing)}.")
+    if split.unreadable:
+        reasons = [f"{name}: {reason}" for name, reason in split.unreadable.items()]
+        warnings.append(f"Videos that cannot be read and are left out: {listed(reasons)}.")
+    if split.flat:
+        warnings.append(f"Videos that show nothing, such as black ones, compared by name only: {listed(split.flat)}.")
+    return warnings
+
+
+# two data sets
+
+
+@dataclass
+class ContentOverlap:
+    """Videos of a validation set whose footage is in the training set.
+
+    Args:
+        pairs: (name of the validation video, name of the training video, how they are related).
+        unreadable: name and reason of each video of either set that cannot be read.
+        flat: names of videos of either set that show nothing to compare.
+    """
+
+    pairs: list[tuple[str, str, NearDuplicate]]
+    unreadable: dict[str, str]
+    flat: list[str]
+
+    def describe(self) -> str:
+        """A text of a few lines."""
+        leaked = list(dict.fromkeys(validation for validation, _, _ in self.pairs))
+        lines = [f"Validation videos whose footage is in training: {listed(leaked)}"]
+        lines += [
+            f"  {validation} = {train} ({pair.kind}, {pair.share:.0%} of the shorter one)"
+            for validation, train, pair in self.pairs
+        ]
+        if self.unreadable:
+            lines.append(f"Not compared, cannot be read: {listed(list(self.unreadable))}")
+        if self.flat:
+            lines.append(f"Not compared, show nothing: {listed(self.flat)}")
+        return "\n".join(lines)
+
+
+def find_overlap_by_content(
+    train_rows: Rows,
+    validation_rows: Rows,
+    settings: SignatureSettings | None = None,
+    cache: str | Path | None = None,
+) -> ContentOverlap:
+    """Which videos of a validation set are copies or parts of training videos, contain them or overlap with them.
+
+    Args:
+        train_rows, validation_rows: see `mvd_hf.data.sources.load_rows`.
+        settings, cache: as in `mvd_hf.curation.fingerprints.read_signatures`; both sets share the file.
+    """
+    train = read_signatures(train_rows, settings, cache)
+    validation = read_signatures(validation_rows, settings, cache)
+    pairs = find_near_duplicates(validation, train)
+    both = [*train, *validation]
+    return ContentOverlap(
+        [(validation[pair.first].file, train[pair.second].file, pair) for pair in pairs], unreadable(both), flat(both)
+    )
+
+
+# which frames
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are taken from videos: `kind` (`dense` or `uniform`), `stride`, and the `reason` as a sentence."""
+
+    kind: str
+    stride: int
+    reason: str
+
+
+def choose_sampling(lengths: Sequence[int], num_frames: int = 16, stride: int = 4) -> Sampling:
+    """Dense or uniform clips, by the lengths of the videos.
+
+    A dense clip is a random part of `num_frames * stride` frames, as for Kinetics; in a shorter video it repeats
+    frames. A uniform clip is spread over the whole video, as for Something-Something. Where some videos are short but
+    not most, a smaller stride avoids repeated frames; what precedes training with another one sees motion faster.
+
+    Args:
+        lengths: frames of each video; `Signature.num_frames`, or `num_frames` of an audit.
+        num_frames, stride: of a clip.
+
+    Raises:
+        ValueError: if there is no length, or one is below 1.
+    """
+    found = np.asarray(lengths)
+    if found.size == 0 or found.min() < 1 or num_frames < 1 or stride < 1:
+        raise ValueError(
+            f"Lengths of videos, num_frames={num_frames} and stride={stride} must be given and at least 1."
+        )
+    span, median = num_frames * stride, int(np.median(found))
+    short = float((found < span).mean())
+    facts = (
+        f"{short:.0%} of {found.size} videos (median: {median} frames) are shorter than the {span} frames of a clip"
+    )
+    if short > MANY_SHORT:
+        tiny = float((found < num_frames).mean())
+        repeats = f"; {tiny:.0%} have fewer than {num_frames} frames, which repeat in any case" if tiny else ""
+        return Sampling(
+            "uniform", stride, f"{facts}, whose frames would repeat: clips are spread over the video{repeats}."
+        )
+    if short > FEW_SHORT:
+        for smaller in range(stride - 1, 0, -1):
+            rest = float((found < num_frames * smaller).mean())
+            if rest <= FEW_SHORT:
+                reason = f"{facts}; with stride {smaller} it is {rest:.0%}."
+                return Sampling("dense", smaller, reason)
+    return Sampling("dense", stride, f"{facts}: clips are random parts of the video.")

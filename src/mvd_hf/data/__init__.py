@@ -1,0 +1,1 @@
+"""Videos to training clips: sources, decoding, frame sampling, augmentation, masks and batches."""

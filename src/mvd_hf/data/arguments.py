@@ -1,0 +1,345 @@
+"""From a recipe's keys to training clips: any source of videos, streamed or not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from ..model.configuration_mvd import MVDConfig
+from ..model.frame_sampling import (
+    dense_frames,
+    dense_test_frames,
+    pretraining_frames,
+    uniform_frames,
+    uniform_test_frames,
+)
+from .augmentation import MULTI_SCALE, FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
+from .clips import ClipCutter, ClipDataset
+from .masking import MASKS, part_of_hidden, several_masks
+from .mixup import Mixup
+from .sources import (
+    FILE_BUILDERS,
+    LIST_FILE_SUFFIXES,
+    Rows,
+    first_rows,
+    keep_listed,
+    keep_stream,
+    load_rows,
+    media_column,
+    num_videos,
+    read_manifest,
+)
+from .streaming import StreamingClips
+
+
+def evaluation_rows(
+    source: str,
+    split: str,
+    root: str | None = None,
+    name: str | None = None,
+    streaming: bool = False,
+    max_samples: int | None = None,
+) -> datasets.Dataset:
+    """Rows to evaluate on: those of a stream are read once and kept in the data sets' cache.
+
+    Args:
+        source, split, root, name, streaming: as in `mvd_hf.data.sources.load_rows`.
+        max_samples: only the first so many.
+    """
+    rows = load_rows(source, split, root, name, streaming)
+    if isinstance(rows, datasets.IterableDataset):
+        rows = keep_stream(source, split, name, max_samples)
+    return rows if max_samples is None else first_rows(rows, max_samples)
+
+
+@dataclass
+class DataArguments:
+    """Where the videos come from and how clips are cut out, as a recipe's keys.
+
+    Args:
+        dataset: list file, folder, parquet or WebDataset files, or Hub data set id; see `load_rows`.
+        dataset_config: configuration of a Hub data set.
+        split, eval_split: splits to train and to evaluate on; no `eval_split`, no evaluation.
+        eval_dataset: another data set to evaluate on.
+        root: folder of the videos of a list file.
+        max_samples: use only the first so many videos.
+        manifest: train only on the files that this manifest of `recipes/audit.py` says to use.
+        streaming: read the training split as it comes instead of downloading it first.
+        stream_size: number of videos of a stream, where the data set does not say.
+        shuffle_buffer: videos of a stream, per worker, among which the next is drawn.
+        on_bad_video: what to do about training videos that cannot be read: `raise`, `skip` or `substitute`.
+            Evaluation leaves them out and says how many are missing.
+        backend: `pyav` or `torchcodec`.
+        memory_gib: GiB of decoded frames of training videos that each process which reads them (a data worker, or
+            the training itself) keeps for later epochs, and for later trainings. For many epochs of small videos;
+            clips are the same.
+        stride: every `stride`-th frame of a video is in a clip.
+        crop: `multi_scale` (MVD, VideoMAE) or `random_resized` (MAE).
+        crop_scales: sides (not areas) of multi-scale crops, as parts of the short side; the default is the official
+            programs'.
+    """
+
+    dataset: str = ""
+    dataset_config: str | None = None
+    split: str = "train"
+    eval_split: str | None = None
+    eval_dataset: str | None = None
+    root: str | None = None
+    max_samples: int | None = None
+    manifest: str | None = None
+    streaming: bool = False
+    stream_size: int | None = None
+    shuffle_buffer: int = 256
+    on_bad_video: str = "raise"
+    backend: str = "pyav"
+    memory_gib: float = 0.0
+    stride: int = 4
+    crop: str = "multi_scale"
+    crop_scales: list[float] = field(default_factory=lambda: list(MULTI_SCALE))
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise ValueError("No data: give --dataset with a list file, a folder of videos or a Hub data set id.")
+        is_file = Path(self.dataset).suffix.lower() in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS)
+        if is_file and self.eval_dataset is None and self.eval_split not in (None, self.split):
+            raise ValueError(
+                f"The file {self.dataset!r} has no splits, eval_split={self.eval_split!r} would be the same videos: "
+                "give eval_dataset."
+            )
+
+    def rows(self, evaluation: bool = False) -> Rows:
+        """Rows of the training split, without what the manifest leaves out, or of the evaluation split.
+
+        The evaluation split of a stream is read once and kept in the data sets' cache, so that every evaluation sees
+        each video once.
+        """
+        if evaluation:
+            source, split = self.eval_dataset or self.dataset, self.eval_split or self.split
+            return evaluation_rows(source, split, self.root, self.dataset_config, self.streaming, self.max_samples)
+        rows = load_rows(self.dataset, self.split, self.root, self.dataset_config, self.streaming)
+        if self.manifest is not None:
+            rows = keep_listed(rows, media_column(rows), read_manifest(self.manifest))
+        return rows if self.max_samples is None else first_rows(rows, self.max_samples)
+
+    def clips(
+        self,
+        cutter: ClipCutter,
+        *,
+        evaluation: bool = False,
+        label_column: str | None = None,
+        label_names: Sequence[str] | str | None = None,
+        seed: int = 0,
+    ) -> ClipDataset | StreamingClips | None:
+        """Clips of the training split, or of the evaluation split: `None` if there is none."""
+        if evaluation and self.eval_split is None and self.eval_dataset is None:
+            return None
+        options = {"label_column": label_column, "label_names": label_names, "seed": seed}
+        return self.clips_of(self.rows(evaluation), cutter, evaluation=evaluation, **options)
+
+    def clips_of(
+        self, rows: Rows, cutter: ClipCutter, *, evaluation: bool = False, **options
+    ) -> ClipDataset | StreamingClips:
+        """Clips of rows for training, or for evaluation: options as in [`clips`]."""
+        if evaluation:
+            return ClipDataset(rows, cutter, **options, on_bad_video="skip")
+        if isinstance(rows, datasets.Dataset):
+            return ClipDataset(rows, cutter, **options, on_bad_video=self.on_bad_video)
+        # what a stream declares counts the files that the manifest leaves out
+        size = self.stream_size or (None if self.manifest is not None else num_videos(rows, self.split))
+        if self.max_samples is not None:
+            size = self.max_samples if size is None else min(size, self.max_samples)
+        if size is None:
+            of_manifest = " of the manifest" if self.manifest is not None else ""
+            raise ValueError(
+                f"The stream {self.dataset!r} does not say how many videos{of_manifest} it has: give stream_size."
+            )
+        return StreamingClips(
+            rows, cutter, size, **options, on_bad_video=self.on_bad_video, shuffle_buffer=self.shuffle_buffer
+        )
+
+
+def load_clips(
+    source: str,
+    frames,
+    augmentation,
+    *,
+    mask=None,
+    repeats: int = 1,
+    label_column: str | None = None,
+    label_names: Sequence[str] | str | None = None,
+    seed: int = 0,
+    **options,
+) -> ClipDataset | StreamingClips:
+    """Training clips of a list file, folder, parquet or WebDataset files, or Hub data set.
+
+    Args:
+        source: where the videos are, see `mvd_hf.data.sources.load_rows`.
+        frames, augmentation, mask, repeats: how clips are cut out, see `mvd_hf.data.clips.ClipCutter`.
+        label_column, label_names, seed: see [`ClipDataset`].
+        options: further fields of `mvd_hf.data.arguments.DataArguments`: `split`, `root`, `max_samples`, `streaming`,
+            `on_bad_video`, ...
+
+    Raises:
+        ValueError: if there is no such source, split, label column or option, or no video.
+    """
+    try:
+        data = DataArguments(dataset=source, **options)
+    except TypeError as error:
+        raise ValueError(f"load_clips cannot take these options: {error}.") from error
+    cutter = ClipCutter(frames, augmentation, mask, repeats, data.backend, memory_gib=data.memory_gib)
+    return data.clips(cutter, label_column=label_column, label_names=label_names, seed=seed)
+
+
+@dataclass
+class FinetuningClipArguments:
+    """How fine-tuning chooses, augments and mixes labelled clips, as a recipe's keys; the defaults are the paper's.
+
+    Args:
+        label_column: column of the labels.
+        label_names: names of the classes, a list or a file with a name per line, where the data set has numbers only.
+        sampling: which frames make a clip: `dense`, 16 from a random span (Kinetics, UCF101, HMDB51), or `uniform`,
+            one from each of 16 parts of the video (Something-Something); by default by the videos' lengths.
+        repeats: clips of each video of a batch, made of the same frames; neither batch size nor rate count them.
+        rand_augment: specification of RandAugment, or nothing.
+        crop_scale: smallest and largest area of the random crop, as parts of the frame.
+        flip: probability of a horizontal flip; 0 where left and right matter. By default 0.5, unless the names of
+            classes speak of left or right.
+        erasing: probability of random erasing.
+        mixup_alpha, cutmix_alpha, mixup_prob, switch_prob, cutmix_axes: see `mvd_hf.data.mixup.Mixup`.
+        label_smoothing: part of each label that is spread over all classes.
+    """
+
+    label_column: str = "label"
+    label_names: list[str] | str | None = None
+    sampling: str | None = None
+    repeats: int = 2
+    rand_augment: str | None = "rand-m7-n4-mstd0.5-inc1"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: float | None = None
+    erasing: float = 0.25
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    mixup_prob: float = 1.0
+    switch_prob: float = 0.5
+    label_smoothing: float = 0.1
+    cutmix_axes: str = "spatial"
+
+    def __post_init__(self):
+        if self.sampling not in (None, "dense", "uniform"):
+            raise ValueError(f"There is no sampling={self.sampling!r}; choose dense or uniform.")
+
+    def mixup(self, num_labels: int) -> Mixup | None:
+        """What mixes a batch's clips and smoothes its labels; `None` if it would do neither."""
+        if not (self.mixup_alpha or self.cutmix_alpha or self.label_smoothing):
+            return None
+        return Mixup(
+            num_labels,
+            self.mixup_alpha,
+            self.cutmix_alpha,
+            self.mixup_prob,
+            self.switch_prob,
+            self.label_smoothing,
+            self.cutmix_axes,
+        )
+
+
+def centre_frames(total_frames: int, num_frames: int, stride: int | None = None, generator=None) -> np.ndarray:
+    """The single test clip (1, T) of a video: dense with a stride, else uniform. Nothing is random."""
+    if stride is None:
+        return uniform_test_frames(total_frames, num_frames, num_clips=1)
+    return dense_test_frames(total_frames, num_frames, stride, num_clips=1)
+
+
+def finetuning_clips(
+    data: DataArguments,
+    keys: FinetuningClipArguments,
+    config: MVDConfig,
+    rows: Rows | None = None,
+    *,
+    evaluation: bool = False,
+    seed: int = 0,
+) -> ClipDataset | StreamingClips | None:
+    """Labelled clips for fine-tuning; for its evaluation the centre of each video, as its test's single view.
+
+    Args:
+        data: the source.
+        keys: how clips are chosen and augmented.
+        config: the model's configuration: frames, square image size, normalisation.
+        rows: the videos, if they are not to be read from the source.
+        evaluation: the evaluation split (`None` if there is none) instead of the training split.
+        seed: seed of all random choices.
+    """
+    height, width = config.frame_size
+    if height != width:
+        raise ValueError(f"Fine-tuning crops are square, the model wants {height}x{width} pixels.")
+    if keys.sampling is None or (keys.flip is None and not evaluation):
+        raise ValueError(f"sampling={keys.sampling} and flip={keys.flip} must be chosen: see recipes/own_videos.")
+    frames = {"num_frames": config.num_frames} | ({"stride": data.stride} if keys.sampling == "dense" else {})
+    if evaluation:
+        cutter = ClipCutter(partial(centre_frames, **frames), ValidationAugmentation(height), backend=data.backend)
+    else:
+        cutter = ClipCutter(
+            partial(dense_frames if keys.sampling == "dense" else uniform_frames, **frames),
+            FinetuningAugmentation(
+                height,
+                keys.rand_augment,
+                tuple(keys.crop_scale),
+                flip=keys.flip,
+                erasing=keys.erasing,
+                mean=config.image_mean,
+                std=config.image_std,
+            ),
+            repeats=keys.repeats,
+            backend=data.backend,
+            memory_gib=data.memory_gib,
+        )
+    options = {"label_column": keys.label_column, "label_names": keys.label_names, "seed": seed}
+    if rows is None:
+        return data.clips(cutter, evaluation=evaluation, **options)
+    return data.clips_of(rows, cutter, evaluation=evaluation, **options)
+
+
+def pretraining_clips(
+    data: DataArguments,
+    config: MVDConfig,
+    sizes: Sequence[int] = (),
+    *,
+    clips_per_video: int = 1,
+    masks_per_clip: int = 1,
+    label_column: str | None = None,
+    evaluation: bool = False,
+    seed: int = 0,
+) -> ClipDataset | StreamingClips | None:
+    """Clips and masks for stages 1 and 2. An evaluation has one mask per clip and decodes all that it hides.
+
+    Args:
+        data: the source.
+        config: the model's configuration: frames, square image size, mask.
+        sizes: pixels of further clips of the same crop, for teachers.
+        clips_per_video: clips cut from as many parts of each training video, which is decoded once.
+        masks_per_clip: masks drawn for each training clip, `mvd_hf.MVDTrainingArguments.masks_per_clip`.
+        label_column: column of labels for an online probe, if there is one.
+        evaluation: the evaluation split (`None` if there is none) instead of the training split.
+        seed: seed of all random choices.
+    """
+    height, width = config.frame_size
+    if height != width:
+        raise ValueError(f"Pre-training crops are square, the model wants {height}x{width} pixels.")
+    num_clips = 1 if evaluation else clips_per_video
+    mask, decoded = partial(MASKS[config.mask_type], config.grid, config.mask_ratio), None
+    if masks_per_clip > 1 and not evaluation:
+        mask = partial(several_masks, mask, masks_per_clip)
+    if config.num_decoded_patches < config.num_masked_patches and not evaluation:
+        decoded = partial(part_of_hidden, count=config.num_decoded_patches)
+    cutter = ClipCutter(
+        partial(pretraining_frames, num_frames=config.num_frames, stride=data.stride, num_clips=num_clips),
+        PretrainingAugmentation([height, *sizes], data.crop, data.crop_scales),
+        mask,
+        backend=data.backend,
+        decoded=decoded,
+        memory_gib=0.0 if evaluation else data.memory_gib,
+    )
+    return data.clips(cutter, evaluation=evaluation, label_column=label_column, seed=seed)

@@ -1,0 +1,375 @@
+"""Augmentation of a clip's pixels: crops, RandAugment, flip and random erasing, equal for all its frames, on uint8.
+
+Boxes are (top, left, height, width) in pixels. Frames are (T, H, W, 3) uint8, clips (T, 3, S, S) uint8. What mixes the
+clips of a batch is in `mvd_hf.data.mixup`.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torchvision.transforms import v2
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..model.video_processing_mvd import crop_offsets, resize_short_side
+
+Box = tuple[int, int, int, int]
+
+# (top, left) of a multi-scale crop in quarters of the free height and width
+CROP_OFFSETS = (
+    (0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3),
+)  # fmt: skip
+
+MULTI_SCALE = (1.0, 0.875, 0.75, 0.66)  # sides of MVD's and VideoMAE's crops, as parts of the short side
+
+FILL = (128, 128, 128)  # what RandAugment shows beside a moved frame
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Let torchvision's transforms, which draw from torch's global state, follow a generator instead."""
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed: it takes longer than a crop, and would seed the GPU's generators for every sample
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
+
+
+def chance(probability: float, generator: torch.Generator) -> bool:
+    """Whether an event of this probability happens."""
+    return float(torch.rand((), generator=generator)) < probability
+
+
+def uniform(low: float, high: float, generator: torch.Generator) -> float:
+    """A number between two numbers."""
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+class MultiScaleCrop:
+    """The crop of MVD's and VideoMAE's pre-training: one of 10 sizes (3 n - 2 with n scales) at one of 13 places.
+
+    Sides are 1, 0.875, 0.75 or 0.66 of the frame's short side; height and width are at most one step apart, so the
+    aspect ratio changes. A side within 2 pixels of the output size becomes the output size, if the frame has room
+    for it (where it has not, the official program reads black pixels beside the frame). Sizes and places are drawn
+    uniformly.
+
+    Args:
+        size: pixels of the student's square input.
+        scales: the possible sides, as parts of the frame's short side.
+
+    Raises:
+        ValueError: if there is no scale, or one that is not above 0 and at most 1.
+    """
+
+    def __init__(self, size: int, scales: Sequence[float] = MULTI_SCALE):
+        self.size, self.scales = size, tuple(scales)
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"crop_scales={list(scales)} must be parts of the short side, above 0 and at most 1.")
+
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """The possible (height, width) for frames of this size."""
+        short = min(height, width)
+        sides = [int(short * scale) for scale in self.scales]
+        if min(sides) < 1:
+            raise ValueError(f"crop_scales={list(self.scales)} leave nothing of frames of {height}x{width} pixels.")
+        sides = [self.size if abs(side - self.size) < 3 and self.size <= short else side for side in sides]
+        return [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+
+    def boxes(self, height: int, width: int) -> list[list[Box]]:
+        """The possible boxes: a list of 13 per possible size."""
+        return [
+            [(top * ((height - h) // 4), left * ((width - w) // 4), h, w) for top, left in CROP_OFFSETS]
+            for h, w in self.sizes(height, width)
+        ]
+
+    def __call__(self, height: int, width: int, generator: torch.Generator) -> Box:
+        """A box for frames of this size."""
+        boxes = self.boxes(height, width)
+        counts = len(boxes), len(CROP_OFFSETS)
+        size, place = (int(torch.randint(count, (), generator=generator)) for count in counts)
+        return boxes[size][place]
+
+
+class RandomResizedCrop:
+    """The crop of MAE's pre-training (area 20 to 100 %) and of fine-tuning (8 to 100 %), with a random aspect ratio.
+
+    Args:
+        scale: smallest and largest area, as parts of the frame.
+        ratio: smallest and largest aspect ratio.
+    """
+
+    def __init__(self, scale: tuple[float, float] = (0.2, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)):
+        self.crop = v2.RandomResizedCrop(1, scale=scale, ratio=ratio)
+
+    def __call__(self, height: int, width: int, generator: torch.Generator) -> Box:
+        """A box for frames of this size."""
+        with seeded(generator):
+            box = self.crop.make_params([torch.empty(3, height, width, device="meta")])
+        return box["top"], box["left"], box["height"], box["width"]
+
+
+def resize_frames(
+    frames: np.ndarray, size: int, interpolation: str = "bilinear", antialias: bool = True
+) -> torch.Tensor:
+    """Frames (T, H, W, 3) uint8 to a clip (T, 3, size, size) uint8.
+
+    Antialiased bilinear results are within 2 grey levels of Pillow's, which the official pre-training programs use;
+    without antialiasing they are within 1 grey level of interpolated floats, which the official fine-tuning uses.
+    """
+    batch = torch.from_numpy(frames).permute(0, 3, 1, 2)  # channels last in memory: torchvision's fast path
+    resized = v2.functional.resize(batch, [size, size], v2.InterpolationMode(interpolation), antialias=antialias)
+    return resized.contiguous()
+
+
+class PretrainingAugmentation:
+    """One crop per clip, resized to each size that the student and the teachers want, and an optional flip.
+
+    Args:
+        sizes: pixels of the square clips to make; the student's first.
+        crop: `"multi_scale"` (MVD and VideoMAE, bilinear, no flip) or `"random_resized"` (MAE, bicubic, with flip).
+        scales: sides of multi-scale crops, as parts of the short side.
+
+    Raises:
+        ValueError: if there is no such crop, or scales are given for one that has none.
+    """
+
+    def __init__(self, sizes: Sequence[int], crop: str = "multi_scale", scales: Sequence[float] = MULTI_SCALE):
+        if crop not in ("multi_scale", "random_resized"):
+            raise ValueError(f"There is no crop {crop!r}; choose 'multi_scale' or 'random_resized'.")
+        if crop != "multi_scale" and tuple(scales) != MULTI_SCALE:
+            raise ValueError(f"crop_scales={list(scales)} is for crop: multi_scale, not for {crop}.")
+        self.sizes = tuple(dict.fromkeys(sizes))
+        self.crop = MultiScaleCrop(self.sizes[0], scales) if crop == "multi_scale" else RandomResizedCrop()
+        self.interpolation, self.flip = ("bilinear", 0.0) if crop == "multi_scale" else ("bicubic", 0.5)
+
+    def __call__(self, read, generator: torch.Generator) -> dict[int, torch.Tensor]:
+        """Clips by size, each (T, 3, size, size) uint8.
+
+        Args:
+            read: gives the frames (T, height, width, 3) of a box; called with a function of the frames' height and
+                width that gives the box.
+            generator: source of randomness.
+        """
+        frames = read(lambda height, width: self.crop(height, width, generator))
+        if chance(self.flip, generator):
+            frames = np.ascontiguousarray(frames[:, :, ::-1])
+        return {size: resize_frames(frames, size, self.interpolation) for size in self.sizes}
+
+
+def affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    """Image whose pixel (x, y) is the pixel (a x + b y + c, d x + e y + f) of another, matrix (a, b, c, d, e, f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
+
+
+def rotate(image: Image.Image, degrees: float) -> Image.Image:
+    """Image turned anticlockwise about its centre."""
+    return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=FILL)
+
+
+def posterize(image: Image.Image, bits: int) -> Image.Image:
+    """Image with only so many upper bits; black with 0 bits, which Pillow's own function refuses."""
+    return image.point([level & (256 - 2 ** (8 - bits)) for level in range(256)] * 3)
+
+
+def solarize_add(image: Image.Image, addition: int) -> Image.Image:
+    """Image whose grey levels below 128 are raised."""
+    return image.point([min(level + addition, 255) if level < 128 else level for level in range(256)] * 3)
+
+
+class RandAugment:
+    """RandAugment (arXiv 1909.13719) of timm's "increasing" kind: random Pillow operations, equal for all frames.
+
+    Operations are drawn uniformly with replacement; each is applied with probability 0.5, a magnitude from a normal
+    distribution, clipped to [0, 10], and a random sign. The histograms that auto-contrast, equalisation and contrast
+    look at are each frame's own.
+
+    Args:
+        spec: `rand-m7-n4-mstd0.5-inc1`: mean magnitude `m`, number of operations `n`, standard deviation of the
+            magnitude `mstd`, and `inc1`, which says that a larger magnitude always changes a frame more.
+
+    Raises:
+        ValueError: if the specification is not of this form.
+    """
+
+    # what an operation does to a frame at an amount, which is the magnitude with its sign
+    OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+        "auto_contrast": lambda image, amount: ImageOps.autocontrast(image),
+        "equalize": lambda image, amount: ImageOps.equalize(image),
+        "invert": lambda image, amount: ImageOps.invert(image),
+        "rotate": lambda image, amount: rotate(image, 3 * amount),
+        "posterize": lambda image, amount: posterize(image, 4 - int(0.4 * abs(amount))),
+        "solarize": lambda image, amount: ImageOps.solarize(image, 256 - int(25.6 * abs(amount))),
+        "solarize_add": lambda image, amount: solarize_add(image, int(11 * abs(amount))),
+        "color": lambda image, amount: ImageEnhance.Color(image).enhance(1 + 0.09 * amount),
+        "contrast": lambda image, amount: ImageEnhance.Contrast(image).enhance(1 + 0.09 * amount),
+        "brightness": lambda image, amount: ImageEnhance.Brightness(image).enhance(1 + 0.09 * amount),
+        "sharpness": lambda image, amount: ImageEnhance.Sharpness(image).enhance(1 + 0.09 * amount),
+        "shear_x": lambda image, amount: affine(image, (1, 0.03 * amount, 0, 0, 1, 0)),
+        "shear_y": lambda image, amount: affine(image, (1, 0, 0, 0.03 * amount, 1, 0)),
+        "translate_x": lambda image, amount: affine(image, (1, 0, 0.045 * amount * image.width, 0, 1, 0)),
+        "translate_y": lambda image, amount: affine(image, (1, 0, 0, 0, 1, 0.045 * amount * image.height)),
+    }
+
+    def __init__(self, spec: str = "rand-m7-n4-mstd0.5-inc1"):
+        number = r"\d+(?:\.\d+)?"
+        found = re.fullmatch(rf"rand-m({number})-n(\d+)-mstd({number})-inc1", spec)
+        if found is None or float(found[1]) > 10 or int(found[2]) == 0:
+            raise ValueError(
+                f"RandAugment cannot be {spec!r}; write it like 'rand-m7-n4-mstd0.5-inc1': magnitude m of 0 to 10, "
+                "n of at least 1 operation, standard deviation mstd, and inc1."
+            )
+        self.magnitude, self.count, self.deviation = float(found[1]), int(found[2]), float(found[3])
+
+    def draw(self, generator: torch.Generator) -> list[tuple[str, float]]:
+        """The operations to apply and their amounts in [-10, 10]."""
+        names, drawn = list(self.OPERATIONS), []
+        for choice in torch.randint(len(names), (self.count,), generator=generator).tolist():
+            magnitude = self.magnitude + self.deviation * float(torch.randn((), generator=generator))
+            sign = -1 if chance(0.5, generator) else 1
+            if chance(0.5, generator):
+                drawn.append((names[choice], sign * min(max(magnitude, 0.0), 10.0)))
+        return drawn
+
+    def __call__(self, frames: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """Frames (T, H, W, 3) uint8 of the same shape."""
+        drawn = self.draw(generator)
+        if not drawn:
+            return frames
+        augmented = np.empty_like(frames)
+        for frame, result in zip(frames, augmented, strict=True):
+            image = Image.fromarray(frame)
+            for name, amount in drawn:
+                image = self.OPERATIONS[name](image, amount)
+            result[:] = image
+        return augmented
+
+
+class RandomErasing:
+    """Random erasing (arXiv 1708.04896) with noise: one box for the whole clip, other noise in each of its pixels.
+
+    The official program erases normalised floats with standard normal noise. Here the noise has the mean and standard
+    deviation of the normalisation in grey levels; the one difference is that it is rounded and clipped to 0..255.
+
+    Args:
+        probability: how often a clip is erased.
+        scale: smallest and largest area, as parts of the clip.
+        ratio: smallest and largest height over width.
+        mean, std: normalisation of the model's input, for pixels in [0, 1], one for all channels or one each.
+    """
+
+    TRIES = 100  # a box that does not fit is drawn again
+
+    def __init__(
+        self,
+        probability: float = 0.25,
+        scale: tuple[float, float] = (0.02, 1 / 3),
+        ratio: tuple[float, float] = (0.3, 1 / 0.3),
+        mean: float | Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: float | Sequence[float] = IMAGENET_DEFAULT_STD,
+    ):
+        self.probability, self.scale, self.ratio = probability, scale, ratio
+        self.mean, self.std = (255 * torch.tensor(value).reshape(-1, 1, 1) for value in (mean, std))
+
+    def box(self, height: int, width: int, generator: torch.Generator) -> Box | None:
+        """A box inside a clip of this size; none, if no drawn one fits."""
+        for _ in range(self.TRIES):
+            area = uniform(*self.scale, generator) * height * width
+            ratio = math.exp(uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), generator))
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if h < height and w < width:
+                top, left = (int(torch.randint(free + 1, (), generator=generator)) for free in (height - h, width - w))
+                return top, left, h, w
+        return None
+
+    def __call__(self, clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The clip (T, 3, S, S) uint8, erased or as it was."""
+        box = self.box(*clip.shape[-2:], generator) if chance(self.probability, generator) else None
+        if box is None:
+            return clip
+        top, left, height, width = box
+        noise = torch.randn(*clip.shape[:2], height, width, generator=generator)
+        erased = clip.clone()
+        erased[..., top : top + height, left : left + width] = (noise * self.std + self.mean).round_().clamp_(0, 255)
+        return erased
+
+
+class FinetuningAugmentation:
+    """RandAugment on the whole frames, a random crop resized without antialiasing, an optional flip, random erasing.
+
+    Without RandAugment only the crop is read. With it, time grows with the area of the frames: moving 16 of 256 x 340
+    pixels takes a CPU core 50 ms, so keep the short side of videos near 256 pixels.
+
+    Args:
+        size: pixels of the square clip.
+        rand_augment: see [`RandAugment`]; `None` for none.
+        scale: smallest and largest area of the crop, as parts of the frame.
+        flip: probability of a horizontal flip: 0 where left and right matter (Something-Something).
+        erasing: probability of random erasing, see [`RandomErasing`].
+        mean, std: normalisation of the model's input, which random erasing needs.
+
+    Raises:
+        ValueError: if RandAugment's specification, the areas or a probability are impossible.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        rand_augment: str | None = "rand-m7-n4-mstd0.5-inc1",
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        erasing: float = 0.25,
+        mean: float | Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: float | Sequence[float] = IMAGENET_DEFAULT_STD,
+    ):
+        for name, probability in (("flip", flip), ("erasing", erasing)):
+            if not 0 <= probability <= 1:
+                raise ValueError(f"{name} is {probability}; a probability is between 0 and 1.")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale is {scale}; give the smallest and largest part of a frame, like (0.08, 1.0).")
+        self.size, self.flip, self.crop = size, flip, RandomResizedCrop(scale)
+        self.rand_augment = None if rand_augment is None else RandAugment(rand_augment)
+        self.erasing = RandomErasing(erasing, mean=mean, std=std)
+
+    def __call__(self, read, generator: torch.Generator) -> dict[int, torch.Tensor]:
+        """The clip by its size, (T, 3, size, size) uint8.
+
+        Args:
+            read: gives the frames (T, height, width, 3) of a box; called with a function of the frames' height and
+                width that gives the box, or with `None` for whole frames.
+            generator: source of randomness.
+        """
+        if self.rand_augment is None:
+            frames = read(lambda height, width: self.crop(height, width, generator))
+        else:
+            frames = self.rand_augment(read(None), generator)
+            top, left, height, width = self.crop(*frames.shape[1:3], generator)
+            frames = frames[:, top : top + height, left : left + width]
+        clip = resize_frames(frames, self.size, antialias=False)
+        if chance(self.flip, generator):
+            clip = clip.flip(-1)
+        return {self.size: self.erasing(clip, generator)}
+
+
+class ValidationAugmentation:
+    """The centre of every frame, as `MVDVideoProcessor` makes the single view of a test; nothing is random.
+
+    Args:
+        size: pixels of the square clip and of the resized short side.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, read, generator: torch.Generator | None = None) -> dict[int, torch.Tensor]:
+        """The clip by its size, (T, 3, size, size) uint8.
+
+        Args:
+            read: gives the frames (T, height, width, 3); called with `None` for whole frames.
+            generator: not used; other augmentations have one.
+        """
+        resized = resize_short_side(torch.from_numpy(read(None)).permute(0, 3, 1, 2), self.size)
+        ((top, left),) = crop_offsets(*resized.shape[-2:], self.size)
+        return {self.size: resized[..., top : top + self.size, left : left + self.size].contiguous()}

@@ -1,0 +1,280 @@
+"""From the rows of a source to training clips, cut out on the fly.
+
+Randomness is a function of (seed, epoch, sample): the same clip, crop and mask come out with any number of workers and
+processes, and after resuming.
+"""
+
+from collections.abc import Callable, Sequence
+
+import datasets
+import numpy as np
+import torch
+
+from ..model.video_reading import VideoReadError
+from .collation import BAD_VIDEOS, IS_BLANK
+from .frame_memory import PROCESS_MEMORY, check_memory
+from .sources import LabelReader, holds_images, media_column, media_name, open_media
+
+BAD_VIDEO_RULES = ("raise", "skip", "substitute")
+# so many other videos are tried for one that cannot be read
+MAX_SUBSTITUTES = 10
+
+# (number of frames of the video, generator=) -> (K, T) frame numbers of K clips
+FrameSampler = Callable[..., np.ndarray]
+
+
+def sample_generator(seed: int, epoch: int, *sample: int) -> torch.Generator:
+    """The random numbers of one sample in one epoch."""
+    state = np.random.SeedSequence((seed, epoch, *sample)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+class DecodedFrames:
+    """Some frames of a video in memory, decoded once, with the interface of `VideoReader`.
+
+    Args:
+        reader: the video.
+        indices: (n,) numbers of the frames.
+    """
+
+    def __init__(self, reader, indices: Sequence[int] | np.ndarray):
+        numbers = np.unique(indices)
+        self.position = {int(number): i for i, number in enumerate(numbers)}
+        self.frames = reader.read(numbers)
+
+    def read(self, indices: Sequence[int] | np.ndarray, box=None) -> np.ndarray:
+        """Frames (n, height, width, 3) by number, or a region of them."""
+        height, width = self.frames.shape[1:3]
+        if callable(box):
+            box = box(height, width)
+        top, left, height, width = (0, 0, height, width) if box is None else box
+        region = self.frames[:, top : top + height, left : left + width]
+        return region[[self.position[int(index)] for index in indices]]
+
+
+class ClipCutter:
+    """Cuts clips out of a video: frames, crop and mask, all drawn from one generator.
+
+    Args:
+        frames: chooses the frames of K clips.
+        augmentation: makes clips of frames, see `mvd_hf.data.augmentation`.
+        mask: draws a mask (L,), or several (m, L) of the same clip, called with `generator=`, if masks are wanted.
+        repeats: clips made of the same frames, each with its own crop (repeated augmentation).
+        backend: `pyav` or `torchcodec`.
+        decoded: chooses among the hidden patches of a mask those to decode, called with the mask and `generator=`,
+            if not all are.
+        memory_gib: GiB of decoded frames that a process which cuts out clips keeps for the next time
+            (`mvd_hf.data.frame_memory.PROCESS_MEMORY`).
+    """
+
+    def __init__(
+        self,
+        frames: FrameSampler,
+        augmentation,
+        mask: Callable[..., torch.Tensor] | None = None,
+        repeats: int = 1,
+        backend: str = "pyav",
+        decoded: Callable[..., torch.Tensor] | None = None,
+        memory_gib: float = 0.0,
+    ):
+        if repeats < 1:
+            raise ValueError(f"repeats={repeats} must be at least 1.")
+        self.frames, self.augmentation, self.mask = frames, augmentation, mask
+        self.repeats, self.backend, self.decoded = repeats, backend, decoded
+        check_memory(memory_gib)
+        self.memory_gib = memory_gib
+
+    def __call__(
+        self, item: dict | str | bytes, generator: torch.Generator, is_image: bool = False
+    ) -> list[dict[str, torch.Tensor]]:
+        """The clips of a row's file, which is opened and decoded at most once.
+
+        Raises:
+            VideoReadError: if the file cannot be read.
+        """
+        with self._open(item, is_image) as reader:
+            chosen = np.repeat(self.frames(len(reader), generator=generator), self.repeats, axis=0)
+            source = reader if len(chosen) == 1 else DecodedFrames(reader, chosen)
+            return [self._cut(source, indices, generator) for indices in chosen]
+
+    def _open(self, item: dict | str | bytes, is_image: bool):
+        """Reader of a row's file, or of what is kept of it."""
+        if self.memory_gib == 0:
+            return open_media(item, is_image, self.backend)
+        PROCESS_MEMORY.allow(self.memory_gib)  # here, as this may be a worker's process
+        return PROCESS_MEMORY.open(item, is_image, self.backend)
+
+    def _cut(self, source, indices: np.ndarray, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """One clip, in each of the augmentation's sizes, and its mask."""
+        clips = self.augmentation(lambda box=None: source.read(indices, box), generator)
+        first, *others = clips
+        clip = {"pixel_values": clips[first], **{f"pixel_values_{size}": clips[size] for size in others}}
+        if self.mask is not None:
+            clip["bool_masked_pos"] = self.mask(generator=generator)
+            if self.decoded is not None:
+                clip["bool_decoded_pos"] = self.decoded(clip["bool_masked_pos"], generator=generator)
+        return clip
+
+    def blank(self) -> dict[str, torch.Tensor]:
+        """A black clip of the shapes that videos give."""
+        generator = torch.Generator().manual_seed(0)
+        indices = self.frames(1, generator=generator)[0]
+        black = DecodedFrames(BlackVideo(), indices)
+        return self._cut(black, indices, generator)
+
+
+class BlackVideo:
+    """One black frame, with the interface of `VideoReader`."""
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Black frames (n, 64, 64, 3)."""
+        return np.zeros((len(indices), 64, 64, 3), dtype=np.uint8)
+
+
+class RowReader:
+    """Makes the clips and the label of a row, or what stands for an unreadable one.
+
+    Args:
+        rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.
+        cutter: cuts clips out of a video.
+        label_column: column of the labels, if labels are wanted.
+        label_names: names of the classes, if the data set does not know them.
+    """
+
+    def __init__(self, rows, cutter: ClipCutter, label_column: str | None = None, label_names=None):
+        self.cutter, self.column = cutter, media_column(rows)
+        self.is_image = holds_images(rows, self.column)
+        self.labels = None if label_column is None else LabelReader(rows, label_column, label_names)
+
+    def clips(self, row: dict, generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
+        """Clips of a row, each with its label.
+
+        Raises:
+            VideoReadError: if the file cannot be read.
+            ValueError: naming the file, if its label is none of the classes.
+        """
+        clips = self.cutter(row[self.column], generator, self.is_image)
+        if self.labels is not None:
+            try:
+                label = torch.tensor(self.labels(row))
+            except ValueError as error:
+                raise ValueError(f"{media_name(row[self.column])}: {error}") from error
+            clips = [{**clip, "labels": label} for clip in clips]
+        return clips
+
+    def blank(self, *bad_videos: tuple[str, str]) -> dict:
+        """A black clip that counts nothing, in place of a row that could not be read."""
+        clip = {**self.cutter.blank(), IS_BLANK: True, BAD_VIDEOS: list(bad_videos)}
+        return clip if self.labels is None else {**clip, "labels": torch.tensor(0)}
+
+    def refusal(self, error: VideoReadError) -> VideoReadError:
+        """The error that ends a run, with the remedies."""
+        remedy = "on_bad_video=skip or substitute goes on without it, recipes/audit.py finds all such files"
+        return VideoReadError(error.source, f"{error.reason or 'cannot be read'} ({remedy})")
+
+    def name(self, row: dict) -> str:
+        """Name of a row's file."""
+        return media_name(row[self.column])
+
+    def event(self, row: dict, error: VideoReadError) -> tuple[str, str]:
+        """Name of a row's file and why it could not be read."""
+        return self.name(row), error.reason or str(error)
+
+
+def check_rule(on_bad_video: str):
+    """Raise ValueError if there is no such rule for unreadable videos."""
+    if on_bad_video not in BAD_VIDEO_RULES:
+        raise ValueError(f"There is no on_bad_video={on_bad_video!r}; choose {', '.join(BAD_VIDEO_RULES)}.")
+
+
+class SampleDataset(torch.utils.data.Dataset):
+    """Samples cut out of videos on the fly: `dataset[(epoch, index)]`, or `dataset[index]` in `set_epoch`'s epoch.
+
+    An index of -1 gives a blank sample. Where several samples are cut out of a video, an item is a list of them.
+
+    Args:
+        rows: what a sample is made of, by index.
+        reader: makes samples of a row, and blank ones, as [`RowReader`] does.
+        seed: seed of all random choices.
+        on_bad_video: what to do about a video that cannot be read: `raise`; `skip` it, so that its batch is smaller;
+            or `substitute` another one, drawn at random. Skipped and substituted ones are told in the batch.
+
+    Raises:
+        ValueError: if there is no row or no such rule.
+    """
+
+    def __init__(self, rows: Sequence, reader, seed: int = 0, on_bad_video: str = "raise"):
+        if len(rows) == 0:
+            raise ValueError("The data set is empty: it names no video.")
+        check_rule(on_bad_video)
+        self.rows, self.reader, self.seed, self.on_bad_video = rows, reader, seed, on_bad_video
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers may outlive an epoch
+
+    def set_epoch(self, epoch: int):
+        """Draw anew for `dataset[index]`: for loops and trainers that know nothing of (epoch, index)."""
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
+        epoch, index = key if isinstance(key, tuple) else (int(self.epoch), key)
+        if index == -1:
+            return self.reader.blank()
+        generator = sample_generator(self.seed, epoch, index)
+        bad_videos: list[tuple[str, str]] = []
+        while True:
+            row = self.rows[index]
+            try:
+                first, *others = self.reader.clips(row, generator)
+            except VideoReadError as error:
+                bad_videos.append(self.reader.event(row, error))
+                if self.on_bad_video == "skip":
+                    return self.reader.blank(*bad_videos)
+                if self.on_bad_video == "raise":
+                    raise self.reader.refusal(error) from error
+                if len(bad_videos) > MAX_SUBSTITUTES:
+                    names = ", ".join(name for name, _ in bad_videos)
+                    raise VideoReadError(
+                        bad_videos[0][0], f"no substitute can be read either; tried {names}; audit the data set"
+                    ) from error
+                index = int(torch.randint(len(self.rows), (), generator=generator))
+                continue
+            if bad_videos:
+                first = {**first, BAD_VIDEOS: bad_videos}
+            return [first, *others] if others else first
+
+
+class ClipDataset(SampleDataset):
+    """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in `set_epoch`'s epoch; -1 gives a blank one.
+
+    An item has `pixel_values` (T, 3, S, S) uint8 for the first of the augmentation's sizes, `pixel_values_<size>` for
+    each other one, `bool_masked_pos` (L,) if there is a mask ((m, L) if there are several), `bool_decoded_pos` of the
+    same shape if a part of the hidden patches is decoded, and `labels` if they are wanted. Where several clips are
+    cut out of a video, it is a list of such items. Batch them with [`collate_clips`].
+
+    Args:
+        rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.
+        cutter: cuts clips out of a video.
+        label_column: column of the labels, if labels are wanted.
+        label_names: names of the classes, if the data set does not know them.
+        seed: seed of all random choices.
+        on_bad_video: what to do about a video that cannot be read: `raise`; `skip` it, so that its batch is smaller;
+            or `substitute` another one, drawn at random. Skipped and substituted ones are told in the batch.
+
+    Raises:
+        ValueError: if there is no row, no such label column or no such rule.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        cutter: ClipCutter,
+        label_column: str | None = None,
+        label_names: Sequence[str] | str | None = None,
+        seed: int = 0,
+        on_bad_video: str = "raise",
+    ):
+        if len(rows) == 0:  # before the reader looks at the first row
+            raise ValueError("The data set is empty: it names no video.")
+        super().__init__(rows, RowReader(rows, cutter, label_column, label_names), seed, on_bad_video)

@@ -1,0 +1,151 @@
+"""Decoded frames kept in memory, so that later epochs of small videos need not open and decode their files again."""
+
+import hashlib
+import math
+import os
+from collections.abc import Hashable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..model.video_reading import VideoReadError
+from .sources import media_name, open_media
+
+Item = dict | str | bytes
+# a video of no more frames is decoded whole when it is opened: that takes no longer than opening it once more
+WHOLE_FRAMES = 64
+
+
+def media_key(item: Item) -> Hashable:
+    """What tells a row's file from others: the digest of its bytes, or its path with a local file's size and time."""
+    content = item["bytes"] if isinstance(item, dict) and item["bytes"] is not None else item
+    if isinstance(content, bytes):
+        return hashlib.blake2b(content, digest_size=16).digest()
+    name = media_name(item)
+    try:
+        status = os.stat(name)
+    except (OSError, ValueError):  # a URL, or a file that cannot be read either
+        return name
+    return name, status.st_size, status.st_mtime_ns
+
+
+def check_memory(gib: float):
+    """Raise ValueError for a size of memory that is none."""
+    if not isinstance(gib, int | float) or not 0 <= gib < math.inf:
+        raise ValueError(f"memory_gib={gib!r} must be a number of GiB, at least 0.")
+
+
+@dataclass
+class KeptFrames:
+    """What is known of a video: its number of frames, and those frames (height, width, 3) that were decoded."""
+
+    total: int
+    frames: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+class FrameMemory:
+    """Frames of videos that were decoded, whole.
+
+    What comes when it is full is not kept: as an epoch reads every video once, none is worth more than another.
+
+    Args:
+        gib: how much it may hold, in GiB.
+
+    Raises:
+        ValueError: if that is below 0 or no number.
+    """
+
+    def __init__(self, gib: float = 0.0):
+        self.capacity = self.size = 0
+        self.videos: dict[Hashable, KeptFrames] = {}
+        self.allow(gib)
+
+    def allow(self, gib: float):
+        """Let it hold so much, if it may not hold more already."""
+        check_memory(gib)
+        self.capacity = max(self.capacity, int(gib * 2**30))
+
+    def open(self, item: Item, is_image: bool = False, backend: str = "pyav") -> "KeptVideo":
+        """A row's video, see `mvd_hf.data.sources.open_media`."""
+        return KeptVideo(self, item, is_image, backend)
+
+    def keep(self, key: Hashable, total: int, frames: dict[int, np.ndarray]):
+        """Keep frames of a video of `total` frames, if they fit in."""
+        size = sum(frame.nbytes for frame in frames.values())
+        if self.size + size <= self.capacity:
+            self.size += size
+            self.videos.setdefault(key, KeptFrames(total)).frames.update(frames)
+
+
+class KeptVideo:
+    """A video with the interface of `VideoReader`, opened only for frames that are not in memory. Use it in `with`.
+
+    It gives, and refuses, what `VideoReader` does: a damaged frame that no one asks for does no harm.
+    """
+
+    def __init__(self, memory: FrameMemory, item: Item, is_image: bool, backend: str):
+        self.memory, self.item, self.key = memory, item, (media_key(item), is_image, backend)
+        self.is_image, self.backend = is_image, backend
+        self.opened, self.reader = ExitStack(), None
+
+    def __enter__(self) -> "KeptVideo":
+        return self
+
+    def __exit__(self, *exception):
+        return self.opened.__exit__(*exception)  # which names the row's file in an error of its reader
+
+    def __len__(self) -> int:
+        kept = self.memory.videos.get(self.key)
+        return len(self._open()) if kept is None else kept.total
+
+    def _open(self):
+        """The reader of the file, which stays open to the end of the `with` block."""
+        if self.reader is None:
+            self.reader = self.opened.enter_context(open_media(self.item, self.is_image, self.backend))
+        return self.reader
+
+    def _frames(self, wanted: set[int]) -> dict[int, np.ndarray]:
+        """Whole frames by number, from memory or decoded now."""
+        kept = self.memory.videos.get(self.key)
+        known = {} if kept is None else kept.frames
+        missing = sorted(wanted - known.keys())
+        if not missing:
+            return known
+        total = len(self._open())
+        decoded = self._decode(missing, [i for i in range(total) if i not in known])
+        self.memory.keep(self.key, total, decoded)
+        return known | decoded
+
+    def _decode(self, missing: list[int], unknown: list[int]) -> dict[int, np.ndarray]:
+        """Frames that are wanted, and all that are not known where the video is short."""
+        reader = self._open()
+        if len(reader) <= WHOLE_FRAMES and set(missing) < set(unknown):
+            try:
+                return dict(zip(unknown, reader.read(unknown), strict=True))
+            except VideoReadError:
+                pass  # a frame is damaged or of another size: if it is a wanted one, the next lines say so
+        return dict(zip(missing, reader.read(missing), strict=True))
+
+    def read(self, indices: Sequence[int] | np.ndarray, box=None) -> np.ndarray:
+        """Frames (n, height, width, 3) uint8 by number, or a region of them (`VideoReader.read`).
+
+        Raises:
+            VideoReadError: if they cannot be read, or are of different sizes.
+        """
+        numbers = [int(index) for index in indices]
+        frames = self._frames(set(numbers))
+        height, width = frames[numbers[0]].shape[:2]
+        for number in numbers:
+            found_height, found_width = frames[number].shape[:2]
+            if (found_height, found_width) != (height, width):
+                reason = f"frames change from {width}x{height} to {found_width}x{found_height}"
+                raise VideoReadError(media_name(self.item), reason)
+        if callable(box):
+            box = box(height, width)
+        top, left, height, width = (0, 0, height, width) if box is None else box
+        return np.stack([frames[number][top : top + height, left : left + width] for number in numbers])
+
+
+# of this process: all that read training videos share it, one after another or side by side
+PROCESS_MEMORY = FrameMemory()

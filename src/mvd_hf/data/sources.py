@@ -1,0 +1,419 @@
+"""Where videos come from: list files, folders, parquet, WebDataset and the Hub, as rows of undecoded files."""
+
+import csv
+import hashlib
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import fsspec
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..model.video_reading import VideoReader, VideoReadError, open_video
+
+LIST_FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst")
+FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
+VIDEO_COLUMNS = ("video", "mp4", "webm", "avi", "mkv", "mov", "path", "file")
+
+Rows = datasets.Dataset | datasets.IterableDataset
+
+
+def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets.Dataset:
+    """Videos named in a list file in the Kinetics format, as a data set with columns `video` and `label`.
+
+    Args:
+        path: a file with one `path label` per line, separated by spaces, tabs or commas, paths with separators in
+            quotes; the label (an integer) may be missing on all lines; a path without suffix gets `.mp4`. The file
+            may be a URL, such as `hf://datasets/...`.
+        root: folder or URL in front of relative paths; the list file's own folder by default.
+
+    Raises:
+        ValueError: if the file cannot be read, or naming the line that is neither.
+    """
+    try:
+        with fsspec.open(str(path), "rt", encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The list file {str(path)!r} cannot be read: {error}") from error
+    root = str(Path(path).parent if root is None and "://" not in str(path) else root or str(path).rpartition("/")[0])
+    filled = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not filled:
+        raise ValueError(f"The list file {str(path)!r} names no video.")
+    delimiter = next((sign for sign in (",", "\t") if all(sign in line for _, line in filled)), " ")
+    videos, labels = [], []
+    for number, line in filled:
+        try:
+            row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+        except csv.Error as error:
+            raise ValueError(f"Line {number} of {str(path)!r} cannot be read: {error}.") from error
+        if not row[0] or len(row) > 2 or (len(row) == 2 and not re.fullmatch(r"\s*-?[0-9]{1,18}\s*", row[1])):
+            raise ValueError(
+                f"Line {number} of {str(path)!r} is not 'path label' with an integer label: {line!r}. "
+                "Put a path that contains spaces or commas in double quotes."
+            )
+        name = row[0]
+        is_whole = "://" in name or os.path.isabs(name)
+        video = name if is_whole else f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root) / name)
+        if "." not in name.rpartition("/")[2] and not os.path.exists(video):
+            video += ".mp4"  # as the official lists have it
+        videos.append(video)
+        labels.append(int(row[1]) if len(row) == 2 else None)
+    if None in labels and any(label is not None for label in labels):
+        number = filled[labels.index(None)][0]
+        raise ValueError(f"Line {number} of {str(path)!r} has no label while other lines have one.")
+    columns = {"video": [{"path": video, "bytes": None} for video in videos]}
+    if None not in labels:
+        columns["label"] = labels
+    return datasets.Dataset.from_dict(columns)
+
+
+def load_options(source: str, split: str, name: str | None) -> dict:
+    """Arguments of `datasets.load_dataset` for a source that is not a list file."""
+    suffix = Path(source).suffix.lower()
+    if suffix in FILE_BUILDERS:
+        return {"path": FILE_BUILDERS[suffix], "data_files": {split: source}}
+    return {"path": source, "name": name}
+
+
+def load_rows(
+    source: str, split: str = "train", root: str | None = None, name: str | None = None, streaming: bool = False
+) -> Rows:
+    """The videos (or images) of a source, undecoded: a column of `{"path", "bytes"}` and what labels there are.
+
+    Args:
+        source: a list file, a parquet or WebDataset (.tar) file or pattern, a folder (`videofolder`, `imagefolder`,
+            parquet, WebDataset) or a Hub data set id. Files may be local or URLs such as `hf://datasets/...`.
+        split: which split of a folder or Hub data set.
+        root: folder of the videos of a list file.
+        name: configuration of a Hub data set.
+        streaming: read rows as they are needed instead of downloading and indexing them first. A list file is never
+            streamed: its videos are fetched one by one anyway.
+
+    Raises:
+        ValueError: if there is no such source or split, or it is empty.
+    """
+    suffix = Path(source).suffix.lower()
+    is_url = "://" in source
+    is_local = suffix in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS) or source.startswith(("/", ".", "~")) or "\\" in source
+    has_pattern = any(sign in source for sign in "*?[{")
+    if not is_url and not has_pattern and (is_local or source.count("/") > 1) and not os.path.exists(source):
+        raise ValueError(f"There is no data set {source!r}: no such file or folder.")
+    if suffix in LIST_FILE_SUFFIXES and (is_url or os.path.isfile(source)):
+        return read_list_file(source, root)
+    try:
+        rows = datasets.load_dataset(**load_options(source, split, name), split=split, streaming=streaming)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise ValueError(f"The data set {source!r} has no split {split!r} that can be loaded: {error}") from error
+    if isinstance(rows, datasets.IterableDataset) and rows.features:
+        return rows.decode(False)  # which also undoes the decoding that remote streams begin with
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Video | datasets.Image):
+            rows = rows.cast_column(column, type(feature)(decode=False))
+    return rows
+
+
+def split_names(source: str, name: str | None = None) -> list[str]:
+    """The splits of a folder or Hub data set; a file has none.
+
+    Raises:
+        ValueError: if there is no such data set.
+    """
+    if Path(source).suffix.lower() in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS):
+        return []
+    try:
+        return list(datasets.get_dataset_split_names(source, name))
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise ValueError(
+            f"The splits of the data set {source!r} cannot be found out: {error}. Give a list file, a folder of "
+            "videos or the id of a data set of the Hub."
+        ) from error
+
+
+def _stream(source: str, split: str, name: str | None, max_samples: int | None, version: str) -> Iterator[dict]:
+    """Rows of a stream; the version is there to tell one state of the source from another."""
+    rows = load_rows(source, split, name=name, streaming=True)
+    yield from rows if max_samples is None else rows.take(max_samples)
+
+
+def keep_stream(source: str, split: str, name: str | None = None, max_samples: int | None = None) -> datasets.Dataset:
+    """Rows of one split of a source, copied to the data sets' cache without downloading the other splits.
+
+    Args:
+        source, split, name: as in [`load_rows`].
+        max_samples: only the first so many rows.
+    """
+    rows = load_rows(source, split, name=name, streaming=True)
+    version = datasets.load_dataset_builder(**load_options(source, split, name)).hash
+    arguments = {"source": source, "split": split, "name": name, "max_samples": max_samples, "version": version}
+    return datasets.Dataset.from_generator(_stream, features=rows.features, gen_kwargs=arguments)
+
+
+def _first(rows: datasets.IterableDataset, count: int) -> Iterator[dict]:
+    """The first rows of a stream, whole whichever worker of a loader reads them."""
+    for batch in itertools.islice(rows.iter(batch_size=1), count):
+        yield {column: values[0] for column, values in batch.items()}
+
+
+def first_rows(rows: Rows, count: int) -> Rows:
+    """The first `count` rows; of a stream as a single shard, as `take` would take a part of each shard instead."""
+    if isinstance(rows, datasets.Dataset):
+        return rows.select(range(min(count, len(rows))))
+    arguments = {"rows": rows, "count": count}
+    first = datasets.IterableDataset.from_generator(_first, features=rows.features, gen_kwargs=arguments)
+    first.info.splits = rows.info.splits
+    return first
+
+
+def num_videos(rows: Rows, split: str) -> int | None:
+    """Number of rows; of a stream what its data set declares, or `None`."""
+    if isinstance(rows, datasets.Dataset):
+        return len(rows)
+    declared = (rows.info.splits or {}).get(split)
+    return declared.num_examples if declared is not None and declared.num_examples else None
+
+
+def column_names(rows: Rows) -> list[str]:
+    """Columns of rows; a stream without declared columns is asked for its first row."""
+    return rows.column_names or list(next(iter(rows)))
+
+
+def media_column(rows: Rows) -> str:
+    """The column of videos or images: by type, else by name; raises ValueError if there is none."""
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Video | datasets.Image):
+            return column
+    names = column_names(rows)
+    for column in (*VIDEO_COLUMNS, *IMAGE_COLUMNS):
+        if column in names:
+            return column
+    raise ValueError(f"No column holds videos or images; the columns are {', '.join(names)}.")
+
+
+def holds_images(rows: Rows, column: str) -> bool:
+    """Whether a column holds images, not videos."""
+    return isinstance((rows.features or {}).get(column), datasets.Image) or column in IMAGE_COLUMNS
+
+
+def media_name(item: dict | str | bytes) -> str:
+    """What to call a row's file: its path, else the digest of its bytes."""
+    if isinstance(item, dict):
+        item = item["path"] or item["bytes"]
+    item = item or "<a row without a file>"
+    return item if isinstance(item, str) else f"blake2b:{hashlib.blake2b(item, digest_size=16).hexdigest()}"
+
+
+def field_of(row: dict, column: str):
+    """A value of a row; dots reach into nested columns, such as `json.label` of a WebDataset.
+
+    Raises:
+        ValueError: naming the columns there are.
+    """
+    value = row
+    for part in column.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise ValueError(f"There is no column {column!r}; the columns are {', '.join(row)}.")
+        value = value[part]
+    return value
+
+
+def read_label_names(names: Sequence[str] | str | None) -> list[str] | None:
+    """Names of the classes, in order: a list, or a text file with a name per line.
+
+    Raises:
+        ValueError: if the file is missing or no text, or a name occurs twice.
+    """
+    if isinstance(names, str):
+        if not os.path.isfile(names):
+            raise ValueError(f"label_names={names!r} is neither a list of names nor a file with a name per line.")
+        try:
+            text = Path(names).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"The label names {names!r} cannot be read: {error}") from error
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if names is None:
+        return None
+    names = [str(name) for name in names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"label_names has {', '.join(twice)} more than once.")
+    return names
+
+
+class LabelReader:
+    """Reads the class of a row as an integer: class indices, `ClassLabel`s or names.
+
+    Args:
+        rows: where the labels are.
+        column: their column; dots reach into nested columns.
+        names: names of the classes, if the data set does not know them.
+
+    Attributes:
+        names: names of the classes, or `None` if only indices are known.
+
+    Raises:
+        ValueError: if there is no such column, or a stream has named labels and no `names`.
+    """
+
+    def __init__(self, rows: Rows, column: str, names: Sequence[str] | str | None = None):
+        self.column, self.names = column, read_label_names(names)
+        features = rows.features or {}
+        # the data set's own numbers stand for its own names, which `names` may have in another order
+        self.known = features[column].names if isinstance(features.get(column), datasets.ClassLabel) else None
+        if self.names is None and self.known is not None:
+            self.names = list(self.known)
+        top = column.partition(".")[0]
+        labels = rows.select_columns(top) if top in features else rows
+        first = field_of(next(iter(labels)), column)
+        if self.names is None and isinstance(first, str | bytes) and not self._is_index(first):
+            if isinstance(rows, datasets.IterableDataset):
+                raise ValueError(f"The labels of the stream are names such as {first!r}: give label_names.")
+            self.names = sorted({self._text(field_of(row, column)) for row in labels})
+        self.index = {name: i for i, name in enumerate(self.names or ())}
+
+    @staticmethod
+    def _is_index(label: str | bytes) -> bool:
+        """Whether a label is an integer written out, as in the `.cls` files of a WebDataset."""
+        return re.fullmatch(r"-?[0-9]+", LabelReader._text(label)) is not None
+
+    @staticmethod
+    def _text(label):
+        """A label whose bytes are decoded."""
+        return label.decode().strip() if isinstance(label, bytes) else label
+
+    def __call__(self, row: dict) -> int:
+        """Class index of a row.
+
+        Raises:
+            ValueError: naming the label, if it is none of the classes.
+        """
+        label = self._text(field_of(row, self.column))
+        if self.known is not None and isinstance(label, int) and 0 <= label < len(self.known):
+            label = self.known[label]
+        if isinstance(label, str) and label in self.index:
+            return self.index[label]
+        if isinstance(label, str) and self._is_index(label):
+            label = int(label)
+        if isinstance(label, int) and (self.names is None or 0 <= label < len(self.names)):
+            return label
+        known = "an integer" if self.names is None else f"one of {len(self.names)} classes"
+        raise ValueError(f"The label {label!r} in column {self.column!r} is not {known}.")
+
+
+def read_manifest(path: str | Path) -> dict[str, bool]:
+    """Which files of a data set to use, by name, from the manifest that `recipes/audit.py` writes.
+
+    Args:
+        path: CSV file with the columns `file` and `use` (yes or no).
+
+    Raises:
+        ValueError: if the file is missing or not a manifest.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        use = {row["file"]: {"yes": True, "no": False}[row["use"]] for row in rows}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"The manifest {str(path)!r} cannot be read: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"The manifest {str(path)!r} needs columns 'file' and 'use' (yes or no): {error}.") from error
+    if not any(use.values()):
+        raise ValueError(f"The manifest {str(path)!r} leaves no file to use.")
+    return use
+
+
+def keep_listed(rows: Rows, column: str, use: dict[str, bool]) -> Rows:
+    """Rows whose file a manifest says to use.
+
+    Raises:
+        ValueError: naming a file that the manifest does not list.
+    """
+
+    def is_used(item) -> bool:
+        name = media_name(item)
+        if name not in use:
+            raise ValueError(
+                f"The manifest does not list {name!r}: it is of other files, or `root` differs; audit this data set."
+            )
+        return use[name]
+
+    if isinstance(rows, datasets.IterableDataset):
+        return rows.filter(is_used, input_columns=column)
+    return rows.select([i for i, item in enumerate(rows[column]) if is_used(item)])
+
+
+class ImageReader:
+    """An image as a video of one frame, with the interface of `VideoReader`."""
+
+    def __init__(self, source: str | bytes):
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                self.pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except UnidentifiedImageError as error:  # whose message may hold an address in memory
+            raise VideoReadError(source, "cannot be read as an image (of no known format)") from error
+        except Exception as error:  # damaged files meet errors of all kinds in Pillow's decoders
+            raise VideoReadError(source, f"cannot be read as an image ({error})") from error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __enter__(self) -> "ImageReader":
+        return self
+
+    def __exit__(self, *exception):
+        """Nothing is left open."""
+
+    def read(self, indices, box=None) -> np.ndarray:
+        """The image (n, height, width, 3) once per index, or a region of it."""
+        height, width = self.pixels.shape[:2]
+        if callable(box):
+            box = box(height, width)
+        top, left, height, width = (0, 0, height, width) if box is None else box
+        return np.repeat(self.pixels[None, top : top + height, left : left + width], len(indices), axis=0)
+
+
+def fetch(url: str) -> bytes:
+    """Content of a URL; raises VideoReadError if it cannot be had."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read()
+    except ImportError:  # the protocol's package is missing, which no file is to blame for
+        raise
+    except Exception as error:  # file systems raise their HTTP clients' own errors too
+        raise VideoReadError(url, f"cannot be fetched ({error})") from error
+
+
+def media_content(item: dict | str | bytes) -> str | bytes:
+    """What a reader opens of a row's file (`{"path", "bytes"}`: bytes win): bytes or a local path. URLs are fetched.
+
+    Raises:
+        VideoReadError: if the row has no file, or its URL cannot be fetched.
+    """
+    content = item["bytes"] if isinstance(item, dict) and item["bytes"] is not None else item
+    content = content["path"] if isinstance(content, dict) else content
+    if content is None:
+        raise VideoReadError(media_name(item), "has neither a path nor bytes")
+    return fetch(content) if isinstance(content, str) and "://" in content else content
+
+
+@contextmanager
+def open_media(
+    item: dict | str | bytes, is_image: bool = False, backend: str = "pyav"
+) -> Iterator[VideoReader | ImageReader]:
+    """Reader of a row's file, see [`media_content`], closed on leaving.
+
+    Raises:
+        VideoReadError: naming the row's file, if it cannot be fetched or read, also while the reader is in use.
+    """
+    try:
+        source = media_content(item)
+        with ImageReader(source) if is_image else open_video(source, backend) as reader:
+            yield reader
+    except VideoReadError as error:
+        raise VideoReadError(media_name(item), error.reason or str(error)) from error

@@ -1,0 +1,1 @@
+"""Action detection on AVA: annotations, key frames, the metric, and the trainer."""

@@ -1,0 +1,1 @@
+"""Multi-view tests, probes on frozen features, metrics and reports."""

@@ -1,0 +1,166 @@
+"""What a test leaves behind: figures, predictions, classes, confusion and mistakes, as tables and pictures."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..data.sources import media_column, open_media
+from ..model.video_reading import VideoReadError
+from .multiview import Evaluation
+
+# classes whose names still fit beside a confusion matrix, mistakes in the picture, columns of that picture
+MAX_NAMED_CLASSES, NUM_MISTAKES, NUM_COLUMNS = 40, 12, 4
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence]):
+    """Write a CSV file."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def write_table(path: Path, rows: Sequence[Mapping], columns: Sequence[str]):
+    """Write some keys of mappings as a CSV file."""
+    write_rows(path, columns, ([row[column] for column in columns] for row in rows))
+
+
+def prediction_rows(evaluation: Evaluation) -> datasets.Dataset:
+    """A row per video: its name, label, prediction, the five likeliest classes, and the scores of all its views."""
+    order = np.argsort(-evaluation.probabilities, axis=1, kind="stable")
+    names = evaluation.names
+    return datasets.Dataset.from_dict(
+        {
+            "video": evaluation.videos,
+            "row": evaluation.rows,
+            "label": evaluation.labels,
+            "label_name": [names[label] for label in evaluation.labels],
+            "prediction": evaluation.predictions,
+            "prediction_name": [names[label] for label in evaluation.predictions],
+            "is_correct": evaluation.predictions == evaluation.labels,
+            "top5": [[names[i] for i in row[:5]] for row in order],
+            "probabilities": list(evaluation.probabilities.astype(np.float32)),
+            "view_logits": list(evaluation.logits),
+        }
+    )
+
+
+def confused_pairs(evaluation: Evaluation) -> list[dict]:
+    """Pairs of classes that were confused, the most frequent first: `label`, `prediction`, `videos`, `share`.
+
+    The share is that of the label's videos.
+    """
+    counts = evaluation.confusion - np.diag(evaluation.confusion.diagonal())
+    totals = evaluation.confusion.sum(axis=1)
+    pairs = np.argwhere(counts)
+    pairs = pairs[np.argsort(-counts[tuple(pairs.T)], kind="stable")]
+    return [
+        {
+            "label": evaluation.names[i],
+            "prediction": evaluation.names[j],
+            "videos": int(counts[i, j]),
+            "share": round(float(counts[i, j] / totals[i]), 4),
+        }
+        for i, j in pairs
+    ]
+
+
+def draw_confusion(evaluation: Evaluation) -> Figure:
+    """The confusion matrix as parts of each class's videos; names and numbers as far as they fit."""
+    num_classes = len(evaluation.names)
+    totals = evaluation.confusion.sum(axis=1, keepdims=True)
+    shares = np.divide(evaluation.confusion, totals, out=np.zeros(evaluation.confusion.shape), where=totals > 0)
+    side = min(3.5 + 0.32 * num_classes, 14.0)
+    figure = Figure((side + 1.2, side), layout="constrained")
+    axes: Axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, ax=axes, label="part of the true class's videos", shrink=0.8)
+    accuracy = 100 * evaluation.metrics()["video_top1"]
+    axes.set_title(f"{len(evaluation.videos)} videos, {evaluation.protocol}, top-1 {accuracy:.1f} %", fontsize=11)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("true class")
+    if num_classes <= MAX_NAMED_CLASSES:
+        axes.set_xticks(range(num_classes), evaluation.names, rotation=90 if num_classes > 6 else 30, ha="right")
+        axes.set_yticks(range(num_classes), evaluation.names)
+        axes.tick_params(labelsize=8)
+        for i, j in np.argwhere(evaluation.confusion):
+            shade = "white" if shares[i, j] > 0.6 else "black"
+            text = str(evaluation.confusion[i, j])
+            axes.text(j, i, text, ha="center", va="center", color=shade, fontsize=max(4, 9 - num_classes / 8))
+    return figure
+
+
+def middle_frame(rows: datasets.Dataset, row: int) -> np.ndarray | None:
+    """The middle frame (H, W, 3) of a row's video; `None` if it can no longer be read."""
+    try:
+        with open_media(rows[row][media_column(rows)]) as reader:
+            return reader.read([len(reader) // 2])[0]
+    except VideoReadError:
+        return None
+
+
+def shorten(text: str, length: int = 30) -> str:
+    """A text that fits under a small picture: its end, which tells file names apart."""
+    return text if len(text) <= length else f"...{text[3 - length :]}"
+
+
+def draw_mistakes(evaluation: Evaluation, rows: datasets.Dataset, number: int = NUM_MISTAKES) -> Figure:
+    """The most confident mistakes: the middle frame of each video, its label, and what it was taken for."""
+    mistakes = evaluation.mistakes()[:number]
+    num_lines = max(1, -(-len(mistakes) // NUM_COLUMNS))
+    figure = Figure((3.1 * NUM_COLUMNS, 3.3 * num_lines + 0.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)
+    if not mistakes:
+        figure.suptitle(f"No mistake among {len(evaluation.videos)} videos ({evaluation.protocol})")
+        return figure
+    figure.suptitle(f"The most confident of {(evaluation.predictions != evaluation.labels).sum()} mistakes")
+    for axes, mistake in zip(figure.subplots(num_lines, NUM_COLUMNS, squeeze=False).flat, mistakes, strict=False):
+        frame = middle_frame(rows, mistake["row"])
+        if frame is not None:
+            axes.imshow(frame)
+        axes.set_title(
+            f"{shorten(mistake['label'])}\ntaken for {shorten(mistake['prediction'])} "
+            f"({100 * mistake['confidence']:.0f} %)",
+            fontsize=9,
+        )
+        axes.set_xlabel("/".join(Path(mistake["video"]).parts[-2:])[-44:], fontsize=7)
+    for axes in figure.axes:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if not axes.has_data():
+            axes.axis("off")
+    return figure
+
+
+def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | Path, pictures: bool = True):
+    """Write a test's results to a folder.
+
+    `metrics.json` (see `Evaluation.metrics`), `predictions.parquet` (a row per video), `per_class.csv`,
+    `confusion.csv` (rows: true classes), `confused_pairs.csv`, `mistakes.csv`, `missing.csv`, and the pictures
+    `confusion.png` and `mistakes.png`.
+
+    Args:
+        evaluation: the test.
+        rows: the data set that was tested, from which the pictures' frames are read.
+        folder: where to write; made if needed.
+        pictures: whether pictures are drawn.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = evaluation.names
+    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics(), indent=1) + "\n", encoding="utf-8")
+    prediction_rows(evaluation).to_parquet(folder / "predictions.parquet")
+    write_table(folder / "per_class.csv", evaluation.per_class(), ["class", "name", "videos", "accuracy"])
+    write_rows(folder / "confusion.csv", ["", *names], zip(names, *evaluation.confusion.T, strict=True))
+    write_table(folder / "confused_pairs.csv", confused_pairs(evaluation), ["label", "prediction", "videos", "share"])
+    columns = ["video", "row", "label", "prediction", "confidence", "probability_of_label"]
+    write_table(folder / "mistakes.csv", evaluation.mistakes(), columns)
+    missing = [{"video": video, "reason": reason} for video, reason in evaluation.missing]
+    write_table(folder / "missing.csv", missing, ["video", "reason"])
+    if pictures:
+        draw_confusion(evaluation).savefig(folder / "confusion.png", dpi=130)
+        draw_mistakes(evaluation, rows).savefig(folder / "mistakes.png", dpi=130)

@@ -1,0 +1,300 @@
+"""The ways to adapt an encoder to labelled videos: fine-tuning, adapters, probes on frozen features; then the test."""
+
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers.utils import is_peft_available
+
+from ..data.arguments import DataArguments, FinetuningClipArguments, finetuning_clips
+from ..evaluation.metrics import top_k_accuracy
+from ..evaluation.multiview import evaluate_views, read_labels
+from ..evaluation.probing import (
+    ProbeArguments,
+    cache_features,
+    fit_attentive,
+    fit_linear,
+    nearest_neighbours,
+    pooled_features,
+)
+from ..evaluation.reports import write_report
+from ..evaluation.views import ViewResults, protocol_of
+from ..hub.loading import load_classifier
+from ..hub.run_record import RunRecord
+from ..model.frame_sampling import PAPER_VIEWS
+from ..model.modeling_mvd import MVDForVideoClassification
+from ..model.video_processing_mvd import MVDVideoProcessor
+from .preparation import PreparationArguments, choose_clips, prepare_videos
+from .trainer import BEST_FOLDER, EMA_FOLDER, FinetuningArguments, FinetuningTrainer
+
+logger = logging.getLogger(__name__)
+
+TRAINED = ("full", "lora")  # by the trainer
+METHODS = (*TRAINED, "linear_probe", "attentive_probe", "knn")
+WEIGHTS = {"last": "", "best": BEST_FOLDER, "ema": EMA_FOLDER}
+# folders of cached features, inside the output folder, and of the test's results, beside the weights that were tested
+FEATURES_FOLDER, TEST_FOLDER = "features", "evaluation"
+
+
+@dataclass
+class AdaptationArguments:
+    """The model, how it is adapted, and how it is tested at the end, as a recipe's keys.
+
+    Args:
+        model: an MVD or VideoMAE checkpoint, or a published size to train from scratch; see
+            `mvd_hf.load_classifier`.
+        config: `MVDConfig` fields that differ from the checkpoint's.
+        method: `full` (all weights are trained: the paper's), `lora` (adapters of `peft`), `linear_probe` or
+            `attentive_probe` (the encoder is frozen), or `knn` (nothing is trained, there is no model afterwards).
+        lora: fields of `peft.LoraConfig` that differ from rank 8 on all attention.
+        test_clips, test_crops: views of a video in the test; by default the paper's, 5 x 3 dense, 2 x 3 uniform.
+        test_weights: which weights are tested after training: `last` (the paper's), `best` or `ema`.
+    """
+
+    model: str = ""
+    config: dict = field(default_factory=dict)
+    method: str = "full"
+    lora: dict = field(default_factory=dict)
+    test_clips: int | None = None
+    test_crops: int | None = None
+    test_weights: str = "last"
+
+    def __post_init__(self):
+        if not self.model:
+            raise ValueError(
+                "No model: give --model with a folder, the id of a model of the Hub, a .pth file, or a published size "
+                "such as mvd-s for training from scratch."
+            )
+        if self.method not in METHODS:
+            raise ValueError(f"There is no method={self.method!r}; choose {', '.join(METHODS)}.")
+        if self.test_weights not in WEIGHTS:
+            raise ValueError(f"There are no test_weights={self.test_weights!r}; choose {', '.join(WEIGHTS)}.")
+
+
+class Adaptation:
+    """One adaptation: data, model, training and test, from a recipe's keys.
+
+    Args:
+        recipe, data, keys, preparation, probe, training: the recipe's keys, by topic.
+
+    Raises:
+        ValueError: if keys, data and model do not fit each other.
+    """
+
+    def __init__(
+        self,
+        recipe: AdaptationArguments,
+        data: DataArguments,
+        keys: FinetuningClipArguments,
+        preparation: PreparationArguments,
+        probe: ProbeArguments,
+        training: FinetuningArguments,
+    ):
+        self.recipe, self.probe, self.training = recipe, probe, training
+        self.folder = Path(training.output_dir)
+        if training.ema_decay is None and recipe.test_weights == "ema":
+            raise ValueError("test_weights=ema needs ema_decay, the decay of the averaged weights.")
+        if training.push_to_hub and recipe.method not in TRAINED:
+            raise ValueError(f"method={recipe.method} cannot push_to_hub: publish its output_dir afterwards.")
+        self.record = RunRecord()
+        num_labels = recipe.config.get("num_labels")
+        self.videos = prepare_videos(data, keys, preparation, self.folder, num_labels=num_labels, seed=training.seed)
+        config = recipe.config | ({"use_attentive_pooling": True} if recipe.method == "attentive_probe" else {})
+        self.model, _ = load_classifier(recipe.model, self.videos.names or self.videos.num_labels, config)
+        self.keys, self.data = choose_clips(keys, data, self.videos, self.model.config.num_frames)
+        self.processor = MVDVideoProcessor.for_model(
+            self.model.config, sampling=self.keys.sampling, frame_sampling_rate=self.data.stride
+        )
+
+    def run(self, given: Mapping | None = None):
+        """Adapt the model, save it with its processor, and test it.
+
+        Args:
+            given: the recipe's keys as they were given, for the record that is saved with the model.
+        """
+        self.record.model = type(self.model).__name__
+        self.record.set_recipe(given or {})
+        self.record.start()
+        getattr(self, self.recipe.method)()
+
+    def full(self):
+        """Train all weights."""
+        self.train(self.model)
+
+    def lora(self):
+        """Train adapters of the attention and the head; they are merged into the model at the end.
+
+        Raises:
+            ImportError: if `peft` is missing.
+        """
+        if not is_peft_available():
+            raise ImportError('method=lora needs peft: pip install "mvd_hf[adapters]".')
+        from peft import LoraConfig, get_peft_model
+
+        fields = {
+            "r": 8,
+            "lora_alpha": 16,
+            "target_modules": ["qkv", "proj"],
+            "modules_to_save": ["classifier", "fc_norm"],
+        }
+        self.train(get_peft_model(self.model, LoraConfig(**(fields | self.recipe.lora))))
+
+    def train(self, model: torch.nn.Module):
+        """Train by the paper's recipe, from the last checkpoint of the output folder if there is one."""
+        config, seed = self.model.config, self.training.seed
+        validation = None
+        if self.videos.validation is not None:
+            rows = self.videos.validation
+            validation = finetuning_clips(self.data, self.keys, config, rows, evaluation=True, seed=seed)
+        else:
+            self.training.eval_strategy, self.training.metric_for_best_model = "no", None
+        trainer = FinetuningTrainer(
+            model,
+            self.training,
+            self.keys.mixup(self.videos.num_labels),
+            train_dataset=finetuning_clips(self.data, self.keys, config, self.videos.train, seed=seed),
+            eval_dataset=validation,
+            processing_class=self.processor,
+        )
+        trainer.run_record = self.record
+        trainer.run(then=self.test)
+
+    def linear_probe(self):
+        """Fit the linear layer to frozen features."""
+        features, labels, rows = pooled_features(self.training_features(), self.videos.labels)
+        penalty = fit_linear(
+            *(part.to(self.training.device) for part in (features, labels, rows)), self.model.classifier
+        )
+        logger.info("Linear probe on %d clips; L2 penalty %g, chosen on every fifth video.", len(features), penalty)
+        self.save_and_test({"training": {"L2 penalty": penalty}})
+
+    def attentive_probe(self):
+        """Train a pooler and the linear layer on the frozen tokens."""
+        losses = fit_attentive(
+            self.model, self.training_features(), self.videos.labels, self.probe, self.training.seed
+        )
+        logger.info("Attentive probe: training loss %.4f in the first epoch, %.4f in the last.", losses[0], losses[-1])
+        probe = self.probe
+        self.save_and_test(
+            {
+                "effective_batch": probe.probe_batch_size,
+                "learning_rate": probe.probe_learning_rate,
+                "epochs": probe.probe_epochs,
+                "training": {"loss": losses[-1]},
+            }
+        )
+
+    def knn(self):
+        """Let the nearest training clips vote; nothing is trained."""
+        bank, labels = self.training_features(), self.videos.labels
+        rows = self.needed_validation()
+        folder = self.folder / FEATURES_FOLDER / "validation"
+        results = self.features(rows, self.test_processor(), folder)
+        votes = nearest_neighbours(bank, labels, results, self.videos.num_labels, self.probe)
+        truth = self.labels_of(rows)[results.rows()]
+        figures = {
+            "protocol": f"{protocol_of(self.test_processor())}, k={self.probe.neighbours}",
+            "num_videos": len(truth),
+            "missing": len(results.problems),
+            **{f"knn_top{k}": top_k_accuracy(votes, truth, k) for k in (1, 5)},
+        }
+        if PartialState().is_main_process:
+            path = self.folder / TEST_FOLDER / "metrics.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            logger.info(
+                "%d nearest of %d training videos, %d videos: top-1 %.2f %%, top-5 %.2f %%. Written to %s",
+                self.probe.neighbours,
+                len(bank.rows()),
+                len(truth),
+                100 * figures["knn_top1"],
+                100 * figures["knn_top5"],
+                path,
+            )
+
+    def training_features(self) -> ViewResults:
+        """Features of the training videos, cached in the output folder."""
+        if isinstance(self.videos.train, datasets.IterableDataset):
+            raise ValueError(f"method={self.recipe.method} goes through its data more than once: leave out streaming.")
+        processor = deepcopy(self.processor)
+        processor.num_clips = self.probe.probe_clips
+        return self.features(self.videos.train, processor, self.folder / FEATURES_FOLDER / "train")
+
+    def features(self, rows: datasets.Dataset, processor: MVDVideoProcessor, folder: Path) -> ViewResults:
+        """Features of videos, computed or taken from the folder."""
+        self.model.to(self.training.device)
+        return cache_features(
+            self.model,
+            rows,
+            processor,
+            folder,
+            autocast=self.autocast,
+            views_per_pass=self.training.eval_batch_size,
+            num_workers=self.training.dataloader_num_workers,
+        )
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of the training's precision."""
+        kind = torch.bfloat16 if self.training.bf16 else torch.float16 if self.training.fp16 else None
+        return nullcontext() if kind is None else torch.autocast(self.training.device.type, kind)
+
+    def save_and_test(self, facts: Mapping):
+        """Save a probe's model and processor with the record of how it was fitted, and test it."""
+        self.record.stop()
+        if PartialState().is_main_process:
+            self.model.save_pretrained(self.folder)
+            self.processor.save_pretrained(self.folder)
+            videos = {"videos": len(self.videos.train), "clips_per_video": self.probe.probe_clips}
+            self.record.save(self.folder, self.training, videos | facts)
+        self.test()
+
+    def needed_validation(self) -> datasets.Dataset:
+        """The validation videos, which this method cannot do without."""
+        if self.videos.validation is None:
+            raise ValueError(f"method={self.recipe.method} needs videos to test on: give a validation_fraction.")
+        return self.videos.validation
+
+    def labels_of(self, rows: datasets.Dataset) -> np.ndarray:
+        """Class indices of rows."""
+        videos, keys = self.videos, self.keys
+        return read_labels(rows, keys.label_column, videos.num_labels, videos.names, keys.label_names)
+
+    def test_processor(self) -> MVDVideoProcessor:
+        """The processor with the test's views."""
+        processor, (clips, crops) = deepcopy(self.processor), PAPER_VIEWS[self.keys.sampling]
+        processor.num_clips = clips if self.recipe.test_clips is None else self.recipe.test_clips
+        processor.num_crops = crops if self.recipe.test_crops is None else self.recipe.test_crops
+        return processor
+
+    def test(self):
+        """Test what was saved, on all views, and write the report into the folder `evaluation` beside it."""
+        state = PartialState()
+        state.wait_for_everyone()  # the main process has saved
+        if self.videos.validation is None:
+            logger.info("There is no validation set to test on.")
+            return
+        source = self.folder / WEIGHTS[self.recipe.test_weights]
+        model = MVDForVideoClassification.from_pretrained(source, dtype=torch.float32).to(self.training.device)
+        evaluation = evaluate_views(
+            model,
+            self.videos.validation,
+            self.test_processor(),
+            label_column=self.keys.label_column,
+            label_names=self.keys.label_names,
+            folder=source / TEST_FOLDER,
+            autocast=self.autocast,
+            views_per_pass=self.training.eval_batch_size,
+            num_workers=self.training.dataloader_num_workers,
+        )
+        if state.is_main_process:
+            write_report(evaluation, self.videos.validation, source / TEST_FOLDER)
+            logger.info("%s\nThe model is in %s, its test in %s", evaluation.describe(), source, source / TEST_FOLDER)
+        state.wait_for_everyone()

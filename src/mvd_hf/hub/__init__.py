@@ -1,0 +1,1 @@
+"""Checkpoints and data sets in and out: conversion, loading, export, cards and publishing."""

@@ -1,0 +1,277 @@
+"""Classifiers and feature extractors as programs without Python: torch.export and ONNX, checked before they count.
+
+Letters in shapes: B clips, T frames, C channels, H x W pixels; N tokens, D their width.
+"""
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.utils import is_onnxruntime_available, is_onnxscript_available
+
+from ..model.modeling_mvd import MVDForVideoClassification, MVDModel
+from ..model.video_processing_mvd import MVDVideoProcessor
+from .loading import load_processor, read_stored_config
+
+FORMATS = {"torch": "model.pt2", "onnx": "model.onnx"}
+DESCRIPTION = "export.json"
+# name of the program's input and of what it gives
+INPUT, OUTPUTS = "pixel_values", {"classifier": "logits", "features": "last_hidden_state"}
+# clips in the batches that a program is tried on; the first is the one it is traced with
+BATCH_SIZES = (2, 1, 3)
+# bytes of weights from which ONNX keeps them in a file of their own (a file of protobuf holds 2 GiB)
+LARGEST_SINGLE_FILE = 1_500_000_000
+
+Program = Callable[[torch.Tensor], torch.Tensor]
+
+
+class ExportMismatchError(ValueError):
+    """An exported program does not compute what the model does."""
+
+
+@dataclass
+class ExportArguments:
+    """What is exported, and how, as a recipe's keys.
+
+    Args:
+        model: folder or Hub id of an MVD checkpoint.
+        part: `classifier`: clips to logits (B, classes); `features`: clips to the encoder's tokens (B, N, D), normed
+            where the checkpoint has a final norm.
+        formats: `torch` (a `.pt2` file of torch.export) and `onnx`.
+        pixels: what the program takes: `float32`, normalised by the processor, or `uint8`, as decoded, which it
+            normalises itself.
+        sampling: `dense` or `uniform`, where no processor says how frames were sampled in training.
+        stride: distance of a dense clip's frames, where it differs from the processor's.
+        tolerance: largest deviation from the model that is accepted, as a part of the largest output.
+        output: folder to write.
+    """
+
+    model: str = ""
+    part: str = "classifier"
+    formats: list[str] | None = None
+    pixels: str = "float32"
+    sampling: str | None = None
+    stride: int | None = None
+    tolerance: float = 1e-4
+    output: str = "outputs/export"
+
+    def __post_init__(self):
+        self.formats = ["torch"] if self.formats is None else self.formats
+        if not self.model:
+            raise ValueError("Nothing to export: give --model.")
+        choices = {"part": (self.part, OUTPUTS), "pixels": (self.pixels, ("float32", "uint8"))}
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}.")
+        if not self.formats or not set(self.formats) <= set(FORMATS):
+            raise ValueError(f"formats={self.formats} must be some of {', '.join(FORMATS)}.")
+
+
+class Exported(torch.nn.Module):
+    """A model from clips to one tensor, as programs have it.
+
+    Args:
+        model: a classifier or an encoder.
+        output: the field of its output that is given.
+    """
+
+    def __init__(self, model: MVDForVideoClassification | MVDModel, output: str):
+        super().__init__()
+        self.model, self.output = model, output
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return getattr(self.model(pixel_values), self.output)
+
+
+def load_part(source: str, part: str) -> Exported:
+    """The classifier or the encoder of a checkpoint, in float32 and evaluation mode.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or no classifier in it.
+    """
+    stored = read_stored_config(source)
+    if stored.get("model_type") != "mvd":
+        raise ValueError(f"The model {source!r} is of the type {stored.get('model_type')!r}; MVD models are exported.")
+    options = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    is_classifier = "MVDForVideoClassification" in (stored.get("architectures") or ())
+    if part == "classifier":
+        model = MVDForVideoClassification.from_pretrained(source, **options)
+    else:
+        # the encoder of a mean-pooling classifier has no final norm
+        pools_tokens = is_classifier and stored.get("use_mean_pooling", True)
+        pools_tokens = pools_tokens and not stored.get("use_attentive_pooling", False)
+        model = MVDModel.from_pretrained(source, add_final_norm=not pools_tokens, **options)
+    return Exported(model, OUTPUTS[part]).eval()
+
+
+def random_clips(module: Exported, pixels: str, batch_size: int, seed: int = 0) -> torch.Tensor:
+    """Clips (B, T, C, H, W) of noise, as the program takes them."""
+    config = module.model.config
+    shape = (batch_size, config.num_frames, config.num_channels, *config.frame_size)
+    generator = torch.Generator().manual_seed(seed + batch_size)
+    if pixels == "uint8":
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return torch.randn(shape, generator=generator)
+
+
+def export_torch(module: Exported, clips: torch.Tensor, path: Path) -> Program:
+    """Write a `.pt2` file for any number of clips, and give the program that is read from it."""
+    batch = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=1024)}}
+    program = torch.export.export(module, (clips,), dynamic_shapes=batch)
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def check_onnx_packages():
+    """Raise ImportError, naming the remedy, if a package that ONNX needs is missing."""
+    if not (is_onnxscript_available() and is_onnxruntime_available()):
+        raise ImportError('Exporting to ONNX needs onnx, onnxruntime and onnxscript: pip install "mvd_hf[export]".')
+
+
+def export_onnx(module: Exported, clips: torch.Tensor, path: Path) -> Program:
+    """Write an ONNX file for any number of clips, and give what onnxruntime makes of it on the CPU.
+
+    Raises:
+        ImportError: if a package is missing.
+    """
+    check_onnx_packages()
+    import onnxruntime
+
+    size = sum(parameter.nbytes for parameter in module.parameters())
+    torch.onnx.export(
+        module,
+        (clips,),
+        path,
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[module.output],
+        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1, max=1024)}},
+        external_data=size > LARGEST_SINGLE_FILE,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda pixel_values: torch.from_numpy(session.run(None, {INPUT: pixel_values.numpy()})[0])
+
+
+EXPORTERS: Mapping[str, Callable[[Exported, torch.Tensor, Path], Program]] = {
+    "torch": export_torch,
+    "onnx": export_onnx,
+}
+
+
+@torch.no_grad()
+def largest_deviation(program: Program, module: Exported, batches: Sequence[torch.Tensor]) -> float:
+    """Largest difference of a program's outputs from the model's, as a part of the largest output.
+
+    Raises:
+        ExportMismatchError: if an output has another shape, or is not finite.
+    """
+    deviations = []
+    for clips in batches:
+        expected, found = module(clips), program(clips)
+        if found.shape != expected.shape or not found.isfinite().all():
+            raise ExportMismatchError(
+                f"For {len(clips)} clips the program gives {tuple(found.shape)}, the model {tuple(expected.shape)}, "
+                "or it gives numbers that are not finite."
+            )
+        deviations.append(float((found - expected).abs().max() / expected.abs().max()))
+    return max(deviations)
+
+
+def describe_input(module: Exported, processor: MVDVideoProcessor, pixels: str) -> dict:
+    """What must be known to make the program's input, for JSON."""
+    config = module.model.config
+    height, width = config.frame_size
+    normalization = {"scale": 1 / 255, "mean": config.image_mean, "std": config.image_std}
+    return {
+        "name": INPUT,
+        "dtype": pixels,
+        "layout": "batch, frames, channels, height, width",
+        "shape": ["batch", config.num_frames, config.num_channels, height, width],
+        "channels": "RGB",
+        # (pixel * scale - mean) / std of each channel
+        "normalization": normalization if pixels == "float32" else "in the program: give pixels from 0 to 255",
+        "frames": {
+            "sampling": processor.sampling,
+            "stride": processor.frame_sampling_rate if processor.sampling == "dense" else None,
+            "meaning": "dense: every stride-th frame; uniform: the middle frames of as many equal parts of the video",
+        },
+        "crop": {"short_side": min(height, width), "interpolation": "bilinear, not antialiased", "place": "centre"},
+    }
+
+
+def describe_export(
+    module: Exported, processor: MVDVideoProcessor, arguments: ExportArguments, deviations: Mapping[str, float]
+) -> dict:
+    """Everything that a program needs around it, and how well it was checked, for JSON."""
+    config = module.model.config
+    clips = random_clips(module, arguments.pixels, 1)
+    with torch.no_grad():
+        shape = ["batch", *module(clips).shape[1:]]
+    output: dict = {"name": module.output, "shape": shape}
+    if arguments.part == "classifier":
+        output["labels"] = [config.id2label[i] for i in range(config.num_labels)]
+        output["meaning"] = "logits: softmax over the last axis gives probabilities"
+    else:
+        time, rows, columns = config.grid
+        output["meaning"] = (
+            f"{int(config.use_class_token)} class tokens, then a token for each patch in the order of time ({time}), "
+            f"row ({rows}), column ({columns})"
+        )
+    versions = {name: importlib.metadata.version(name) for name in ("mvd_hf", "torch", "transformers")}
+    checks = {"batch_sizes": list(BATCH_SIZES), "tolerance": arguments.tolerance, "largest_deviation": deviations}
+    return {
+        "model": Path(arguments.model).name,
+        "part": arguments.part,
+        "files": {kind: FORMATS[kind] for kind in arguments.formats},
+        "input": describe_input(module, processor, arguments.pixels),
+        "output": output,
+        "checked": checks,
+        "versions": versions,
+    }
+
+
+def export_model(arguments: ExportArguments) -> dict[str, float]:
+    """Export a checkpoint, run the programs against it, and write what their users must know beside them.
+
+    The folder gets the programs, `export.json` (input, sampling, normalisation, labels, deviations) and the video
+    processor, which makes such inputs in Python. A program that fails its check is removed.
+
+    Returns:
+        The largest deviation of each program, see [`largest_deviation`].
+
+    Raises:
+        ValueError: if there is no such model, or nothing says how its frames are sampled.
+        ExportMismatchError: (a ValueError) if a program deviates by more than the tolerance.
+        ImportError: if a package that ONNX needs is missing.
+    """
+    if "onnx" in arguments.formats:
+        check_onnx_packages()
+    module = load_part(arguments.model, arguments.part)
+    processor = load_processor(arguments.model, module.model.config, arguments.sampling)
+    if arguments.stride is not None:
+        processor.frame_sampling_rate = arguments.stride
+    processor.num_clips = processor.num_crops = 1  # a program sees one view
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = [random_clips(module, arguments.pixels, size) for size in BATCH_SIZES]
+    deviations = {}
+    for kind in arguments.formats:
+        path = folder / FORMATS[kind]
+        deviation = largest_deviation(EXPORTERS[kind](module, batches[0], path), module, batches)
+        if deviation > arguments.tolerance:
+            for part in folder.glob(f"{path.name}*"):  # large ONNX programs have their weights in a second file
+                part.unlink()
+            raise ExportMismatchError(
+                f"The {kind} program deviates from the model by {deviation:.2e} of its largest output, more than "
+                f"tolerance={arguments.tolerance}; it was removed. Export with other versions of torch or of the "
+                "runtime, or, if that is precise enough for you, raise the tolerance."
+            )
+        deviations[kind] = deviation
+    description = describe_export(module, processor, arguments, deviations)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    processor.save_pretrained(folder)
+    return deviations

@@ -1,0 +1,1 @@
+"""Frozen teachers for distillation: any supported model of the Hub, by name."""

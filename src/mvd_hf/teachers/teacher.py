@@ -1,0 +1,408 @@
+"""Frozen teachers: models that turn a clip into one feature per patch of the student's grid."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import deepspeed
+
+from .families import (
+    IMAGENET,
+    Grid,
+    InputSizes,
+    Normalization,
+    family_of,
+    input_sizes,
+    num_extra_tokens,
+    read_config,
+    read_normalization,
+    take_encoder,
+)
+
+logger = logging.getLogger(__name__)
+
+# the variable by which `accelerate launch` asks for a loading that leaves weights out in all processes but one
+SPARING_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
+
+@dataclass
+class TeacherConfig:
+    """One teacher, as a YAML entry names it.
+
+    Args:
+        model: Hub id or local folder, of a type in `mvd_hf.teachers.families.FAMILIES` or of CLIP, SigLIP or SigLIP 2
+            with their text part.
+        frames: what the teacher sees: `first_of_tubelet` (the first frame of each of the student's tubelets, as
+            images: MVD's image teacher), `all` (every frame as an image; the features of a tubelet's frames are
+            averaged) or `clip` (all frames together). By default `clip` for video models, `first_of_tubelet` for
+            image models.
+        image_size: pixels of its square input; by default its patch size times the student's rows (196 for patch 14).
+        layer: which hidden state the features are: 0 what enters the first layer, n what leaves layer n, -1 the last.
+            Layers above are not computed.
+        norm: features `pre` or `post` the final layer norm. By default `pre` for models trained to reconstruct pixels
+            (ours, ViTMAE, VideoMAE), as in MVD, and `post` for all others. An inner `layer` can pass it, too.
+        target_norm: `none` (MVD), or `layernorm`: standardise every feature vector (no affine parameters, eps 1e-6).
+        loss: `smooth_l1` (MVD, beta 1), `l1` or `l2`.
+        weight: factor of its loss in the sum.
+        dtype: `float32`, `bfloat16` or `float16`, of its weights. Those of `float32` run under the trainer's autocast;
+            the others without: it would only turn their layer norms into float32 and back.
+        compile: whether `torch.compile` speeds it up.
+        frames_per_pass: bound on the frames it sees at once, at least one clip; by default the whole batch.
+        shard: whether the processes of a machine divide its weights among them (FSDP2) and gather those of a layer
+            while it is computed; by default each process holds all of them.
+
+    Raises:
+        ValueError: if a choice is none of those, or both `shard` and `compile` are chosen.
+    """
+
+    model: str
+    frames: str | None = None
+    image_size: int | None = None
+    layer: int = -1
+    norm: str | None = None
+    target_norm: str = "none"
+    loss: str = "smooth_l1"
+    weight: float = 1.0
+    dtype: str = "float32"
+    compile: bool = False
+    frames_per_pass: int | None = None
+    shard: bool = False
+
+    def __post_init__(self):
+        for field, choices in {
+            "frames": (None, "first_of_tubelet", "all", "clip"),
+            "norm": (None, "pre", "post"),
+            "target_norm": ("none", "layernorm"),
+            "loss": ("smooth_l1", "l1", "l2"),
+            "dtype": ("float32", "bfloat16", "float16"),
+            "compile": (False, True),
+            "shard": (False, True),
+        }.items():
+            if getattr(self, field) not in choices:
+                known = ", ".join(str(choice) for choice in choices if choice is not None)
+                raise ValueError(f"{field}={getattr(self, field)!r} of a teacher must be one of {known}.")
+        if self.shard and self.compile:
+            raise ValueError(
+                "shard=True and compile=True of a teacher exclude each other, as every layer would break the "
+                "compiled graph: choose one."
+            )
+        for field in ("image_size", "frames_per_pass"):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{field}={value!r} of a teacher must be a whole number above 0.")
+        if not isinstance(self.layer, int):
+            raise ValueError(f"layer={self.layer!r} of a teacher must be a whole number.")
+
+
+def mesh_of_machines(device: torch.device) -> DeviceMesh:
+    """All processes, in as many rows as there are machines; in one row if machines do not have equally many."""
+    count = dist.get_world_size()
+    sizes: list[int] = [0] * count
+    dist.all_gather_object(sizes, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))
+    per_machine = sizes[0]
+    if len(set(sizes)) > 1 or per_machine < 1 or count % per_machine:
+        logger.warning(
+            "The processes' LOCAL_WORLD_SIZE, %s, does not divide %d processes into equal machines: teachers are "
+            "divided among all processes and gathered between machines, too.",
+            sorted(set(sizes)),
+            count,
+        )
+        per_machine = count
+    if per_machine == count:
+        return init_device_mesh(device.type, (count,), mesh_dim_names=("processes",))
+    return init_device_mesh(device.type, (count // per_machine, per_machine), mesh_dim_names=("machines", "processes"))
+
+
+class Teacher(nn.Module):
+    """A frozen model and how to look through it: `teacher(clips)` gives targets (B, L, D).
+
+    Args:
+        config: what to do with the model.
+        model: the network, of a known family. The teacher takes its encoder and changes it in place: layers that are
+            not needed and the final norm are taken off, and positions are fitted to the student's grid.
+        student_grid: patches of the student's clip, (time, rows, columns).
+        num_frames: frames of the student's clip.
+        normalization: of the pixels the model was trained on; by default its own configuration's or its family's.
+        clip_normalization: how clips that arrive as floats were normalised, which is undone.
+
+    Raises:
+        ValueError: if no input makes the teacher's patches match the student's, or it lacks what the config asks for.
+    """
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        model: PreTrainedModel,
+        student_grid: Grid,
+        num_frames: int,
+        normalization: Normalization | None = None,
+        clip_normalization: Normalization = IMAGENET,
+    ):
+        super().__init__()
+        self.config, self.student_grid = config, student_grid
+        model_config = getattr(model.config, "vision_config", model.config)
+        self.family = family_of(model_config, config.model)
+        self.feature_dim = model_config.hidden_size
+        self.num_extra_tokens = num_extra_tokens(model_config)
+        sizes = input_sizes(model_config, config.model)
+        self.patch_size = sizes.patch_size
+        self.image_size = sizes.patch_size * student_grid[1] if config.image_size is None else config.image_size
+        self.frames, self.frame_step, self.input_frames = self._choose_frames(sizes, num_frames)
+        grid = self._grid(sizes, num_frames)
+        self.model, final_norm = take_encoder(model, grid, self._num_layers(model_config.num_hidden_layers))
+        norm = config.norm or self.family.norm
+        self.final_norm = final_norm if norm == "post" else None
+        if norm == "post" and final_norm is None:
+            raise ValueError(f"The teacher {config.model!r} has no final norm: choose norm: pre.")
+        if normalization is None:
+            normalization = self.family.normalization or Normalization(model_config.image_mean, model_config.image_std)
+        factors = {"byte": normalization.of_bytes(), "float": normalization.of_normalized(clip_normalization)}
+        for name, (scale, offset) in factors.items():
+            self.register_buffer(f"{name}_scale", scale.float(), persistent=False)
+            self.register_buffer(f"{name}_offset", offset.float(), persistent=False)
+        self.eval().requires_grad_(False)
+        if config.compile:
+            # teachers of one class share a cache, where the sizes of each would look like changing ones of the other
+            self.model.compile(dynamic=False)
+
+    def _choose_frames(self, sizes: InputSizes, num_frames: int) -> tuple[str, int, int]:
+        """What the teacher sees, the step between the frames it sees, and how many are an input of the model."""
+        is_image_model = sizes.num_frames == 1
+        frames = self.config.frames or ("first_of_tubelet" if is_image_model else "clip")
+        if frames == "clip" and is_image_model:
+            raise ValueError(
+                f"The teacher {self.config.model!r} is an image model: choose frames: first_of_tubelet or all."
+            )
+        if frames != "clip" and sizes.tubelet_size > 1:
+            raise ValueError(
+                f"The teacher {self.config.model!r} sees tubelets of {sizes.tubelet_size} frames (tubelet "
+                f"{sizes.tubelet_size}), which the images of frames: {frames} cannot fill: choose frames: clip."
+            )
+        student_tubelet = num_frames // self.student_grid[0]
+        if frames == "first_of_tubelet":
+            return frames, student_tubelet, 1
+        if frames == "all":
+            return frames, 1, 1
+        # as many frames as the teacher was trained with, where its tubelets then lie in the student's
+        step = num_frames // sizes.num_frames
+        if step < 1 or num_frames % sizes.num_frames or student_tubelet % (step * sizes.tubelet_size):
+            step = 1
+        return frames, step, num_frames // step
+
+    def _grid(self, sizes: InputSizes, num_frames: int) -> Grid:
+        """The patches of one input of the model, checked: those of all inputs match the student's grid."""
+        time, rows, columns = self.student_grid
+        patch, tubelet = sizes.patch_size, sizes.tubelet_size
+        side = self.image_size // patch
+        is_divisible = self.image_size % patch == 0 and self.input_frames % tubelet == 0
+        grid = (self.input_frames // tubelet, side, side)
+        seen = num_frames // self.frame_step
+        slots = seen // self.input_frames * grid[0]
+        if not is_divisible or grid[1:] != (rows, columns) or slots == 0 or slots % time:
+            raise ValueError(
+                f"The teacher {self.config.model!r} gives {slots}x{side}x{side} patches (image_size="
+                f"{self.image_size}, patch {patch}, {seen} frames, tubelet {tubelet}) for the student's "
+                f"{time}x{rows}x{columns}. Its patches match with image_size={patch * rows} for a square student "
+                f"and, on clips, {time * tubelet} frames or a multiple."
+            )
+        return grid
+
+    def _num_layers(self, available: int) -> int:
+        """How many layers the features pass."""
+        layer = self.config.layer
+        if not -available - 1 <= layer <= available:
+            raise ValueError(
+                f"layer={layer} of the teacher {self.config.model!r} does not exist: it has {available} layers, "
+                f"choose from {-available - 1} to {available}."
+            )
+        return layer if layer >= 0 else available + 1 + layer
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Nothing: a teacher stays in evaluation mode."""
+        return super().train(False)
+
+    def shard(self, device: torch.device):
+        """Divide its weights among the processes of a machine; those of a layer are gathered when it is computed.
+
+        Targets are the same as without, as every process computes its own. With a single process nothing happens.
+
+        Args:
+            device: where the weights go; of one layer all of them are there at once.
+        """
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        mesh, total = mesh_of_machines(device), sum(parameter.numel() for parameter in self.model.parameters())
+        for module in (*self.model.get_submodule(self.family.layers), self.model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        own = sum(parameter.to_local().numel() for parameter in self.model.parameters())
+        logger.info("Of the %d weights of the teacher %r this process holds %d.", total, self.config.model, own)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The model's input, in its dtype, from uint8 or normalised floats (..., C, S, S)."""
+        kind = "float" if pixels.is_floating_point() else "byte"
+        pixels = pixels * getattr(self, f"{kind}_scale") + getattr(self, f"{kind}_offset")
+        return pixels.to(next(self.model.parameters()).dtype)
+
+    def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features (N, patches, D) of inputs (N, frames, C, S, S), without class and register tokens."""
+        is_half = next(self.model.parameters()).dtype != torch.float32
+        with torch.autocast(pixels.device.type, enabled=False) if is_half else nullcontext():
+            inputs = self.family.inputs(self.normalize(pixels), self.patch_size)
+            features = self.model(**inputs).last_hidden_state[:, self.num_extra_tokens :]
+            return features if self.final_norm is None else self.final_norm(features)
+
+    @torch.no_grad()
+    def forward(self, clips: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """Targets (B, L, D) for clips (B, T, C, S, S) by their size S.
+
+        Clips are uint8, or floats with the `clip_normalization`; either way the model gets its own normalisation.
+
+        Raises:
+            ValueError: if no clip is of the teacher's size.
+        """
+        if self.image_size not in clips:
+            raise ValueError(
+                f"The teacher {self.config.model!r} sees {self.image_size}x{self.image_size} pixels, the batch has "
+                f"{sorted(clips)}: let the data set make clips of that size too (`sizes` of its augmentation)."
+            )
+        time, rows, columns = self.student_grid
+        clip = clips[self.image_size][:, :: self.frame_step]
+        inputs = clip.reshape(-1, self.input_frames, *clip.shape[2:])
+        limit = self.config.frames_per_pass
+        per_pass = len(inputs) if limit is None else max(1, limit // self.input_frames)
+        parts = [self.patch_features(part) for part in inputs.split(per_pass)]
+        features = parts[0] if len(parts) == 1 else torch.cat(parts)
+        features = features.reshape(clip.shape[0], time, -1, rows * columns, self.feature_dim)
+        features = features[:, :, 0] if features.shape[2] == 1 else features.mean(2)
+        features = features.flatten(1, 2)
+        if self.config.target_norm == "layernorm":
+            features = nn.functional.layer_norm(features, (self.feature_dim,), eps=1e-6)
+        return features
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Let `from_pretrained` give each process all weights.
+
+    Under DeepSpeed ZeRO-3 it would divide them, and under FSDP's sparing loading leave them out, in any model; but
+    what puts them together again is wrapped around the trained model alone.
+    """
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    sparing = os.environ.pop(SPARING_LOADING, None)
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if reference is not None and reference() is not None:
+            deepspeed.set_hf_deepspeed_config(reference())
+        if sparing is not None:
+            os.environ[SPARING_LOADING] = sparing
+
+
+def load_model(
+    config: TeacherConfig, model_config: PreTrainedConfig
+) -> tuple[PreTrainedModel, dict[str, nn.Parameter]]:
+    """A teacher's model, and those of its weights that its checkpoint lacks or has in another shape, by name.
+
+    Raises:
+        ValueError: if the checkpoint cannot be read.
+    """
+    try:
+        with whole_weights():
+            model, report = AutoModel.from_pretrained(
+                config.model,
+                config=model_config,
+                dtype=getattr(torch, config.dtype),
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                key_mapping=family_of(model_config, config.model).old_names,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise ValueError(f"The weights of the teacher {config.model!r} cannot be loaded: {error}") from error
+    mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    fresh = mismatched | set(report["missing_keys"])
+    return model, {name: parameter for name, parameter in model.named_parameters() if name in fresh}
+
+
+def load_teacher(
+    config: TeacherConfig, student_grid: Grid, num_frames: int, clip_normalization: Normalization = IMAGENET
+) -> Teacher:
+    """A frozen teacher from a Hub id or local folder, on the CPU, with every weight it needs.
+
+    Its pixels are normalised as the processor in that place says, or as usual for its family if there is none.
+
+    Args:
+        config: the entry of a recipe.
+        student_grid: patches of the student's clip, (time, rows, columns).
+        num_frames: frames of the student's clip.
+        clip_normalization: how clips that arrive as floats were normalised.
+
+    Raises:
+        ValueError: if the model cannot be loaded completely or cannot teach that grid.
+    """
+    source = config.model
+    model_config = read_config(source)
+    family = family_of(model_config, source)
+    normalization = None if family.normalization is None else read_normalization(source, model_config)
+    if normalization is None and family.normalization is not None:
+        normalization = family.normalization
+        logger.warning(
+            "The teacher %r has no processor: its pixels are normalised by mean %s and std %s, as is usual for %s.",
+            source,
+            normalization.mean,
+            normalization.std,
+            model_config.model_type,
+        )
+    model, fresh = load_model(config, model_config)
+    teacher = Teacher(config, model, student_grid, num_frames, normalization, clip_normalization)
+    used = {id(parameter) for parameter in teacher.parameters()}
+    refused = sorted(name for name, p in fresh.items() if id(p) in used and not name.endswith(family.optional))
+    if refused:
+        raise ValueError(
+            f"The teacher {source!r} lacks {len(refused)} weights, or has them in another shape "
+            f"({', '.join(refused[:4])}{', ...' if len(refused) > 4 else ''}): take a complete checkpoint, or choose "
+            "norm: pre or a lower layer where they are not needed."
+        )
+    return teacher
+
+
+def load_teachers(
+    teachers: Mapping[str, TeacherConfig | Mapping | str],
+    student_grid: Grid,
+    num_frames: int,
+    clip_normalization: Normalization = IMAGENET,
+) -> dict[str, Teacher]:
+    """Frozen teachers by name, on the CPU.
+
+    Args:
+        teachers: per name a [`TeacherConfig`], its fields, or just the model's id or folder.
+        student_grid: patches of the student's clip, (time, rows, columns).
+        num_frames: frames of the student's clip.
+        clip_normalization: how clips that arrive as floats were normalised.
+
+    Raises:
+        ValueError: if an entry has an unknown field, or a model cannot teach that grid.
+    """
+    loaded = {}
+    for name, entry in teachers.items():
+        if isinstance(entry, Mapping):
+            known = [field.name for field in fields(TeacherConfig)]
+            unknown = sorted(entry.keys() - set(known))
+            if unknown or "model" not in entry:
+                problem = f"unknown keys {', '.join(unknown)}" if unknown else "no key 'model'"
+                raise ValueError(f"The teacher {name!r} has {problem}; the keys are {', '.join(known)}.")
+            entry = TeacherConfig(**entry)
+        elif isinstance(entry, str):
+            entry = TeacherConfig(model=entry)
+        loaded[name] = load_teacher(entry, student_grid, num_frames, clip_normalization)
+    return loaded

@@ -1,0 +1,89 @@
+"""In which order a training and an evaluation take their samples, the same on every process."""
+
+import math
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
+from torch.utils.data import Sampler
+
+from ..data.clips import SampleDataset
+from ..data.streaming import StreamingClips
+
+
+def check_size(num_samples: int, total_batch_size: int):
+    """Raise ValueError if a data set is smaller than one optimizer step."""
+    if num_samples < total_batch_size:
+        raise ValueError(
+            f"The data set has {num_samples} samples, fewer than the total batch of {total_batch_size}: lower "
+            "per_device_train_batch_size or gradient_accumulation_steps."
+        )
+
+
+def check_samples(dataset):
+    """Raise ValueError if a training set does not take (epoch, index) keys, and is none of ours."""
+    if dataset is None or isinstance(dataset, SampleDataset | StreamingClips):
+        return
+    remedy = "Make it with mvd_hf.load_clips, or let dataset[(epoch, index)] give a sample."
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise ValueError(f"A training set of type {type(dataset).__name__} has no length or no index. {remedy}")
+    try:
+        if isinstance(dataset, datasets.Dataset):
+            raise TypeError("it takes a pair for two rows")
+        dataset[(0, 0)]
+    except (TypeError, KeyError, IndexError, NotImplementedError) as error:
+        raise ValueError(
+            f"A {type(dataset).__name__} does not take (epoch, index) keys ({error}). {remedy}"
+        ) from error
+
+
+class EpochSampler(Sampler):
+    """Shuffled (epoch, index) pairs, the same on every process, as many as whole optimizer steps take.
+
+    Args:
+        num_samples: size of the data set.
+        total_batch_size: samples per optimizer step over all processes.
+        seed: seed of the order.
+
+    Raises:
+        ValueError: if the data set is smaller than one step.
+    """
+
+    def __init__(self, num_samples: int, total_batch_size: int, seed: int):
+        check_size(num_samples, total_batch_size)
+        self.num_samples, self.seed, self.epoch = num_samples, seed, 0
+        self.length = num_samples // total_batch_size * total_batch_size
+
+    def set_epoch(self, epoch: int):
+        """Choose the epoch whose order and random draws come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def order(self, epoch: int) -> list[tuple[int, int]]:
+        """The pairs of an epoch."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_samples)
+        return [(epoch, int(index)) for index in order[: self.length]]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.order(self.epoch))
+
+
+class EvaluationSampler(Sampler):
+    """(0, index) of every sample in order, then blank samples (0, -1) until all processes have whole batches.
+
+    Args:
+        num_samples: size of the data set.
+        total_batch_size: samples per step over all processes.
+    """
+
+    def __init__(self, num_samples: int, total_batch_size: int):
+        self.num_samples = num_samples
+        self.length = math.ceil(num_samples / total_batch_size) * total_batch_size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(0, index if index < self.num_samples else -1) for index in range(self.length)])

@@ -1,0 +1,1 @@
+"""Figures, feature maps and the demo page."""

@@ -1,0 +1,191 @@
+"""Pictures of what an action detector says: people and their actions in the key frames of a video.
+
+Pictures are (H, W, 3) uint8. Boxes are x1, y1, x2, y2 in pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from ..detection.ava import BOX, KEY, read_boxes, read_person_boxes
+from ..model.detection_mvd import MVDForActionDetection
+from ..model.frame_sampling import key_frame_clip
+from ..model.video_processing_mvd import MVDVideoProcessor
+from ..model.video_reading import VideoReader
+from .strips import write_pictures
+
+# colours of people, told apart by those who do not see red and green alike (Okabe and Ito)
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+# short side of a picture; smaller frames are enlarged so that text fits
+PICTURE_SIDE = 480
+
+Box = Sequence[float]
+
+
+@dataclass
+class DetectionPictureArguments:
+    """Which video is drawn with which boxes, as a recipe's keys.
+
+    Args:
+        model: folder or Hub id of an action detector with its processor.
+        video: a video file.
+        boxes: CSV file of a person detector.
+        annotations: CSV file in AVA's format, whose people are taken instead.
+        video_id: the video's name in these files; by default the file's name without its suffix.
+        video_start: second at which the file begins.
+        min_score: least score of a detected person.
+        threshold: least probability of an action that is told.
+        top_k: actions of a person that are told at most.
+        output: mp4 file to write.
+        hold: seconds for which each key frame is shown.
+    """
+
+    model: str = ""
+    video: str = ""
+    boxes: str | None = None
+    annotations: str | None = None
+    video_id: str | None = None
+    video_start: float = 0.0
+    min_score: float = 0.8
+    threshold: float = 0.2
+    top_k: int = 4
+    output: str = "outputs/pictures/detections.mp4"
+    hold: float = 1.0
+
+    def __post_init__(self):
+        for name in ("model", "video"):
+            if not getattr(self, name):
+                raise ValueError(f"Nothing to draw: give --{name}.")
+        if self.boxes is not None and self.annotations is not None:
+            raise ValueError("Give boxes or annotations, not both.")
+
+    def people(self, num_seconds: int) -> dict[float, np.ndarray]:
+        """Relative boxes (P, 4) of each key frame; without a file the whole frame, second by second.
+
+        Raises:
+            ValueError: if a file cannot be read or has nobody in this video.
+        """
+        source = self.annotations or self.boxes
+        if source is None:
+            whole = np.array([[0.0, 0.0, 1.0, 1.0]])
+            return {self.video_start + second: whole for second in range(num_seconds)}
+        if self.annotations is not None:
+            table = read_boxes(source).dropna(subset=BOX).drop_duplicates([*KEY, *BOX])
+        else:
+            table = read_person_boxes(source)
+            table = table[table["score"] >= self.min_score]
+        name = self.video_id or Path(self.video).stem
+        mine = table[table["video"] == name]
+        if mine.empty:
+            known = ", ".join(table["video"].unique()[:3]) or "none"
+            raise ValueError(
+                f"{source!r} has nobody in the video {name!r} (it has {known}): give video_id, or lower min_score."
+            )
+        return {float(time): people[BOX].to_numpy() for time, people in mine.groupby("timestamp")}
+
+
+def detection_pictures(
+    model: MVDForActionDetection, processor: MVDVideoProcessor, arguments: DetectionPictureArguments
+) -> Iterator[np.ndarray]:
+    """A picture of each key frame: its people, what they do and how sure the model is.
+
+    Raises:
+        VideoReadError: if the video cannot be read, or is over at a key frame.
+        ValueError: if there are no boxes of this video.
+    """
+    with VideoReader(arguments.video) as reader:
+        for timestamp, boxes in arguments.people(int(reader.times()[-1]) + 1).items():
+            key_frame = reader.frame_at(timestamp - arguments.video_start)
+            clip = key_frame_clip(key_frame, len(reader), processor.num_frames, processor.frame_sampling_rate)
+            frames = reader.read(clip[0])
+            inputs = processor(frames, boxes=boxes, return_tensors="pt").to(model.device)
+            with torch.no_grad():
+                outputs = model(**inputs)
+            (people,) = processor.post_process_action_detection(
+                outputs, arguments.threshold, arguments.top_k, target_sizes=[frames.shape[1:3]]
+            )
+            names = model.config.id2label
+            told = [
+                [f"{names[label]} {score:.2f}" for label, score in zip(*told_of(person), strict=True)]
+                for person in people
+            ]
+            corners = [person["box"].tolist() for person in people]
+            yield draw_people(reader.read([key_frame])[0], corners, told, f"{timestamp:g} s")
+
+
+def told_of(person: dict[str, torch.Tensor]) -> tuple[list[int], list[float]]:
+    """Labels and scores of a person's actions."""
+    return person["labels"].tolist(), person["scores"].tolist()
+
+
+def draw_people(
+    frame: np.ndarray, boxes: Sequence[Box], texts: Sequence[Sequence[str]], title: str = ""
+) -> np.ndarray:
+    """A frame with boxes and lines of text beside them, enlarged if it is small; height and width are even.
+
+    Args:
+        frame: (H, W, 3) uint8.
+        boxes: of each person, in pixels of the frame.
+        texts: lines of each person.
+        title: text in the upper left corner.
+    """
+    height, width = frame.shape[:2]
+    scale = max(1.0, PICTURE_SIDE / min(height, width))
+    size = tuple(2 * round(side * scale / 2) for side in (width, height))
+    picture = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC).convert("RGBA")
+    layer = Image.new("RGBA", size)
+    draw = ImageDraw.Draw(layer)
+    font = ImageFont.load_default(max(13, round(min(size) / 32)))
+    line = max(2, round(min(size) / 160))
+    corners = [[edge * scale for edge in box] for box in boxes]
+    for number, box in enumerate(corners):
+        draw.rectangle(box, outline=COLORS[number % len(COLORS)], width=line)
+    panels: list[Box] = []
+    for number, (box, lines) in enumerate(zip(corners, texts, strict=True)):
+        if lines:
+            others = [*panels * 4, *(other for other in corners if other is not box)]  # text over text is worst
+            panels.append(draw_text(draw, font, "\n".join(lines), box, COLORS[number % len(COLORS)], others))
+    if title:
+        draw_text(draw, font, title, (0, 0, 0, 0), "#000000", [])
+    return np.asarray(Image.alpha_composite(picture, layer).convert("RGB"))
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, text: str, box: Box, color: str, others: Sequence[Box]
+) -> Box:
+    """Draw text on a panel above, below, in or beside a box, where it covers least of the others; gives the panel."""
+    margin, full = 3, draw.im.size
+    left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=font)
+    size = right - left + 2 * margin, bottom - top + 2 * margin
+    x1, y1, x2, y2 = box
+    places = [(x1, y1 - size[1]), (x1, y2), (x1, y1), (x2, y1), (x1 - size[0], y1), (x1, y2 - size[1])]
+    panels = []
+    for place in places:
+        x, y = (min(max(start, 0), max(end - side, 0)) for start, side, end in zip(place, size, full, strict=True))
+        panels.append((x, y, x + size[0], y + size[1]))
+    panel = min(panels, key=lambda panel: sum(shared_area(panel, other) for other in others))
+    draw.rectangle(panel, fill=color + "D8")
+    red, green, blue = ImageColor.getrgb(color)
+    is_bright = 0.3 * red + 0.59 * green + 0.11 * blue > 150
+    corner = panel[0] + margin - left, panel[1] + margin - top
+    draw.multiline_text(corner, text, font=font, fill="#000000" if is_bright else "#FFFFFF")
+    return panel
+
+
+def shared_area(panel: Box, other: Box) -> float:
+    """Area that two boxes have in common."""
+    width = min(panel[2], other[2]) - max(panel[0], other[0])
+    height = min(panel[3], other[3]) - max(panel[1], other[1])
+    return max(width, 0) * max(height, 0)
+
+
+def write_detections(arguments: DetectionPictureArguments) -> Path:
+    """Draw the key frames of a video as an mp4 file; returns its path."""
+    model = MVDForActionDetection.from_pretrained(arguments.model)
+    processor = MVDVideoProcessor.from_pretrained(arguments.model)
+    write_pictures(arguments.output, detection_pictures(model, processor, arguments), arguments.hold)
+    return Path(arguments.output)

@@ -1,0 +1,169 @@
+"""What a masked autoencoder (VideoMAE or MAE) makes of what it does not see.
+
+Letters in shapes: B clips, T frames, C channels, H x W pixels; t x h x w the grid of patches, L = t*h*w patches, of
+which M are masked; P values of a patch (frames x rows x columns x C).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.masking import MASKS, Grid
+from ..model.configuration_mvd import MVDConfig
+from ..model.modeling_mvd import MVDForPixelReconstruction
+from ..model.patches_mvd import split_patches
+from .features import ClipPictureArguments, crop_frames
+from .strips import draw_strips, film_of_strips, write_figure, write_pictures
+
+# brightness of hidden patches in a masked clip
+HIDDEN = 118
+NOTE = "hidden patches: pattern predicted, mean and contrast those of the truth"
+
+
+def denormalize_targets(values: torch.Tensor, clips: torch.Tensor, config: MVDConfig) -> torch.Tensor:
+    """Pixels (B, L, P) in [0, 1] from what stage 1 predicts (B, L, P): the inverse of `pixel_targets`.
+
+    Where targets are normalised by the patch (`norm_pix_loss`), the mean and standard deviation of the true patch
+    are put back, as is usual in pictures of masked autoencoders: the model predicts no others. Such pictures show
+    the predicted pattern in the true brightness, contrast and, as VideoMAE normalises each channel, colour.
+
+    Args:
+        values: in the order of `pixel_targets`.
+        clips: the true pixels (B, T, C, H, W) uint8.
+        config: the model's configuration.
+    """
+    pixels = clips.float() / 255
+    channel_mean, channel_std = (
+        torch.as_tensor(value, dtype=torch.float32, device=clips.device).view(-1, 1, 1)
+        for value in (config.image_mean, config.image_std)
+    )
+    is_mae = config.pixel_target == "mae"
+    truth = split_patches(
+        (pixels - channel_mean) / channel_std if is_mae else pixels, config.tubelet_size, config.patch_size
+    )
+    truth = truth.permute(0, 1, 2, 3, 4, 6, 7, 5).flatten(4, 6).flatten(1, 3)  # B, L, pixels, C
+    values = values.float().view(truth.shape)
+    if config.norm_pix_loss and is_mae:
+        variance, mean = torch.var_mean(truth, dim=(2, 3), keepdim=True)
+        values = values * (variance + 1e-6).sqrt() + mean
+    elif config.norm_pix_loss:
+        std, mean = torch.std_mean(truth, dim=2, keepdim=True)
+        values = values * (std + 1e-6) + mean
+    if is_mae:
+        values = values * channel_std.flatten() + channel_mean.flatten()
+    return values.flatten(2)
+
+
+def join_patches(patches: torch.Tensor, grid: Grid, config: MVDConfig) -> torch.Tensor:
+    """Clips (B, T, C, H, W) from patches (B, L, P) whose values are in (frame, row, column, channel) order."""
+    side, channels = config.patch_size, config.num_channels
+    blocks = patches.view(-1, *grid, config.tubelet_size, side, side, channels)
+    blocks = blocks.permute(0, 1, 4, 7, 2, 5, 3, 6)  # B, t, frame, C, h, row, w, column
+    return blocks.flatten(6, 7).flatten(4, 5).flatten(1, 2)
+
+
+def hidden_pixels(mask: torch.Tensor, grid: Grid, tubelet_size: int, patch_size: int) -> torch.Tensor:
+    """Which pixels (B, T, H, W) a mask (B, L) hides."""
+    mask = mask.unflatten(1, grid).repeat_interleave(tubelet_size, 1)
+    return mask.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+
+
+@dataclass
+class Reconstruction:
+    """A clip, what the model saw of it, and what it made of that: each (T, H, W, 3) uint8.
+
+    Args:
+        truth: the clip.
+        masked: the clip with grey patches where they are hidden.
+        predicted: visible patches of the clip, hidden ones as predicted.
+        loss: the model's mean squared error, in its own units.
+    """
+
+    truth: np.ndarray
+    masked: np.ndarray
+    predicted: np.ndarray
+    loss: float
+
+
+@torch.no_grad()
+def reconstruct(model: MVDForPixelReconstruction, frames: torch.Tensor, mask: torch.Tensor) -> Reconstruction:
+    """Let a model of stage 1 guess the hidden patches of a clip.
+
+    Args:
+        model: VideoMAE, or MAE, which sees each frame on its own.
+        frames: (T, C, H, W) uint8, T a multiple of the model's frames.
+        mask: (T / model's frames, L) bool, True hides a patch.
+
+    Raises:
+        ValueError: if the frames do not fill the model's clips, or the mask does not fit.
+    """
+    config = model.config
+    if len(frames) % config.num_frames:
+        raise ValueError(f"{len(frames)} frames do not fill clips of {config.num_frames}.")
+    clips = frames.unflatten(0, (-1, config.num_frames)).to(model.device)
+    mask = mask.to(model.device)
+    grid = model.mvd.embeddings.grid_of(clips)
+    output = model(clips, bool_masked_pos=mask)
+    values = torch.zeros(*mask.shape, output.logits.shape[-1], device=model.device)
+    values[mask] = output.logits.float().flatten(0, 1)
+    guessed = join_patches(denormalize_targets(values, clips, config), grid, config)
+    guessed = (255 * guessed.clamp(0, 1)).round().to(torch.uint8)
+    hidden = hidden_pixels(mask, grid, config.tubelet_size, config.patch_size)[:, :, None]
+    pictures = clips, clips.masked_fill(hidden, HIDDEN), torch.where(hidden, guessed, clips)
+    truth, masked, predicted = (picture.flatten(0, 1).permute(0, 2, 3, 1).cpu().numpy() for picture in pictures)
+    return Reconstruction(truth, masked, predicted, float(output.loss))
+
+
+@dataclass
+class ReconstructionArguments(ClipPictureArguments):
+    """A masked autoencoder and the clip of which it sees little, as a recipe's keys.
+
+    Args:
+        model: folder or Hub id of a model of stage 1 with its decoder.
+        num_frames: frames of the clip where the model sees single images.
+        mask_ratio: part of the patches that is hidden; by default as in training.
+        seed: of the mask.
+        device: where the model computes.
+        output: PNG file; the mp4 file and the arrays (.npz) have the same name.
+    """
+
+    model: str = ""
+    num_frames: int = 8
+    mask_ratio: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+    output: str = "outputs/pictures/reconstruction.png"
+
+
+def draw_masks(config: MVDConfig, num_clips: int, ratio: float | None, seed: int) -> torch.Tensor:
+    """Masks (clips, L) of the model's kind, the ratio by default its own."""
+    generator = torch.Generator().manual_seed(seed)
+    ratio = config.mask_ratio if ratio is None else ratio
+    return torch.stack([MASKS[config.mask_type](config.grid, ratio, generator) for _ in range(num_clips)])
+
+
+def write_reconstruction(arguments: ReconstructionArguments) -> Path:
+    """Draw a clip, what is visible and the reconstruction as a picture, a film and arrays; returns the picture's path.
+
+    Raises:
+        ValueError: if there is no model, it is none of stage 1, or the clip cannot be read.
+    """
+    if not arguments.model:
+        raise ValueError("Nothing to draw: give --model with a model of stage 1.")
+    model = MVDForPixelReconstruction.from_pretrained(arguments.model, dtype=torch.float32).to(arguments.device)
+    config = model.config
+    num_frames = arguments.num_frames if config.num_frames == 1 else config.num_frames
+    frames, seconds = arguments.read_clip(num_frames)
+    mask = draw_masks(config, num_frames // config.num_frames, arguments.mask_ratio, arguments.seed)
+    result = reconstruct(model, crop_frames(frames, config.frame_size), mask)
+    strips = {"clip": result.truth, "visible": result.masked, "predicted": result.predicted}
+    titles = [f"{second:.2f} s" for second in seconds]
+    note = NOTE if config.norm_pix_loss else "hidden patches: as predicted"
+    heading = f"{100 * mask.float().mean():.0f} % hidden, loss {result.loss:.3f}\n{note}"
+    path = write_figure(arguments.output, draw_strips(strips, titles, heading))
+    np.savez_compressed(path.with_suffix(".npz"), mask=mask.numpy(), loss=result.loss, **strips)
+    if arguments.film:
+        write_pictures(path.with_suffix(".mp4"), film_of_strips(strips, titles), 1 / arguments.fps, arguments.fps)
+    return path

@@ -1,0 +1,320 @@
+"""Signatures of videos: what the pictures hold, files that cannot be read, the file they are kept in."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvd_hf.curation import fingerprints as module
+from mvd_hf.curation.fingerprints import (
+    Signature,
+    SignatureSettings,
+    flat,
+    load_signatures,
+    picture_positions,
+    read_signatures,
+    small_picture,
+    unreadable,
+)
+from mvd_hf.data.sources import load_rows
+from mvd_hf.data.toy import toy_frames, write_video
+from mvd_hf.model.video_reading import read_frames
+
+
+@pytest.fixture(scope="module", autouse=True)
+def private_cache(tmp_path_factory):
+    """Keep the tables that `datasets` prepares out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> dict[str, bytes]:
+    """Contents of small files: two videos, a black one, one of a single frame, and no video."""
+    folder = tmp_path_factory.mktemp("contents")
+    for name, num_frames in (("a", 24), ("b", 40), ("single", 1)):
+        write_video(
+            folder / f"{name}.mp4", toy_frames("dots", "up", num_frames, 32, 48, np.random.default_rng(num_frames))
+        )
+    write_video(folder / "black.mp4", np.zeros((20, 32, 48, 3), dtype=np.uint8))
+    (folder / "text").write_text("<html>404 not found</html>", encoding="utf-8")
+    return {path.stem: path.read_bytes() for path in folder.iterdir()}
+
+
+def rows_of(folder: Path, contents: dict[str, bytes | None]) -> datasets.Dataset:
+    """Rows of files in a folder; `None` for one that is missing."""
+    folder.mkdir(exist_ok=True)
+    for name, content in contents.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+    return datasets.Dataset.from_dict(
+        {"video": [{"path": str(folder / name), "bytes": None} for name in contents]},
+    )
+
+
+def assert_same(one: Signature, other: Signature):
+    for item in dataclasses.fields(Signature):
+        np.testing.assert_array_equal(getattr(one, item.name), getattr(other, item.name))
+
+
+@pytest.fixture
+def count_reads(monkeypatch):
+    """Names of the files that are read, in the order of the jobs."""
+    read = []
+    guarded = module.run_guarded
+
+    def counting(function, jobs, *args):
+        def counted():
+            for key, item in jobs:
+                read.append(Path(item["path"]).name)
+                yield key, item
+
+        return guarded(function, counted(), *args)
+
+    monkeypatch.setattr(module, "run_guarded", counting)
+    return read
+
+
+# pictures
+
+
+def test_a_picture_holds_the_mean_grey_of_each_cell():
+    frame = np.zeros((24, 36, 3), dtype=np.uint8)
+    frame[:, 18:] = 200
+    frame[0, 0] = 255  # one of the six pixels of a cell
+    picture = small_picture(frame)
+    assert picture.shape == (12, 12)
+    assert picture.dtype == np.uint16
+    assert (picture[:, 6:] == 200 * 257).all()
+    assert picture[0, 0] == round(255 / 6 * 257)  # which 8 bits could not hold
+    assert picture[1:, :6].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "fps", "expected"),
+    [
+        (1, 25, 1),
+        (3, None, 3),
+        (16, 30, 16),
+        (60, 30, 16),
+        (120, 30, 28),
+        (120, 15, 56),
+        (9000, 30, 64),
+        (280, None, 64),
+    ],
+)
+def test_pictures_are_evenly_spaced_from_the_first_frame_to_the_last(num_frames, fps, expected):
+    positions = picture_positions(num_frames, fps, 64)
+    assert len(positions) == expected == len(set(positions))
+    assert (positions[0], positions[-1]) == (0, num_frames - 1)
+    assert np.ptp(np.diff(positions)) <= 1 if expected > 1 else True
+
+
+def test_signatures_of_a_data_set(tmp_path, videos):
+    names = ("a", "black", "text", "missing", "b", "single")
+    contents = {name: videos.get(name) for name in names}
+    rows = rows_of(tmp_path, contents)
+    rows = datasets.concatenate_datasets([rows, datasets.Dataset.from_list([{"video": None}], features=rows.features)])
+    found = read_signatures(rows)
+    assert [Path(signature.file).name for signature in found] == [*names, "row 6"]
+    assert [signature.num_frames for signature in found] == [24, 20, 0, 0, 40, 1, 0]
+    assert found[0].fps == 25
+    assert found[0].bytes == len(videos["a"])
+    assert len(found[4].pictures) == len(found[4].positions) == 16
+    assert flat(found) == [str(tmp_path / "black")]
+    reasons = unreadable(found)
+    assert [Path(name).name for name in reasons] == ["text", "missing", "row 6"]
+    assert "cannot be opened" in reasons[str(tmp_path / "text")]
+    assert reasons[str(tmp_path / "missing")] == "no such file"
+    assert "neither a path nor bytes" in reasons["row 6"]
+
+
+def test_pictures_are_those_of_the_frames(tmp_path, videos):
+    (tmp_path / "a.mp4").write_bytes(videos["a"])
+    (found,) = read_signatures(rows_of(tmp_path, {"a.mp4": None}))
+    frames = read_frames(tmp_path / "a.mp4", found.positions)
+    np.testing.assert_array_equal(found.pictures, [small_picture(frame) for frame in frames])
+
+
+def test_large_frames_are_read_in_parts(tmp_path, videos, monkeypatch):
+    rows = rows_of(tmp_path, {"b": videos["b"]})
+    (whole,) = read_signatures(rows)
+    sizes = []
+    reader = module.open_media(rows[0]["video"])
+    with reader as opened:
+        read = opened.read
+        opened.read = lambda indices: sizes.append(len(indices)) or read(indices)
+        monkeypatch.setattr(module, "MAX_READ_BYTES", 4 * 32 * 48 * 3)
+        pictures = module.read_pictures(opened, whole.positions)
+    assert sizes == [1, 4, 4, 4, 3]
+    np.testing.assert_array_equal(pictures, whole.pictures)
+
+
+def test_a_video_of_which_few_frames_show_something_is_flat():
+    pictures = np.zeros((20, 12, 12), dtype=np.uint16)
+    pictures[:3, :6] = 60_000
+    assert Signature("mostly black", num_frames=20, pictures=pictures).is_flat
+    pictures[:4, :6] = 60_000
+    assert not Signature("less black", num_frames=20, pictures=pictures).is_flat
+    assert not Signature("unreadable", reason="no such file").is_flat
+
+
+def test_images_are_videos_of_one_frame(tmp_path):
+    Image.fromarray(toy_frames("rings", "up", 1, 40, 40, np.random.default_rng(0))[0]).save(tmp_path / "a.png")
+    column = {"image": [{"path": str(tmp_path / "a.png"), "bytes": None}]}
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    (found,) = read_signatures(datasets.Dataset.from_dict(column, features=features))
+    assert (found.num_frames, found.fps, found.pictures.shape) == (1, None, (1, 12, 12))
+
+
+def test_a_video_that_takes_too_long_is_given_up_by_name(tmp_path, videos):
+    rows = rows_of(tmp_path, {"a": videos["a"]})
+    (found,) = read_signatures(rows, SignatureSettings(time_limit=1e-6))
+    assert "within" in found.reason
+    assert found.bytes == len(videos["a"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_pictures": 8}, "max_pictures=8 must be from 16"),
+        ({"max_pictures": 1000}, "to 320"),
+        ({"workers": 0}, "workers=0"),
+        ({"time_limit": 0}, "time_limit=0"),
+        ({"backend": "decord"}, "'decord' does not exist"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SignatureSettings(**settings)
+
+
+def test_a_data_set_without_rows():
+    features = datasets.Features({"video": datasets.Video(decode=False)})
+    with pytest.raises(ValueError, match="names no video"):
+        read_signatures(datasets.Dataset.from_dict({"video": []}, features=features))
+
+
+# the file
+
+
+def test_signatures_are_kept_and_each_video_is_read_once(tmp_path, videos, count_reads):
+    rows = rows_of(tmp_path / "videos", {"a": videos["a"], "b": videos["b"], "text": videos["text"]})
+    cache = tmp_path / "kept" / "signatures.csv"
+    first = read_signatures(rows, cache=cache)
+    assert count_reads == ["a", "b", "text"]
+    assert not Path(f"{cache}.partial").exists()
+    assert len(load_signatures(cache)) == 2
+    second = read_signatures(rows, cache=cache)
+    assert count_reads == ["a", "b", "text", "text"]  # what could not be read is tried again
+    for one, other in zip(first, second, strict=True):
+        assert_same(one, other)
+
+
+def test_a_changed_file_or_other_settings_are_read_again(tmp_path, videos, count_reads):
+    rows = rows_of(tmp_path / "videos", {"a": videos["a"], "b": videos["b"]})
+    cache = tmp_path / "signatures.csv"
+    read_signatures(rows, cache=cache)
+    (tmp_path / "videos" / "a").write_bytes(videos["single"])
+    assert read_signatures(rows, cache=cache)[0].num_frames == 1
+    assert count_reads == ["a", "b", "a"]
+    assert read_signatures(rows, cache=cache)[0].num_frames == 1
+    assert count_reads == ["a", "b", "a"]
+    read_signatures(rows, SignatureSettings(max_pictures=32), cache=cache)
+    assert count_reads == ["a", "b", "a", "a", "b"]
+
+
+def test_several_data_sets_share_a_file(tmp_path, videos, count_reads):
+    cache = tmp_path / "signatures.csv"
+    train = rows_of(tmp_path / "train", {"a": videos["a"]})
+    validation = rows_of(tmp_path / "validation", {"a": videos["b"]})
+    for _ in range(2):
+        found = [read_signatures(rows, cache=cache)[0].num_frames for rows in (train, validation)]
+        assert found == [24, 40]
+    assert count_reads == ["a", "a"]
+
+
+def test_an_interrupted_run_goes_on_where_it_ended(tmp_path, videos, count_reads, monkeypatch):
+    rows = rows_of(tmp_path / "videos", {"a": videos["a"], "b": videos["b"], "single": videos["single"]})
+    cache = tmp_path / "signatures.csv"
+    add, added = module.SignatureCache.add, []
+
+    def interrupt(self, signature):
+        add(self, signature)
+        added.append(signature.file)
+        if len(added) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.SignatureCache, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            read_signatures(rows, SignatureSettings(workers=1), cache=cache)
+    assert not cache.exists()
+    partial = Path(f"{cache}.partial")
+    partial.write_bytes(partial.read_bytes() + b"/videos/cut,12")  # a line that was being written
+    count_reads.clear()
+    found = read_signatures(rows, cache=cache)
+    assert count_reads == ["single"]
+    assert [signature.num_frames for signature in found] == [24, 40, 1]
+    assert len(load_signatures(cache)) == 3
+
+
+def test_contents_in_memory_are_told_apart_by_digest(tmp_path, videos):
+    cache = tmp_path / "signatures.csv"
+    features = datasets.Features({"video": datasets.Video(decode=False)})
+
+    def rows(content: bytes) -> datasets.Dataset:
+        return datasets.Dataset.from_dict({"video": [{"path": "0.mp4", "bytes": content}]}, features=features)
+
+    for name, expected in (("a", 24), ("b", 40), ("a", 24)):
+        (found,) = read_signatures(rows(videos[name]), cache=cache)
+        assert (found.file, found.num_frames) == ("0.mp4", expected)
+        assert len(found.digest) == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file,label\na,1\n", "is not a file of signatures"),
+        (f"{','.join(module.COLUMNS)}\na,12,,24,25.0,64,AAAA\n", "Line 2 .* is damaged"),
+        (f"{','.join(module.COLUMNS)}\na,12,,many,25.0,64,AAAA\n", "Line 2 .* is damaged"),
+        (f"{','.join(module.COLUMNS)}\na,12\n", "Line 2 .* is damaged"),
+    ],
+)
+def test_a_file_of_another_kind_or_a_damaged_one_is_refused_and_left_alone(tmp_path, videos, content, message):
+    cache = tmp_path / "signatures.csv"
+    cache.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_signatures(rows_of(tmp_path / "videos", {"a": videos["a"]}), cache=cache)
+    assert cache.read_text(encoding="utf-8") == content
+    assert os.listdir(tmp_path).count("signatures.csv.partial") == 0
+
+
+def test_pictures_survive_packing():
+    pictures = np.random.default_rng(0).integers(0, 65536, (9, 12, 12), dtype=np.uint16)
+    np.testing.assert_array_equal(module.unpack(module.pack(pictures)), pictures)
+    with pytest.raises(ValueError, match="not the pictures"):
+        module.unpack("no base64!")
+
+
+def test_the_longest_signature_fits_in_a_line_of_the_file(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 65536, (320, 12, 12), dtype=np.uint16)
+    signature = Signature("a", num_frames=4000, fps=25.0, max_pictures=320, pictures=pictures)
+    with module.SignatureCache(tmp_path / "signatures.csv") as cache:
+        cache.add(signature)
+    (found,) = load_signatures(tmp_path / "signatures.csv")
+    assert_same(found, signature)
+
+
+def test_a_folder_with_labels(tmp_path, videos):
+    for name in ("walk/a.mp4", "run/b.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_bytes(videos[path.stem])
+    found = read_signatures(load_rows(str(tmp_path)))
+    assert sorted(signature.num_frames for signature in found) == [24, 40]

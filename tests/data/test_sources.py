@@ -1,0 +1,647 @@
+"""Sources of videos: list files, folders, parquet, WebDataset, URLs, labels, manifests, and readers of their files."""
+
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import datasets
+import fsspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvd_hf.data import sources
+from mvd_hf.data.clips import ClipCutter, ClipDataset
+from mvd_hf.data.sources import (
+    ImageReader,
+    LabelReader,
+    column_names,
+    fetch,
+    field_of,
+    first_rows,
+    holds_images,
+    keep_listed,
+    keep_stream,
+    load_rows,
+    media_column,
+    media_name,
+    num_videos,
+    open_media,
+    read_label_names,
+    read_list_file,
+    read_manifest,
+)
+from mvd_hf.data.toy import make_toy_dataset
+from mvd_hf.model.video_reading import VideoReader, VideoReadError
+
+ANIMALS = ("zebra", "ant", "cat")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def private_cache(tmp_path_factory):
+    """Keep the tables that `datasets` prepares out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """A videofolder of 6 and 3 videos of 16 frames."""
+    folder = tmp_path_factory.mktemp("toy")
+    return make_toy_dataset(folder, num_train=6, num_validation=3, num_frames=16, height=48, width=64)
+
+
+@pytest.fixture
+def memory(toy):
+    """A file system in memory, `memory://videos`, that holds two of the videos."""
+    files = fsspec.filesystem("memory")
+    for name in ("0000.mp4", "0001.mp4"):
+        files.pipe(f"/videos/{name}", (toy / "train" / name).read_bytes())
+    yield files
+    files.rm("/videos", recursive=True)
+
+
+def write_shard(path: Path, toy: Path, numbers: range):
+    """A WebDataset shard: per number a video, its class as `.cls` and a `.json` with its name."""
+    with tarfile.open(path, "w") as archive:
+        for number in numbers:
+            members = {
+                "mp4": (toy / "train" / f"{number:04d}.mp4").read_bytes(),
+                "cls": str(number % 3).encode(),
+                "json": json.dumps({"label": ANIMALS[number % 3], "number": number}).encode(),
+            }
+            for suffix, content in members.items():
+                member = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def shards(toy, tmp_path_factory) -> Path:
+    """A folder with two WebDataset shards of 3 training videos and one of 2 validation videos."""
+    folder = tmp_path_factory.mktemp("shards")
+    for name, numbers in {"train-0": range(3), "train-1": range(3, 6), "validation-0": range(2)}.items():
+        write_shard(folder / f"{name}.tar", toy, numbers)
+    return folder
+
+
+def undecoded(toy: Path, numbers) -> datasets.Dataset:
+    """Rows with the bytes of videos and their numbers."""
+    items = [{"path": None, "bytes": (toy / "train" / f"{i:04d}.mp4").read_bytes()} for i in numbers]
+    rows = datasets.Dataset.from_dict({"video": items, "number": list(numbers)})
+    return rows.cast_column("video", datasets.Video(decode=False))
+
+
+def numbers_of(rows) -> list[int]:
+    return [row["number"] for row in rows]
+
+
+def whole(read, generator) -> dict[int, torch.Tensor]:
+    """An augmentation that leaves the frames as they are, (T, H, W, 3)."""
+    return {0: torch.from_numpy(read(lambda height, width: (0, 0, height, width)))}
+
+
+def first_and_last(total_frames: int, generator) -> np.ndarray:
+    return np.array([[0, total_frames - 1]])
+
+
+def frames_of(path: Path) -> np.ndarray:
+    with VideoReader(path) as reader:
+        return reader.read(range(len(reader)))
+
+
+def list_file(folder: Path, text: str, name: str = "list.txt") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "labels"),
+    [
+        ("a.mp4 3\nsub/b.mp4 -1\n", ["a.mp4", "sub/b.mp4"], [3, -1]),
+        ("a.mp4,3\nsub/b.mp4,1\n", ["a.mp4", "sub/b.mp4"], [3, 1]),
+        ("a.mp4, 3\nsub/b.mp4,   1\n", ["a.mp4", "sub/b.mp4"], [3, 1]),
+        ("a.mp4  3\r\n\r\n   \r\n  b.mp4 1  ", ["a.mp4", "b.mp4"], [3, 1]),
+        ('"name with spaces.mp4" 3\nb.mp4 1\n', ["name with spaces.mp4", "b.mp4"], [3, 1]),
+        ('"name with spaces, and comma.mp4",3\nb.mp4,1\n', ["name with spaces, and comma.mp4", "b.mp4"], [3, 1]),
+        ("name with spaces.mp4,3\nb.mp4,1\n", ["name with spaces.mp4", "b.mp4"], [3, 1]),
+        ("a,b.mp4 3\nc.mp4 1\n", ["a,b.mp4", "c.mp4"], [3, 1]),
+        ("-a.mp4 3\n#b.mp4 1\n视频.mp4 2", ["-a.mp4", "#b.mp4", "视频.mp4"], [3, 1, 2]),
+        ("a.mp4\nb.mp4\n", ["a.mp4", "b.mp4"], None),
+        ('"a b.mp4"\n', ["a b.mp4"], None),
+        ("a b.mp4\t3\nc.mp4\t1\n", ["a b.mp4", "c.mp4"], [3, 1]),
+        ("\ufeffa.mp4 3\nb.mp4 -1\n", ["a.mp4", "b.mp4"], [3, -1]),
+    ],
+)
+def test_list_file_gives_paths_and_labels(tmp_path, text, names, labels):
+    rows = read_list_file(list_file(tmp_path, text))
+    assert rows["video"][:] == [{"path": str(tmp_path / name), "bytes": None} for name in names]
+    if labels is None:
+        assert rows.column_names == ["video"]
+    else:
+        assert rows["label"][:] == labels
+
+
+def test_root_goes_in_front_of_relative_paths_only(tmp_path):
+    path = list_file(tmp_path, "a.mp4 0\n/elsewhere/b.mp4 1\n")
+    rows = read_list_file(path, root="videos")
+    assert [item["path"] for item in rows["video"]] == ["videos/a.mp4", "/elsewhere/b.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a.mp4 0\n\nname with spaces.mp4 1\n", 3),
+        ("a.mp4 0\nb.mp4 cat\n", 2),
+        ("a.mp4 1.5\n", 1),
+        ("a.mp4 0\nb.mp4 --1\n", 2),
+        ("a.mp4 \u00b2\n", 1),
+        ("a.mp4,0\nb.mp4,1,2\n", 2),
+        ("a.mp4 0 1\nb.mp4 1 2\n", 1),
+        ("path,label\na.mp4,0\n", 1),
+        ("a.mp4 0\nb.mp4 1\n\nc.mp4\n", 4),
+        ("a.mp4\nb.mp4 1\n", 1),
+    ],
+)
+def test_line_that_is_no_path_and_label_is_refused_by_number(tmp_path, text, line):
+    with pytest.raises(ValueError, match=rf"Line {line} of '.*list\.txt'"):
+        read_list_file(list_file(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["", "\n  \n"])
+def test_empty_list_file_is_refused_by_name(tmp_path, text):
+    with pytest.raises(ValueError, match=r"list\.txt' names no video"):
+        read_list_file(list_file(tmp_path, text))
+
+
+def test_videofolder_gives_undecoded_videos_and_the_columns_of_its_metadata(toy):
+    rows = load_rows(str(toy), "validation")
+    assert len(rows) == 3
+    assert media_column(rows) == "video"
+    assert rows["appearance"][:] == [0, 0, 0]
+    assert rows["motion"][:] == [0, 1, 2]
+    assert rows[1]["video"] == {"path": str(toy / "validation" / "0001.mp4"), "bytes": None}
+
+
+def test_source_that_does_not_exist_is_named(tmp_path):
+    for name in ("none", "none.txt", "none.csv"):
+        with pytest.raises(ValueError, match=re.escape(f"There is no data set '{tmp_path / name}'")):
+            load_rows(str(tmp_path / name))
+
+
+def test_folder_without_data_is_named(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        load_rows(str(tmp_path))
+
+
+def test_missing_split_is_named_with_the_known_ones(toy):
+    with pytest.raises(ValueError, match=r"has no split 'test'.*train.*validation"):
+        load_rows(str(toy), "test")
+
+
+def test_a_path_without_suffix_gets_mp4_unless_such_a_file_exists(tmp_path):
+    (tmp_path / "real").write_bytes(b"")
+    rows = read_list_file(list_file(tmp_path, "real 0\nclass.a/video 1\nb.webm 2\n"))
+    assert [Path(item["path"]).name for item in rows["video"]] == ["real", "video.mp4", "b.webm"]
+
+
+@pytest.mark.parametrize("text", [",3\nb.mp4,1\n", '"" 3\nb.mp4 1\n'])
+def test_a_line_without_a_path_is_refused_by_number(tmp_path, text):
+    with pytest.raises(ValueError, match=r"Line 1 of '.*list\.txt' is not 'path label'"):
+        read_list_file(list_file(tmp_path, text))
+
+
+def test_a_list_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"list file '.*list\.txt' cannot be read"):
+        read_list_file(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("root", "start"),
+    [(None, "memory://lists/"), ("memory://videos", "memory://videos/"), ("memory://videos/", "memory://videos/")],
+)
+def test_a_list_file_and_its_root_may_be_urls(memory, root, start):
+    memory.pipe("/lists/train.txt", b"0000 3\nsub/0001.mp4 4\nmemory://other/c 5\n/absolute/d.mp4 6\n")
+    rows = load_rows("memory://lists/train.txt", root=root)
+    assert [item["path"] for item in rows["video"]] == [
+        f"{start}0000.mp4",
+        f"{start}sub/0001.mp4",
+        "memory://other/c.mp4",
+        "/absolute/d.mp4",
+    ]
+    assert rows["label"][:] == [3, 4, 5, 6]
+
+
+def test_a_local_list_file_may_name_urls(tmp_path, memory, toy):
+    path = list_file(tmp_path, "memory://videos/0000.mp4 1\n0001 2\n")
+    for index, root in ((0, None), (1, "memory://videos")):
+        item = read_list_file(path, root)["video"][index]
+        with open_media(item) as reader:
+            assert (reader.read([5])[0] == frames_of(toy / "train" / f"000{index}.mp4")[5]).all()
+
+
+def test_a_list_file_that_cannot_be_fetched_is_named(memory):
+    with pytest.raises(ValueError, match=r"list file 'memory://videos/none\.txt' cannot be read"):
+        load_rows("memory://videos/none.txt")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["file", "pattern", "folder"])
+def test_parquet_may_be_a_file_a_pattern_or_a_folder(tmp_path, toy, kind, streaming):
+    undecoded(toy, [0, 1]).to_parquet(tmp_path / "train-0.parquet")
+    undecoded(toy, [2]).to_parquet(tmp_path / "train-1.parquet")
+    name = {"file": "train-0.parquet", "pattern": "train-*.parquet", "folder": ""}[kind]
+    rows = load_rows(str(tmp_path / name), streaming=streaming)
+    assert isinstance(rows, datasets.IterableDataset if streaming else datasets.Dataset)
+    assert numbers_of(rows) == ([0, 1] if kind == "file" else [0, 1, 2])
+    assert next(iter(rows))["video"]["bytes"] == (toy / "train" / "0000.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["", "train-*.tar", "train-1.tar"])
+def test_webdataset_shards_give_undecoded_videos_and_their_fields(shards, toy, name, streaming):
+    rows = load_rows(str(shards / name), streaming=streaming)
+    assert media_column(rows) == "mp4"
+    assert not holds_images(rows, "mp4")
+    found = {row["json"]["number"]: row for row in rows}
+    assert list(found) == ([3, 4, 5] if name == "train-1.tar" else list(range(6)))
+    for number, row in found.items():
+        assert row["mp4"] == {
+            "path": f"{number:04d}.mp4",
+            "bytes": (toy / "train" / f"{number:04d}.mp4").read_bytes(),
+        }
+        assert row["cls"] == number % 3
+    labels = LabelReader(rows, "cls")
+    assert [labels(row) for row in found.values()] == [number % 3 for number in found]
+
+
+def test_webdataset_validation_split_is_found(shards):
+    assert len(load_rows(str(shards), "validation")) == 2
+    assert len(list(load_rows(str(shards), "validation", streaming=True))) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_videofolder_is_the_same_streamed_or_not(toy, streaming):
+    rows = load_rows(str(toy), "validation", streaming=streaming)
+    assert [(Path(row["video"]["path"]).name, row["motion"]) for row in rows] == [
+        ("0000.mp4", 0),
+        ("0001.mp4", 1),
+        ("0002.mp4", 2),
+    ]
+
+
+def test_columns_are_found_by_type_then_by_name():
+    def rows(**columns):
+        return datasets.Dataset.from_dict({name: ["x"] for name in columns}).cast(
+            datasets.Features({name: kind or datasets.Value("string") for name, kind in columns.items()})
+        )
+
+    typed = rows(path=None, movie=datasets.Video(decode=False))
+    assert media_column(typed) == "movie"
+    assert media_column(rows(label=None, path=None, video=None)) == "video"
+    assert media_column(rows(label=None, jpg=None)) == "jpg"
+    assert holds_images(rows(jpg=None), "jpg")
+    assert holds_images(rows(picture=datasets.Image(decode=False)), "picture")
+    assert not holds_images(typed, "movie")
+
+
+def test_a_stream_without_declared_columns_is_asked_for_its_first_row():
+    rows = datasets.IterableDataset.from_generator(lambda: iter([{"mp4": b"x", "cls": 1}]))
+    assert rows.features is None
+    assert column_names(rows) == ["mp4", "cls"]
+    assert media_column(rows) == "mp4"
+
+
+def test_number_of_videos_is_counted_or_declared(toy):
+    rows = undecoded(toy, [0, 1])
+    assert num_videos(rows, "train") == 2
+    stream = rows.to_iterable_dataset()
+    assert num_videos(stream, "train") is None
+    stream.info.splits = datasets.splits.SplitDict({"train": datasets.SplitInfo("train", num_examples=7)})
+    assert num_videos(stream, "train") == 7
+    assert num_videos(stream, "validation") is None
+    stream.info.splits = datasets.splits.SplitDict({"train": datasets.SplitInfo("train", num_examples=0)})
+    assert num_videos(stream, "train") is None
+
+
+def test_the_first_rows_of_a_stream_do_not_depend_on_its_shards(toy):
+    rows = undecoded(toy, range(6))
+    assert numbers_of(first_rows(rows, 4)) == [0, 1, 2, 3]
+    assert numbers_of(first_rows(rows, 9)) == list(range(6))
+    stream = rows.to_iterable_dataset(num_shards=3)
+    stream.info.splits = datasets.splits.SplitDict({"train": datasets.SplitInfo("train", num_examples=6)})
+    first = first_rows(stream, 4)
+    assert first.num_shards == 1
+    assert num_videos(first, "train") == 6  # declared for the whole of it
+    assert numbers_of(first) == [0, 1, 2, 3]
+    assert media_column(first) == "video"
+
+
+@pytest.mark.parametrize(
+    ("item", "name"),
+    [
+        ({"path": "a/b.mp4", "bytes": b"x"}, "a/b.mp4"),
+        ("a/b.mp4", "a/b.mp4"),
+        ({"path": None, "bytes": b"x"}, "blake2b:442a44457137672b3218c1007dc8f76a"),
+        (b"x", "blake2b:442a44457137672b3218c1007dc8f76a"),
+        ({"path": None, "bytes": None}, "<a row without a file>"),
+        (None, "<a row without a file>"),
+    ],
+)
+def test_a_file_is_called_by_its_path_or_by_the_digest_of_its_bytes(item, name):
+    assert media_name(item) == name
+
+
+def test_nested_columns_are_reached_with_dots():
+    row = {"json": {"label": {"id": 3}}, "cls": 1}
+    assert field_of(row, "json.label.id") == 3
+    assert field_of(row, "cls") == 1
+    for column in ("json.name", "cls.id", "label"):
+        with pytest.raises(ValueError, match=rf"no column '{column}'; the columns are json, cls"):
+            field_of(row, column)
+
+
+def labelled(labels, feature=None) -> datasets.Dataset:
+    rows = datasets.Dataset.from_dict({"video": [f"{i}.mp4" for i in range(len(labels))], "label": labels})
+    return rows if feature is None else rows.cast_column("label", feature)
+
+
+ANIMAL_CLASSES = datasets.ClassLabel(names=list(ANIMALS))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "feature", "names", "classes", "expected"),
+    [
+        ([2, 0, 1], ANIMAL_CLASSES, None, list(ANIMALS), [2, 0, 1]),
+        ([2, 0, 1], ANIMAL_CLASSES, ["ant", "cat", "zebra"], ["ant", "cat", "zebra"], [1, 2, 0]),
+        ([2, 0, -1], None, None, None, [2, 0, -1]),
+        ([2, 0, 1], None, ["a", "b", "c"], ["a", "b", "c"], [2, 0, 1]),
+        ([b"2", b"10", b"-1"], None, None, None, [2, 10, -1]),
+        ([b"2\n", b"0\n"], None, None, None, [2, 0]),
+        (["2", "0"], None, None, None, [2, 0]),
+        (["cat", "ant"], None, ["zebra", "ant", "cat"], ["zebra", "ant", "cat"], [2, 1]),
+        ([b"cat", b"ant"], None, ["zebra", "ant", "cat"], ["zebra", "ant", "cat"], [2, 1]),
+        (["1", "0"], None, ["1", "0"], ["1", "0"], [0, 1]),
+    ],
+)
+def test_labels_are_read_as_class_indices(labels, feature, names, classes, expected, streaming):
+    rows = labelled(labels, feature)
+    rows = rows.to_iterable_dataset() if streaming else rows
+    reader = LabelReader(rows, "label", names)
+    assert reader.names == classes
+    assert [reader(row) for row in rows] == expected
+
+
+@pytest.mark.parametrize("labels", [["zebra", "ant", "cat", "ant"], [b"zebra", b"ant", b"cat", b"ant"]])
+def test_named_labels_are_numbered_in_their_order(labels):
+    rows = labelled(labels)
+    reader = LabelReader(rows, "label")
+    assert reader.names == ["ant", "cat", "zebra"]
+    assert [reader(row) for row in rows] == [2, 0, 1, 0]
+
+
+def test_nested_labels_are_read_streamed_or_not(shards):
+    rows, stream = load_rows(str(shards)), load_rows(str(shards), streaming=True)
+    names = ["ant", "cat", "zebra"]
+    for reader in (LabelReader(rows, "json.label"), LabelReader(stream, "json.label", names)):
+        assert reader.names == names
+        assert [reader(row) for row in stream] == [2, 0, 1, 2, 0, 1]
+    assert [LabelReader(stream, "json.number")(row) for row in rows] == list(range(6))
+
+
+def test_a_stream_with_named_labels_needs_their_names(shards):
+    with pytest.raises(ValueError, match="names such as 'zebra': give label_names"):
+        LabelReader(load_rows(str(shards), streaming=True), "json.label")
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "names", "message"),
+    [
+        ([0, 3], None, ["a", "b", "c"], "label 3 in column 'label' is not one of 3 classes"),
+        ([0, -1], None, ["a", "b", "c"], "label -1 in column 'label' is not one of 3 classes"),
+        ([0, -1], ANIMAL_CLASSES, None, "label -1 in column 'label' is not one of 3 classes"),
+        ([0, 1], ANIMAL_CLASSES, ["zebra", "cat"], "label 'ant' in column 'label' is not one of 2 classes"),
+        (["a", "d"], None, ["a", "b"], "label 'd' in column 'label' is not one of 2 classes"),
+        (["1", "d"], None, None, "label 'd' in column 'label' is not an integer"),
+        ([0.0, 1.5], None, None, "label 0.0 in column 'label' is not an integer"),
+        ([1, None], None, None, "label None in column 'label' is not an integer"),
+    ],
+)
+def test_an_unknown_label_is_refused(labels, feature, names, message):
+    rows = labelled(labels, feature)
+    reader = LabelReader(rows, "label", names)
+    with pytest.raises(ValueError, match=message):
+        [reader(row) for row in rows]
+
+
+def test_an_unknown_label_is_refused_with_its_file(toy):
+    rows = load_rows(str(toy))
+    data = ClipDataset(rows, ClipCutter(first_and_last, whole), label_column="motion", label_names=["up", "down"])
+    assert data[1]["labels"] == 1
+    with pytest.raises(ValueError, match=r"0002\.mp4: The label 2 in column 'motion' is not one of 2 classes"):
+        data[2]
+
+
+def test_label_names_are_a_list_or_a_file(tmp_path):
+    path = list_file(tmp_path, "zebra crossing\n\n  ant \n", "names.txt")
+    assert read_label_names(str(path)) == ["zebra crossing", "ant"]
+    assert read_label_names(["b", 3]) == ["b", "3"]
+    assert read_label_names(None) is None
+    assert LabelReader(labelled(["ant"]), "label", str(path))({"label": "ant"}) == 1
+    with pytest.raises(ValueError, match=r"'none\.txt' is neither a list of names nor a file"):
+        read_label_names("none.txt")
+    with pytest.raises(ValueError, match="label_names has a, c more than once"):
+        read_label_names(["a", "c", "b", "c", "a"])
+
+
+def test_a_manifest_says_which_files_to_use(tmp_path):
+    path = list_file(tmp_path, 'frames,use,file\n3,yes,"a, b.mp4"\n4,no,c.mp4\n', "manifest.csv")
+    assert read_manifest(path) == {"a, b.mp4": True, "c.mp4": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,use\na.mp4,maybe\n", "needs columns 'file' and 'use' .yes or no.: 'maybe'"),
+        ("name,use\na.mp4,yes\n", "needs columns 'file' and 'use'"),
+        ("file\na.mp4\n", "needs columns 'file' and 'use'"),
+        ("file,use\na.mp4,no\n", "leaves no file to use"),
+        ("", "leaves no file to use"),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=rf"manifest '.*manifest\.csv' {message}"):
+        read_manifest(list_file(tmp_path, text, "manifest.csv"))
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "manifest.csv").write_bytes(b"\xff\xfe")
+    for name in ("manifest.csv", "none.csv"):
+        with pytest.raises(ValueError, match=rf"manifest '.*{name}' cannot be read"):
+            read_manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("by", ["path", "digest"])
+def test_only_files_of_the_manifest_are_kept(toy, streaming, by):
+    rows = undecoded(toy, range(4)) if by == "digest" else load_rows(str(toy))
+    column = "number" if by == "digest" else "motion"
+    names = [media_name(item) for item in rows["video"]]
+    rows = rows.to_iterable_dataset(num_shards=2) if streaming else rows
+    use = {name: i in (1, 2) for i, name in enumerate(names)}
+    assert [row[column] for row in keep_listed(rows, "video", use)] == [1, 2]
+    del use[names[3]]
+    with pytest.raises(ValueError, match=rf"manifest does not list '{re.escape(names[3])}': it is of other"):
+        list(keep_listed(rows, "video", use))
+
+
+def test_an_error_names_the_row_although_its_bytes_are_read(toy):
+    for item, name in (
+        ({"path": "row.mp4", "bytes": b"no video"}, "row.mp4"),
+        ({"path": None, "bytes": b"no video"}, media_name(b"no video")),
+    ):
+        with pytest.raises(VideoReadError, match=rf"^{name}: cannot be opened as a video"), open_media(item):
+            pass
+    item = {"path": "row.mp4", "bytes": (toy / "train" / "0000.mp4").read_bytes()}
+    with pytest.raises(VideoReadError, match=r"^row\.mp4: frame 99 was asked for"), open_media(item) as reader:
+        reader.read([99])
+
+
+def test_a_reader_is_closed_on_leaving(toy, monkeypatch):
+    closed = []
+    monkeypatch.setattr(VideoReader, "close", lambda self: closed.append(self))
+    with pytest.raises(KeyError), open_media(str(toy / "train" / "0000.mp4")) as reader:
+        raise KeyError
+    assert closed == [reader]
+
+
+@pytest.mark.parametrize("is_image", [False, True])
+@pytest.mark.parametrize("item", [None, {"path": None, "bytes": None}])
+def test_a_row_without_a_file_is_an_unreadable_video(item, is_image):
+    with pytest.raises(VideoReadError, match="<a row without a file>: has neither a path nor bytes"):
+        open_media(item, is_image).__enter__()
+
+
+def test_a_url_that_cannot_be_fetched_is_an_unreadable_video(memory, monkeypatch):
+    with pytest.raises(VideoReadError, match=r"memory://videos/none\.mp4: cannot be fetched"):
+        open_media("memory://videos/none.mp4").__enter__()
+
+    class ClientError(Exception):
+        """As the HTTP clients under file systems have them."""
+
+    def fail(*args, **kwargs):
+        raise ClientError("connection lost")
+
+    monkeypatch.setattr(type(memory), "open", fail)
+    with pytest.raises(VideoReadError, match=r"0000\.mp4: cannot be fetched \(connection lost\)"):
+        fetch("memory://videos/0000.mp4")
+
+
+def test_a_missing_package_of_a_protocol_is_no_bad_video(monkeypatch):
+    def fail(*args):
+        raise ImportError("install the package")
+
+    monkeypatch.setattr(sources.fsspec, "open", fail)
+    with pytest.raises(ImportError, match="install the package"):
+        fetch("s3://videos/0000.mp4")
+
+
+def test_an_unknown_backend_is_refused_by_name(toy):
+    with pytest.raises(ValueError, match="backend 'decord' does not exist"):
+        open_media(str(toy / "train" / "0000.mp4"), backend="decord").__enter__()
+
+
+def png(height: int, width: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_an_image_is_a_video_of_one_frame():
+    with ImageReader(png(6, 8)) as reader:
+        assert len(reader) == 1
+        frames = reader.read([0, 0, 0])
+        assert frames.shape == (3, 6, 8, 3)
+        assert (frames == np.asarray(Image.open(io.BytesIO(png(6, 8))))).all()
+        assert (reader.read([0], (1, 2, 3, 4)) == frames[:1, 1:4, 2:6]).all()
+
+
+def test_an_image_is_turned_upright_and_read_as_rgb(tmp_path):
+    frame = np.zeros((40, 56), dtype=np.uint8)
+    frame[:, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter clockwise
+    Image.fromarray(frame).save(tmp_path / "gray.png", exif=exif)
+    with open_media(str(tmp_path / "gray.png"), is_image=True) as reader:
+        (upright,) = reader.read([0])
+        assert upright.shape == (56, 40, 3)
+        assert (upright[:8] == 255).all()
+        assert (upright[8:] == 0).all()
+        assert (
+            reader.read([0, 0], lambda height, width: (4, 2, height - 50, width - 31)) == upright[4:10, 2:11]
+        ).all()
+
+
+def test_an_image_of_too_many_pixels_is_an_unreadable_video(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    item = {"path": "bomb.png", "bytes": png(20, 20)}
+    with pytest.raises(VideoReadError, match=r"bomb\.png: cannot be read as an image \(Image size"):
+        open_media(item, is_image=True).__enter__()
+
+
+def test_whatever_is_wrong_with_an_image_it_is_an_unreadable_video():
+    content, reasons = png(16, 16), set()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        try:
+            ImageReader(bytes(damaged))
+        except VideoReadError as error:
+            reasons.add(error.reason)
+    assert len(reasons) > 5
+    assert not any("0x" in reason for reason in reasons)  # an address would tell the same file as new every time
+
+
+def test_a_kept_stream_is_the_split_that_was_asked_for_and_no_other(shards, toy, tmp_path):
+    (tmp_path / "train-0.tar").write_bytes(b"cannot be read")
+    (tmp_path / "validation-0.tar").write_bytes((shards / "train-1.tar").read_bytes())
+    rows = keep_stream(str(tmp_path), "validation")
+    assert isinstance(rows, datasets.Dataset)
+    assert [row["json"]["number"] for row in rows] == [3, 4, 5]
+    assert rows[0]["mp4"]["bytes"] == (toy / "train" / "0003.mp4").read_bytes()
+    assert len(keep_stream(str(tmp_path), "validation", max_samples=2)) == 2
+
+
+def test_a_stream_is_kept_once_and_again_when_the_folder_changes(tmp_path, toy):
+    undecoded(toy, [0, 1]).to_parquet(tmp_path / "train-0.parquet")
+    assert numbers_of(keep_stream(str(tmp_path), "train")) == [0, 1]
+    (kept,) = keep_stream(str(tmp_path), "train").cache_files
+    time = Path(kept["filename"]).stat().st_mtime_ns
+    assert keep_stream(str(tmp_path), "train").cache_files == [kept]
+    assert Path(kept["filename"]).stat().st_mtime_ns == time
+    undecoded(toy, [2]).to_parquet(tmp_path / "train-1.parquet")
+    assert numbers_of(keep_stream(str(tmp_path), "train")) == [0, 1, 2]
+    undecoded(toy, [4, 5, 3]).to_parquet(tmp_path / "train-1.parquet")
+    assert numbers_of(keep_stream(str(tmp_path), "train")) == [0, 1, 4, 5, 3]
+    (tmp_path / "train-0.parquet").unlink()
+    assert numbers_of(keep_stream(str(tmp_path), "train")) == [4, 5, 3]
+
+
+def test_label_names_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"label names '.*names\.txt' cannot be read"):
+        read_label_names(str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize("line", ["a.mp4 " + "9" * 30, "a" * 140_000 + " 1"])
+def test_lines_beyond_all_measure_are_refused_by_number(tmp_path, line):
+    (tmp_path / "list.txt").write_text(f"b.mp4 0\n{line}\n")
+    with pytest.raises(ValueError, match=r"Line 2 of "):
+        read_list_file(tmp_path / "list.txt")

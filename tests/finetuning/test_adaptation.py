@@ -1,0 +1,204 @@
+"""From a folder of clips to a tested model: every way of adapting, and what is refused before hours are spent."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import HfApi
+from transformers import pipeline
+
+from mvd_hf import FinetuningArguments, MVDConfig, MVDForVideoClassification, MVDModel
+from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
+from mvd_hf.data.toy import toy_frames, write_video
+from mvd_hf.evaluation.multiview import evaluate_views
+from mvd_hf.evaluation.probing import ProbeArguments
+from mvd_hf.finetuning.adaptation import Adaptation, AdaptationArguments
+from mvd_hf.finetuning.preparation import PreparationArguments
+from mvd_hf.hub import snippets
+from mvd_hf.hub.cards import CardDetails, render_card
+from mvd_hf.hub.licenses import sources_of
+from mvd_hf.hub.results import measured_results
+from mvd_hf.hub.run_record import read_run_record
+from mvd_hf.hub.snippets import Usage
+from tiny_models import TINY
+
+NAMES = ["dots", "stripes"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """A folder of two classes of ten videos."""
+    folder = tmp_path_factory.mktemp("own") / "clips"
+    for i, name in enumerate(NAMES):
+        for j in range(10):
+            path = folder / name / f"{j}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, toy_frames(name, "left", 16, 40, 48, np.random.default_rng((i, j))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    MVDModel(MVDConfig.from_name("mvd-b", **TINY, num_frames=4)).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    return str(folder)
+
+
+def adapt(clips, encoder, folder, method="full", probe=None, training=None, preparation=None, **recipe) -> Adaptation:
+    options = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "num_train_epochs": 2,
+        "warmup_epochs": 0,
+        "base_learning_rate": 0.1,
+        "per_device_train_batch_size": 4,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return Adaptation(
+        AdaptationArguments(**{"model": encoder, "method": method, "test_clips": 2, "test_crops": 2, **recipe}),
+        DataArguments(dataset=str(clips), stride=2),
+        FinetuningClipArguments(rand_augment=None),
+        PreparationArguments(**(preparation or {})),
+        ProbeArguments(**(probe or {})),
+        FinetuningArguments(**(options | (training or {}))),
+    )
+
+
+# what the record of a run says, and what it logged last, by method
+RECORDS = {
+    "full": ({"epochs": 2.0, "effective_batch": 4, "learning_rate": 0.1 * 4 / 256}, {"loss", "grad_norm"}),
+    "lora": ({"epochs": 2.0, "effective_batch": 4}, {"loss", "grad_norm"}),
+    "linear_probe": ({"clips_per_video": 2}, {"L2 penalty"}),
+    "attentive_probe": ({"epochs": 3, "effective_batch": 8, "clips_per_video": 2}, {"loss"}),
+}
+PROBE = {"probe_epochs": 3, "probe_clips": 2, "probe_batch_size": 8}
+
+
+@pytest.fixture(scope="module", params=RECORDS)
+def adapted(request, clips, encoder, tmp_path_factory) -> tuple[str, Path]:
+    """A method and what it leaves."""
+    method, folder = request.param, tmp_path_factory.mktemp("adapted")
+    training = {"ema_decay": 0.5, "logging_steps": 1}
+    adaptation = adapt(clips, encoder, folder, method, PROBE, training, lora={"r": 2} if method == "lora" else {})
+    adaptation.run({"model": encoder, "method": method, "dataset": "clips", "hub_token": "secret"})
+    return method, folder
+
+
+def test_every_method_leaves_a_tested_model_that_the_pipeline_loads(adapted, clips, encoder):
+    method, folder = adapted
+    figures = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    assert figures["protocol"] == "4x2x2"
+    assert figures["num_videos"] == 4
+    assert 0 <= figures["video_top1"] <= 1
+    model = MVDForVideoClassification.from_pretrained(folder)
+    frozen, loaded = MVDModel.from_pretrained(encoder).state_dict(), model.mvd.state_dict()
+    is_same = all(torch.equal(loaded[name], value) for name, value in frozen.items() if name in loaded)
+    assert is_same == method.endswith("probe")
+    assert list(model.config.id2label.values()) == NAMES
+    labels = pipeline("video-classification", model=str(folder))(str(clips / "dots" / "0.mp4"))
+    assert {entry["label"] for entry in labels} == set(NAMES)
+    assert sum(entry["score"] for entry in labels) == pytest.approx(1)
+    assert (folder / "best" / "model.safetensors").exists() == (method in ("full", "lora"))
+
+
+def test_every_model_that_is_left_has_a_card_that_tells_how_it_was_made(adapted, encoder):
+    method, output = adapted
+    facts, logged = RECORDS[method]
+    for name in ("", "best", "ema") if method in ("full", "lora") else ("",):
+        folder = output / name
+        run = read_run_record(folder)
+        assert run["recipe"] == {"model": Path(encoder).name, "method": method, "dataset": "clips"}
+        assert (run["model"], run["videos"]) == ("MVDForVideoClassification", 16)
+        assert {key: run[key] for key in facts} == pytest.approx(facts) or name == "best"
+        assert logged <= set(run["training"])
+        assert 0 < run["seconds"] < 600
+        assert not (folder / "adapter_config.json").exists()  # or it would be added to what it is merged into
+        if "evaluation" in run:
+            prefix = "eval_ema_" if name == "ema" else "eval_"
+            assert set(run["evaluation"]) == {f"{prefix}{key}" for key in ("loss", "top1", "top5")}
+        (base,) = sources_of(run, HfApi())
+        assert (base.part, base.model, base.licence) == ("base", Path(encoder).name, "cc-by-nc-4.0")
+        card = render_card(folder, "me/x", CardDetails(license="mit"), Usage("snippet"), [base]).text
+        assert "which is stricter than mit" in card
+        assert ("weights | moving average" in card) == (name == "ema")
+        assert ("| clips | 4 frames x 2 clips x 2 crops | top-1 of videos |" in card) == (name == "")
+
+
+def test_a_trainer_pushes_what_was_tested_and_nothing_else(clips, encoder, tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(snippets, "run_usage", lambda *args: "printed\n")
+    training = {"push_to_hub": True, "license": "mit", "hub_model_id": "me/adapted", "ema_decay": 0.5}
+    adapt(clips, encoder, tmp_path, "lora", training=training).run({"model": encoder, "dataset": "clips"})
+    assert {"ema", "best", "adapter", "evaluation"} <= {path.name for path in tmp_path.iterdir()}
+    files = hub.model("me/adapted").files()
+    assert set(files) - {".gitattributes"} == {
+        *("README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_run.json"),
+        *("video_preprocessor_config.json", "evaluation/metrics.json", "evaluation/confusion.png"),
+    }
+    assert "| clips | 4 frames x 2 clips x 2 crops | top-1 of videos |" in files["README.md"].content.decode()
+    assert files["model.safetensors"].content == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_a_probe_is_not_pushed_by_a_trainer(clips, encoder, tmp_path):
+    training = {"push_to_hub": True, "license": "mit"}
+    with pytest.raises(ValueError, match="method=linear_probe cannot push_to_hub: publish its output_dir"):
+        adapt(clips, encoder, tmp_path, "linear_probe", training=training)
+
+
+def test_nearest_neighbours_leave_figures_and_no_model(clips, encoder, tmp_path):
+    adapt(clips, encoder, tmp_path, "knn", {"probe_clips": 1, "neighbours": 3}).run()
+    figures = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert figures["protocol"] == "4x2x2, k=3"
+    assert set(figures) == {"protocol", "num_videos", "missing", "knn_top1", "knn_top5"}
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_test_is_of_the_weights_that_were_asked_for(clips, encoder, tmp_path):
+    adaptation = adapt(clips, encoder, tmp_path, training={"ema_decay": 0.5}, test_weights="ema")
+    adaptation.run()
+    model = MVDForVideoClassification.from_pretrained(tmp_path / "ema")
+    again = evaluate_views(model, adaptation.videos.validation, adaptation.test_processor(), num_workers=0)
+    assert again.metrics() == json.loads((tmp_path / "ema" / "evaluation" / "metrics.json").read_text())
+    assert not (tmp_path / "evaluation").exists()
+    assert measured_results(tmp_path / "ema", "clips")
+
+
+def test_without_validation_it_trains_and_does_not_test(clips, encoder, tmp_path):
+    adapt(clips, encoder, tmp_path, preparation={"validation_fraction": 0}).run()
+    assert (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "evaluation").exists()
+    with pytest.raises(ValueError, match="method=knn needs videos to test on"):
+        adapt(clips, encoder, tmp_path / "knn", "knn", preparation={"validation_fraction": 0}).run()
+
+
+def test_started_again_a_finished_run_only_says_what_it_found(clips, encoder, tmp_path):
+    adapt(clips, encoder, tmp_path).run()
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "evaluation")
+    adapt(clips, encoder, tmp_path).run()
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    assert (tmp_path / "evaluation" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": ""}, "No model: give --model with a folder"),
+        ({"model": "x", "method": "prompt"}, "no method='prompt'; choose full, lora, linear_probe"),
+        ({"model": "x", "test_weights": "first"}, "no test_weights='first'; choose last, best, ema"),
+    ],
+)
+def test_impossible_recipes_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptationArguments(**arguments)
+
+
+def test_averaged_weights_cannot_be_tested_where_there_are_none(clips, encoder, tmp_path):
+    with pytest.raises(ValueError, match="test_weights=ema needs ema_decay"):
+        adapt(clips, encoder, tmp_path, test_weights="ema")

@@ -1,0 +1,188 @@
+"""Before fine-tuning: divided without leaks, compared by content, and the choices that a recipe leaves open."""
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
+from mvd_hf.data.sources import media_name
+from mvd_hf.data.toy import APPEARANCES, toy_frames, write_video
+from mvd_hf.finetuning.preparation import (
+    PreparationArguments,
+    choose_clips,
+    prepare_videos,
+    tells_left_from_right,
+)
+
+NAMES = sorted(APPEARANCES)
+KEYS = FinetuningClipArguments()
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> Path:
+    """A folder of four classes of five videos; one is there twice, a fifth class has none."""
+    folder = tmp_path_factory.mktemp("own") / "classes"
+    for i, name in enumerate(NAMES):
+        for j in range(5):
+            path = folder / name / f"{j}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rng = np.random.default_rng((i, j))
+            write_video(path, toy_frames(name, "left", 20, 40, 48, rng))
+    shutil.copy(folder / "dots" / "1.mp4", folder / "dots" / "copy.mp4")
+    (folder / "spirals").mkdir()
+    return folder
+
+
+def prepare(source, folder, arguments=None, keys=KEYS, **options):
+    data = DataArguments(dataset=str(source), **options.pop("data", {}))
+    return prepare_videos(data, keys, arguments or PreparationArguments(), folder, **options)
+
+
+def files(rows) -> list[str]:
+    return [str(Path(media_name(item)).relative_to(Path(media_name(item)).parents[1])) for item in rows["video"]]
+
+
+def test_a_folder_of_classes_is_divided_class_by_class_and_copies_stay_together(classes, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    videos = prepare(classes, tmp_path)
+    assert videos.names == NAMES
+    assert videos.num_labels == 4
+    train, validation = files(videos.train), files(videos.validation)
+    assert not set(train) & set(validation)
+    assert len(train) + len(validation) == 21
+    assert {Path(name).parent.name for name in validation} == set(NAMES)
+    assert ("dots/1.mp4" in train) == ("dots/copy.mp4" in train)
+    assert videos.labels.tolist() == [NAMES.index(Path(name).parent.name) for name in train]
+    assert "No validation set is given" in caplog.text
+    assert "Folders of classes without any video, which are left out: 1 (spirals)" in caplog.text
+    assert "fewer than 10 usable videos" in caplog.text
+    assert "1 pairs of videos share footage" in caplog.text
+    assert "copy.mp4" in (tmp_path / "near_duplicates.csv").read_text()
+    again = prepare(classes, tmp_path)  # from the signatures that are there
+    assert files(again.validation) == validation
+    assert files(prepare(classes, tmp_path, seed=1).validation) != validation
+
+
+def test_without_comparison_copies_may_be_on_both_sides(classes, tmp_path):
+    videos = prepare(classes, tmp_path, PreparationArguments(compare_content=False))
+    assert len(videos.train) + len(videos.validation) == 21
+    assert not (tmp_path / "signatures.csv").exists()
+
+
+def test_a_fraction_of_0_leaves_no_validation(classes, tmp_path):
+    videos = prepare(classes, tmp_path, PreparationArguments(validation_fraction=0))
+    assert videos.validation is None
+    assert len(videos.train) == len(videos.labels) == 21
+
+
+@pytest.fixture
+def splits(classes, tmp_path) -> Path:
+    """The first three videos of each class for training, the others in a split called `val`."""
+    folder = tmp_path / "splits"
+    for name in NAMES:
+        for j in range(5):
+            path = folder / ("train" if j < 3 else "val") / name / f"{name}{j}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(classes / name / f"{j}.mp4", path)
+    return folder
+
+
+def test_a_split_with_a_usual_name_is_validated_on(splits, tmp_path, caplog):
+    videos = prepare(splits, tmp_path)
+    assert (len(videos.train), len(videos.validation)) == (12, 8)
+    assert "fewer than 10 usable videos" in caplog.text
+
+
+def test_training_videos_in_a_given_validation_set_are_found_by_content(splits, tmp_path, caplog):
+    shutil.copy(splits / "train" / "dots" / "dots0.mp4", splits / "val" / "dots" / "another name.mp4")
+    with pytest.raises(ValueError, match=r"(?s)another name\.mp4.*would mean nothing.*on_overlap drop"):
+        prepare(splits, tmp_path)
+    kept = prepare(splits, tmp_path, PreparationArguments(on_overlap="keep"))
+    assert len(kept.validation) == 9
+    dropped = prepare(splits, tmp_path, PreparationArguments(on_overlap="drop"))
+    assert len(dropped.validation) == 8
+    assert "another name.mp4" not in " ".join(files(dropped.validation))
+    assert "1 of 9 validation videos are left out" in caplog.text
+    unseen = prepare(splits, tmp_path, PreparationArguments(compare_content=False))
+    assert len(unseen.validation) == 9
+
+
+def test_a_validation_set_that_is_the_training_set_is_refused(splits, tmp_path):
+    shutil.rmtree(splits / "val")
+    shutil.copytree(splits / "train", splits / "val")
+    with pytest.raises(ValueError, match="All videos of the validation set are in training"):
+        prepare(splits, tmp_path, PreparationArguments(on_overlap="drop"))
+
+
+def test_labels_and_numbers_of_classes_that_do_not_fit_are_named(classes, tmp_path):
+    with pytest.raises(ValueError, match=r"config.num_labels=400, but the data set has 4 \(checkerboard"):
+        prepare(classes, tmp_path, num_labels=400)
+    with pytest.raises(ValueError, match=r"There is no column 'action'; the columns are video, label"):
+        prepare(classes, tmp_path, keys=replace(KEYS, label_column="action"))
+    listed = tmp_path / "train.csv"
+    listed.write_text("".join(f"{classes}/dots/{i}.mp4 {i}\n" for i in range(5)))
+    with pytest.raises(ValueError, match=r"dots/3.mp4: the label 3 is none of the model's 3 classes"):
+        prepare(listed, tmp_path, num_labels=3)
+    assert prepare(listed, tmp_path, PreparationArguments(validation_fraction=0)).num_labels == 5
+
+
+def test_videos_that_belong_together_cannot_be_divided(tmp_path):
+    folder = tmp_path / "one source"
+    for name in NAMES[:2]:
+        for j in range(2):
+            path = folder / name / f"v_Walk_g01_c0{j}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, toy_frames(name, "left", 12, 40, 48, np.random.default_rng(j)))
+    with pytest.raises(ValueError, match="cannot be divided without separating what belongs together: give eval_data"):
+        prepare(folder, tmp_path)
+
+
+def test_a_stream_needs_the_number_of_classes_and_the_sampling(classes, tmp_path):
+    listed = datasets.load_dataset(str(classes), split="train").cast_column("video", datasets.Video(decode=False))
+    listed.remove_columns("label").add_column("label", [0] * 21).to_parquet(tmp_path / "train.parquet")
+    options = {"data": {"streaming": True}}
+    with pytest.raises(ValueError, match=r"does not say how many classes there are: give label_names or config"):
+        prepare(tmp_path / "train.parquet", tmp_path, **options)
+    videos = prepare(tmp_path / "train.parquet", tmp_path, num_labels=4, **options)
+    assert (videos.num_labels, videos.labels, videos.validation) == (4, None, None)
+    with pytest.raises(ValueError, match="lengths of a stream's videos are not known: give sampling"):
+        choose_clips(KEYS, DataArguments(dataset="x"), videos, 16)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "stride", "sampling"), [(4, 4, "dense"), (16, 4, "uniform"), (5, 4, "dense"), (5, 5, "uniform")]
+)
+def test_frames_are_sampled_by_the_videos_lengths(classes, tmp_path, caplog, num_frames, stride, sampling):
+    caplog.set_level(logging.INFO)
+    videos = prepare(classes, tmp_path)
+    data = DataArguments(dataset=str(classes), stride=stride)
+    keys, chosen = choose_clips(KEYS, data, videos, num_frames)
+    assert (keys.sampling, keys.flip, chosen.stride) == (sampling, 0.5, stride)
+    assert f"Sampling {sampling}" in caplog.text
+    given, _ = choose_clips(replace(KEYS, sampling="uniform", flip=0.1), data, videos, num_frames)
+    assert (given.sampling, given.flip) == ("uniform", 0.1)
+
+
+def test_what_is_told_by_left_and_right_is_not_flipped(classes, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    assert tells_left_from_right(["run", "turn left"])
+    assert tells_left_from_right(["Pushing something from right to left", "x"])
+    assert tells_left_from_right(["TurnRight", "TurnLeft"])
+    assert not tells_left_from_right(["bright light", "cleft", "leftover"])
+    assert not tells_left_from_right(None)
+    videos = replace(prepare(classes, tmp_path), names=["turn left", "turn right"])
+    keys, _ = choose_clips(KEYS, DataArguments(dataset=str(classes)), videos, 4)
+    assert keys.flip == 0
+    assert "Clips are not flipped" in caplog.text
+
+
+def test_impossible_preparation_is_refused():
+    with pytest.raises(ValueError, match="validation_fraction=1"):
+        PreparationArguments(validation_fraction=1)
+    with pytest.raises(ValueError, match="no on_overlap='ignore'; choose raise, drop, keep"):
+        PreparationArguments(on_overlap="ignore")

@@ -1,0 +1,275 @@
+"""FinetuningTrainer: mixing, averaged weights, accuracies, best and last models, adapters, exact resume."""
+
+import json
+import logging
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mvd_hf import FinetuningArguments, FinetuningTrainer, MVDConfig, MVDForVideoClassification, MVDVideoProcessor
+from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments, finetuning_clips
+from mvd_hf.data.mixup import Mixup
+from mvd_hf.data.sources import load_rows
+from mvd_hf.data.toy import APPEARANCES
+from tiny_models import TINY
+
+NAMES = list(APPEARANCES)
+LABELS = {"label_column": "appearance", "label_names": NAMES, "sampling": "dense", "flip": 0.5}
+
+
+def arguments(folder, **overrides) -> FinetuningArguments:
+    options = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 3,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "num_train_epochs": 2,
+        "warmup_epochs": 0,
+        "base_learning_rate": 0.05,
+    }
+    return FinetuningArguments(**(options | overrides))
+
+
+def small(**fields) -> MVDForVideoClassification:
+    torch.manual_seed(0)
+    config = MVDConfig.from_name("mvd-b", **TINY, num_frames=4, id2label=dict(enumerate(NAMES)), **fields)
+    return MVDForVideoClassification(config)
+
+
+@pytest.fixture(scope="module")
+def data(toy_folder) -> DataArguments:
+    return DataArguments(dataset=toy_folder, eval_split="validation", stride=2, max_samples=16)
+
+
+def trainer(data, folder, model=None, keys=None, **overrides) -> FinetuningTrainer:
+    model = small() if model is None else model
+    keys = FinetuningClipArguments(**LABELS, rand_augment=None, **(keys or {}))
+    return FinetuningTrainer(
+        model,
+        arguments(folder, **overrides),
+        keys.mixup(4),
+        train_dataset=finetuning_clips(data, keys, model.config),
+        eval_dataset=finetuning_clips(data, keys, model.config, evaluation=True),
+        processing_class=MVDVideoProcessor.for_model(model.config),
+    )
+
+
+def test_defaults_are_the_papers():
+    args = FinetuningArguments(output_dir="unused", use_cpu=True)
+    assert (args.base_learning_rate, args.base_min_learning_rate) == (5e-4, 1e-6)
+    assert (args.num_train_epochs, args.warmup_epochs, args.layer_decay) == (75, 5, 0.75)
+    assert (args.adam_beta1, args.adam_beta2, args.weight_decay) == (0.9, 0.999, 0.05)
+    assert args.ema_decay is None
+    keys = FinetuningClipArguments()
+    assert (keys.repeats, keys.erasing, keys.flip, keys.crop_scale) == (2, 0.25, None, (0.08, 1.0))
+    mixup = keys.mixup(400)
+    assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.prob, mixup.label_smoothing) == (0.8, 1.0, 1.0, 0.1)
+
+
+def test_repeats_are_clips_of_the_same_frames_with_other_crops(data):
+    keys = FinetuningClipArguments(**LABELS, rand_augment=None, repeats=3)
+    item = finetuning_clips(data, keys, small().config)[(1, 5)]
+    assert len(item) == 3
+    assert len({clip["labels"].item() for clip in item}) == 1
+    assert not torch.equal(item[0]["pixel_values"], item[1]["pixel_values"])
+
+
+def test_training_clips_are_mixed_and_evaluation_clips_are_not(data, tmp_path):
+    run = trainer(data, tmp_path)
+    clips = next(iter(run.get_train_dataloader()))
+    run.model.train()
+    torch.manual_seed(5)
+    mixed = run._prepare_inputs(dict(clips))
+    torch.manual_seed(5)
+    expected = Mixup(4)(clips, torch.default_generator)
+    assert mixed["labels"].shape == (8, 4)
+    assert torch.equal(mixed["pixel_values"], expected["pixel_values"])
+    assert torch.equal(mixed["labels"], expected["labels"])
+    run.model.eval()
+    assert torch.equal(run._prepare_inputs(dict(clips))["labels"], clips["labels"])
+    assert trainer(data, tmp_path, keys={"mixup_alpha": 0, "cutmix_alpha": 0, "label_smoothing": 0}).mixup is None
+
+
+@pytest.mark.parametrize("batch", [3, 16])
+def test_accuracies_are_exact_over_the_videos_that_can_be_read(data, tmp_path, batch):
+    rows = load_rows(data.dataset, "validation").select(range(10))
+    broken = [{"path": None, "bytes": b"no video"} if i in (2, 9) else item for i, item in enumerate(rows["video"])]
+    rows = datasets.Dataset.from_dict({"video": broken, "appearance": rows["appearance"][:]})
+    model = small(head_init_scale=100.0)
+    keys = FinetuningClipArguments(**LABELS)
+    clips = finetuning_clips(data, keys, model.config, rows, evaluation=True)
+    run = FinetuningTrainer(model, arguments(tmp_path, per_device_eval_batch_size=batch), eval_dataset=clips)
+    metrics = run.evaluate()
+    good = [clips[i] for i in range(10) if i not in (2, 9)]
+    labels = torch.stack([clip["labels"] for clip in good])
+    with torch.no_grad():
+        logits = model.eval()(torch.stack([clip["pixel_values"] for clip in good])).logits
+    assert metrics["eval_top1"] == pytest.approx((logits.argmax(dim=1) == labels).float().mean().item())
+    assert metrics["eval_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert metrics["eval_top5"] == 1
+    assert metrics["eval_missing"] == 2
+
+
+def test_predictions_are_one_per_video_or_refused(data, tmp_path):
+    run = trainer(data, tmp_path)
+    output = run.predict(run.eval_dataset)
+    assert output.predictions.shape == (16, 4)
+    assert output.label_ids.tolist() == [run.eval_dataset[i]["labels"].item() for i in range(16)]
+    rows = datasets.Dataset.from_dict({"video": [{"path": None, "bytes": b"no video"}], "appearance": [0]})
+    keys = FinetuningClipArguments(**LABELS)
+    with pytest.raises(ValueError, match="There is no prediction for blake2b"):
+        run.predict(finetuning_clips(data, keys, run.model.config, rows, evaluation=True))
+
+
+def test_the_average_follows_every_step_and_is_evaluated_and_saved(data, tmp_path):
+    run = trainer(data, tmp_path, ema_decay=0.7, num_train_epochs=2)
+    expected = {name: value.clone() for name, value in run.model.state_dict().items()}
+    history = []
+
+    class Follow(type(run.callback_handler.callbacks[0])):
+        def on_step_end(self, *args, **kwargs):
+            for name, value in run.model.state_dict().items():
+                expected[name] = 0.7 * expected[name] + 0.3 * value
+            history.append(1)
+
+    run.add_callback(Follow())
+    run.run()
+    assert len(history) == 8
+    saved = load_file(tmp_path / "ema" / "model.safetensors")
+    assert max((saved[name] - expected[name]).abs().max().item() for name in saved) < 1e-6
+    last = load_file(tmp_path / "model.safetensors")
+    assert max((saved[name] - last[name]).abs().max().item() for name in saved) > 1e-4
+    logged = {key for entry in run.state.log_history for key in entry}
+    assert {"eval_top1", "eval_ema_top1", "eval_ema_loss"} <= logged
+    # the model's own weights are back after the average was evaluated
+    assert torch.equal(run.model.state_dict()["classifier.weight"], last["classifier.weight"])
+    loaded = MVDForVideoClassification.from_pretrained(tmp_path / "ema")
+    assert list(loaded.config.id2label.values()) == NAMES
+    assert MVDVideoProcessor.from_pretrained(tmp_path / "ema").num_frames == 4
+
+
+@pytest.mark.parametrize("metric", ["top1", "ema_top1"])
+def test_best_and_last_models_are_kept(data, tmp_path, monkeypatch, metric):
+    run = trainer(data, tmp_path, ema_decay=0.9, num_train_epochs=4, metric_for_best_model=metric)
+    accuracies = iter([0.1, 0.9, 0.3, 0.2])
+    evaluate = FinetuningTrainer.evaluate
+
+    def graded(self, *args, **kwargs):
+        return evaluate(self, *args, **kwargs) | {f"eval_{metric}": next(accuracies)}
+
+    monkeypatch.setattr(FinetuningTrainer, "evaluate", graded)
+    weights = {}
+    save = FinetuningTrainer._save_checkpoint
+
+    def remember(self, model, trial):
+        save(self, model, trial)
+        source = self.average.averaged.module if metric == "ema_top1" else self.model
+        weights[self.state.global_step] = source.state_dict()["classifier.weight"].clone()
+
+    monkeypatch.setattr(FinetuningTrainer, "_save_checkpoint", remember)
+    run.run()
+    # the checkpoint of the best step, which Trainer keeps, and the last
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-8", "checkpoint-16"}
+    best = load_file(tmp_path / "best" / "model.safetensors")["classifier.weight"]
+    assert torch.equal(best, weights[8])
+    assert not torch.equal(best, weights[16])
+    assert not (tmp_path / "best.new").exists()
+    assert MVDVideoProcessor.from_pretrained(tmp_path / "best").num_frames == 4
+    MVDForVideoClassification.from_pretrained(tmp_path / "best")
+
+
+def test_the_best_model_needs_no_checkpoint_of_its_step(data, tmp_path):
+    run = trainer(data, tmp_path, num_train_epochs=3, save_strategy="no", metric_for_best_model="loss")
+    run.run()
+    losses = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    best = MVDForVideoClassification.from_pretrained(tmp_path / "best")
+    run.model.load_state_dict(best.state_dict())
+    assert run.evaluate()["eval_loss"] == pytest.approx(min(losses))
+
+
+def losses(run) -> list:
+    return [(entry["loss"], entry["grad_norm"]) for entry in run.state.log_history if "loss" in entry]
+
+
+def test_an_interrupted_run_with_mixing_and_average_continues_as_if_nothing_had_happened(data, tmp_path):
+    options = {
+        "ema_decay": 0.9,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "save_total_limit": None,
+        "num_train_epochs": 2,
+    }
+    fields = {"drop_path_rate": 0.3, "classifier_dropout": 0.5}
+    whole = trainer(data, tmp_path / "whole", small(**fields), **options)
+    whole.train()
+    cut = trainer(data, tmp_path / "cut", small(**fields), **options)
+    cut.train()
+    again = trainer(data, tmp_path / "cut", small(**fields), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    assert len(losses(whole)) == 8
+    assert losses(again) == losses(whole)
+    for ours, theirs in (
+        (again.model, whole.model),
+        (again.average.averaged.module, whole.average.averaged.module),
+    ):
+        ours, theirs = ours.state_dict(), theirs.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_average_is_not_continued_from_a_run_that_had_none(data, tmp_path):
+    trainer(data, tmp_path, num_train_epochs=1).train()
+    with pytest.raises(ValueError, match=r"has no averaged weights .*leave ema_decay out"):
+        trainer(data, tmp_path, num_train_epochs=2, ema_decay=0.9).run()
+
+
+def test_adapters_are_trained_merged_and_kept(data, tmp_path):
+    peft = pytest.importorskip("peft")
+
+    base = small()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    lora = peft.LoraConfig(r=2, target_modules=["qkv", "proj"], modules_to_save=["classifier", "fc_norm"])
+    run = trainer(data, tmp_path, peft.get_peft_model(base, lora), num_train_epochs=2, metric_for_best_model="loss")
+    run.run()
+    merged = MVDForVideoClassification.from_pretrained(tmp_path).eval()
+    clip = run.eval_dataset[0]["pixel_values"][None]
+    with torch.no_grad():
+        assert torch.allclose(merged(clip).logits, run.model.eval()(clip).logits, atol=1e-5)
+    changed = {name for name, value in merged.state_dict().items() if not torch.equal(value, before[name])}
+    assert "mvd.layers.0.attention.qkv.weight" in changed
+    assert "mvd.layers.0.mlp.fc1.weight" not in changed
+    assert "classifier.weight" in changed
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "adapter_config.json").exists()
+    best = MVDForVideoClassification.from_pretrained(tmp_path / "best")
+    assert set(best.state_dict()) == set(merged.state_dict())
+
+
+def test_what_would_not_do_what_it_says_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match=r"ema_decay=1\.5 must be between 0 and 1"):
+        arguments(tmp_path, ema_decay=1.5)
+    with pytest.raises(ValueError, match="give repeats instead"):
+        arguments(tmp_path, clips_per_video=2)
+    with pytest.raises(ValueError, match="masks_per_clip=2 is for pre-training"):
+        arguments(tmp_path, masks_per_clip=2)
+    with pytest.raises(ValueError, match="no sampling='sparse'; choose dense or uniform"):
+        FinetuningClipArguments(sampling="sparse")
+
+
+def test_the_run_says_what_a_video_gives(data, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run = trainer(data, tmp_path, num_train_epochs=1)
+    run.run()
+    assert "Each video gives 2 clips of the same frames" in caplog.text
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    evaluated = [entry for entry in state["log_history"] if "eval_top1" in entry]
+    assert len(evaluated) == 1
+    assert np.isfinite(evaluated[0]["eval_loss"])

@@ -1,0 +1,215 @@
+"""Classifiers from checkpoints of every kind: what is kept, what is new, what is refused."""
+
+import logging
+
+import pytest
+import torch
+from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
+
+from launching import ROOT
+from mvd_hf import (
+    MVDConfig,
+    MVDForFeatureDistillation,
+    MVDForPixelReconstruction,
+    MVDForVideoClassification,
+    MVDModel,
+    MVDVideoProcessor,
+    load_classifier,
+)
+from mvd_hf.hub.loading import load_processor
+from mvd_hf.model.loading_mvd import CheckpointMismatchError
+from tiny_models import TINY
+
+CLASSES = ["jump", "run", "walk"]
+HEAD = ["classifier.bias", "classifier.weight"]
+VIDEOMAE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_frames": 4,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 64,
+}
+
+
+@pytest.fixture
+def clip() -> torch.Tensor:
+    return torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def config() -> MVDConfig:
+    return MVDConfig.from_name("mvd-b", **TINY, num_frames=4, teacher_dims={"image": 32, "video": 32})
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [(MVDForFeatureDistillation, "mvd"), (MVDForPixelReconstruction, "videomae"), (MVDModel, "mvd")],
+)
+def test_an_encoder_of_any_stage_is_kept_and_all_else_is_new(kind, family, tmp_path, clip, caplog):
+    caplog.set_level(logging.INFO)
+    source = kind(MVDConfig.from_name(f"{family}-b", **TINY, num_frames=4)).eval()
+    source.save_pretrained(tmp_path)
+    model, fresh = load_classifier(str(tmp_path), CLASSES, {"drop_path_rate": 0.2})
+    assert fresh == [*HEAD, "fc_norm.bias", "fc_norm.weight"]
+    assert f"New weights: {', '.join(fresh)}. All others are from {tmp_path}" in caplog.text
+    assert model.config.id2label == dict(enumerate(CLASSES))
+    assert model.config.problem_type == "single_label_classification"
+    assert model.config.drop_path_rate == 0.2
+    assert model.config.position_embedding_type == ("flat" if family == "videomae" else "spacetime")
+    base = source.base_model if kind is not MVDModel else source
+    ours, theirs = (m(clip, output_hidden_states=True).hidden_states[-1] for m in (model.eval().mvd, base))
+    assert torch.equal(ours, theirs)
+    assert 0 < model.classifier.weight.abs().max() < 1e-3
+
+
+def classifier(config: MVDConfig, classes: list[str], folder) -> MVDForVideoClassification:
+    fields = config.to_diff_dict() | {"id2label": dict(enumerate(classes)), "head_init_scale": 1.0}
+    model = MVDForVideoClassification(MVDConfig(**fields)).eval()
+    torch.nn.init.normal_(model.classifier.bias)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_a_head_for_the_same_classes_is_kept_in_the_given_order(config, tmp_path, clip):
+    source = classifier(config, CLASSES, tmp_path)
+    order = [2, 0, 1]
+    model, fresh = load_classifier(str(tmp_path), [CLASSES[i] for i in order])
+    assert not fresh
+    assert list(model.config.id2label.values()) == [CLASSES[i] for i in order]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(clip).logits, source(clip).logits[:, order])
+
+
+def test_a_head_for_as_many_other_classes_is_drawn_anew(config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    source = classifier(config, CLASSES, tmp_path)
+    model, fresh = load_classifier(str(tmp_path), ["cat", "cow", "dog"], {"head_init_scale": 0.001})
+    assert fresh == HEAD
+    assert "classes of" in caplog.text
+    assert "3 (jump, run, walk) by 3 (cat, cow, dog)" in caplog.text
+    assert model.classifier.weight.abs().max() < 0.01 * source.classifier.weight.abs().max()
+    assert model.classifier.bias.abs().max() == 0
+    assert torch.equal(model.fc_norm.weight, source.fc_norm.weight)
+
+
+def test_a_head_of_another_size_is_replaced_and_one_of_numbers_kept(config, tmp_path):
+    source = classifier(config, CLASSES, tmp_path)
+    model, fresh = load_classifier(str(tmp_path), 5)
+    assert fresh == HEAD
+    assert model.config.num_labels == 5
+    model, fresh = load_classifier(str(tmp_path), 3)
+    assert not fresh
+    assert list(model.config.id2label.values()) == CLASSES
+    assert torch.equal(model.classifier.weight, source.classifier.weight)
+
+
+@pytest.mark.parametrize("kind", [VideoMAEForPreTraining, VideoMAEForVideoClassification])
+@pytest.mark.parametrize("has_norm", [True, False])
+def test_a_videomae_of_transformers_gives_its_encoder(kind, has_norm, tmp_path, clip):
+    # a classifier with a token-level norm reads its first token
+    config = VideoMAEConfig(**VIDEOMAE, use_mean_pooling=not has_norm, id2label=dict(enumerate(CLASSES)))
+    source = kind(config).eval()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    source.save_pretrained(tmp_path)
+    model, fresh = load_classifier(str(tmp_path), CLASSES)
+    is_classifier = kind is VideoMAEForVideoClassification
+    assert set(fresh) <= {*HEAD, "fc_norm.bias", "fc_norm.weight"}
+    assert fresh == ([] if is_classifier else [*HEAD] if has_norm else [*HEAD, "fc_norm.bias", "fc_norm.weight"])
+    # VideoMAE's pixels are normalised floats
+    pixels = (clip.float() / 255 - torch.tensor(model.config.image_mean).view(3, 1, 1)) / torch.tensor(
+        model.config.image_std
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        theirs = source.videomae(pixels, output_hidden_states=True).hidden_states[-1]
+        ours = model.eval().mvd(pixels, output_hidden_states=True).hidden_states[-1]
+        assert ours == pytest.approx(theirs, abs=1e-5)
+        if is_classifier:
+            assert model(pixels).logits == pytest.approx(source(pixels).logits, abs=1e-4)
+
+
+def test_an_official_file_gives_its_encoder():
+    path = ROOT / "tests" / "parity" / "ckpt_pretrain_checkpoint-1.pth"
+    model, fresh = load_classifier(str(path), 4, {"num_attention_heads": 4, "decoder_num_attention_heads": 4})
+    assert fresh == [*HEAD, "fc_norm.bias", "fc_norm.weight"]
+    official = torch.load(path, weights_only=False)["model"]["blocks.1.mlp.fc1.weight"]
+    assert torch.equal(model.mvd.layers[1].mlp.fc1.weight, official)
+
+
+def test_a_published_size_is_trained_from_scratch(caplog):
+    caplog.set_level(logging.INFO)
+    sizes = {**TINY, "num_frames": 4}
+    model, fresh = load_classifier("mvd-s", CLASSES, sizes)
+    assert "All weights are new: mvd-s is trained from scratch" in caplog.text
+    assert fresh == [name for name, _ in model.named_parameters()]
+    assert model.config.num_labels == 3
+
+
+def test_what_is_no_model_is_refused_with_the_remedy(config, tmp_path):
+    with pytest.raises(ValueError, match=r"'nowhere' cannot be had: give a folder .*mvd-s"):
+        load_classifier("nowhere", 3)
+    with pytest.raises(ValueError, match=r"no field 'drop_path_rat'\. Did you mean 'drop_path_rate'"):
+        load_classifier("mvd-s", 3, {"drop_path_rat": 0.1})
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="of the type 'vit'; fine-tuning takes MVD and VideoMAE"):
+        load_classifier(str(tmp_path), 3)
+
+
+def test_an_encoder_that_is_not_whole_or_of_another_size_is_refused(config, tmp_path):
+    model = MVDForFeatureDistillation(config)
+    weights = {key: value for key, value in model.state_dict().items() if "layers.1.mlp" not in key}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(CheckpointMismatchError, match=r"4 missing .mvd\.layers\.1\.mlp"):
+        load_classifier(str(tmp_path), 3)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointMismatchError, match="of another shape"):
+        load_classifier(str(tmp_path), 3, {"hidden_size": 64, "intermediate_size": 256})
+
+
+def test_the_processor_is_the_stored_one_or_follows_the_given_sampling(config, tmp_path):
+    MVDForVideoClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no video processor that says how frames were sampled"):
+        load_processor(str(tmp_path), config)
+    assert load_processor(str(tmp_path), config, "uniform").sampling == "uniform"
+    MVDVideoProcessor.for_model(config, sampling="uniform", frame_sampling_rate=3).save_pretrained(tmp_path)
+    stored = load_processor(str(tmp_path), config)
+    assert (stored.sampling, stored.frame_sampling_rate, stored.num_frames) == ("uniform", 3, 4)
+    (tmp_path / "video_preprocessor_config.json").unlink()  # the file beside it does not say it
+    with pytest.raises(ValueError, match=r"give sampling, dense or uniform .*only preprocessor_config\.json"):
+        load_processor(str(tmp_path), config)
+
+
+def test_a_videomae_of_transformers_gets_our_processor_with_its_normalisation(tmp_path):
+    VideoMAEForVideoClassification(VideoMAEConfig(**VIDEOMAE)).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3]}')
+    processor = load_processor(str(tmp_path), VideoMAEConfig(**VIDEOMAE))
+    assert list(processor.image_mean) == [0.5, 0.5, 0.5]
+    assert list(processor.image_std) == [0.1, 0.2, 0.3]
+    assert dict(processor.crop_size)["height"] == 32
+    model, _ = load_classifier(str(tmp_path), 3)
+    assert list(model.config.image_std) == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"nothing", "The weights of the model .* cannot be read"),
+        (
+            "config.json",
+            b'{"model_type": "mvd", "num_frames": []}',
+            r"config\.json of the model .* is not an MVD model's",
+        ),
+        ("config.json", b"[" * 100_000, "The model .* cannot be had"),
+    ],
+)
+def test_damaged_files_of_a_model_are_named(config, tmp_path, name, content, message):
+    MVDForVideoClassification(config).save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_classifier(str(tmp_path), 2)

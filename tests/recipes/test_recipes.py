@@ -1,0 +1,329 @@
+"""Every command and snippet of the READMEs is run on the tiny job or resolved to its full configuration."""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from launching import ROOT
+from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor, TeacherConfig
+from mvd_hf.arguments import parse_arguments
+from mvd_hf.data.arguments import DataArguments
+from mvd_hf.detection.ava_actions import read_label_map
+from mvd_hf.detection.ava_audit import AvaAuditArguments
+from mvd_hf.detection.toy import ToyDetectionSettings, make_toy_detection_dataset
+from mvd_hf.detection.trainer import DetectionArguments
+from mvd_hf.hub.export import ExportArguments
+from mvd_hf.model.modeling_mvd import MVDLayer
+from mvd_hf.visualization.demo import DemoArguments
+from recipes.study.stages import StudyArguments
+
+READMES = sorted([ROOT / "README.md", *ROOT.glob("recipes/*/README.md")])
+RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
+# tests/test_study.py resolves the stages of the study
+RECIPES = [path for path in RECIPES if path.parent.name not in ("accelerate", "study")]
+DETECTION = [path for path in RECIPES if path.parent.name == "ava" or path.stem == "detect"]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Code blocks of a language, without the indentation of a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return ["\n".join(line.removeprefix(indent) for line in text.splitlines()) for indent, text in found]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The Python commands of a README, as words, without `&&` and the launcher."""
+    lines = [line for block in blocks(path, "bash") for line in block.splitlines()]
+    parts = [shlex.split(part) for line in lines for part in line.split("&&")]
+    return [part for part in parts if part and part[0] in ("python", "accelerate")]
+
+
+COMMANDS = [(path, command) for path in READMES for command in commands(path)]
+
+
+def script_and_arguments(command: list[str]) -> tuple[str, list[str]]:
+    start = next(i for i, word in enumerate(command) if word.startswith("recipes/") and word.endswith(".py"))
+    return command[start], command[start + 1 :]
+
+
+def load_script(script: str):
+    spec = importlib.util.spec_from_file_location(Path(script).stem + "_recipe", ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def resolve(script: str, arguments: list[str]):
+    """The arguments of a training recipe, and the configuration of its model."""
+    module = load_script(script)
+    kind = module.StudentArguments if script.endswith("distill.py") else module.ModelArguments
+    arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
+    recipe, data, training = parse_arguments([*arguments, "--use_cpu"], kind, DataArguments, MVDTrainingArguments)
+    name = recipe.student if script.endswith("distill.py") else recipe.model
+    return recipe, data, training, MVDConfig.from_name(name, **recipe.config)
+
+
+def resolve_detection(script: str, arguments: list[str]) -> list:
+    """The arguments of training, checking or drawing action detection."""
+    arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
+    if script == "recipes/audit.py":
+        return parse_arguments(arguments, AvaAuditArguments)
+    if script == "recipes/visualize.py":
+        kind, _ = load_script(script).PICTURES[arguments[0]]
+        return parse_arguments(arguments[1:], kind)
+    kinds = load_script(script).DetectorArguments, DetectionArguments, MVDTrainingArguments
+    return parse_arguments([*arguments, "--use_cpu"], *kinds)
+
+
+@pytest.fixture(scope="module")
+def tiny_job(tmp_path_factory):
+    """A folder in which the README's first command was run, and what it printed."""
+    folder = tmp_path_factory.mktemp("fresh")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    words = next(command for path, command in COMMANDS if path == ROOT / "README.md")
+    assert words == ["python", "recipes/tiny/run.py"]
+    result = subprocess.run(
+        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return folder, result.stdout + result.stderr
+
+
+def start(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """Run Python in a folder, without the Hub."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+def test_the_tiny_job_trains_every_stage(tiny_job):
+    folder, log = tiny_job
+    lowered = [int(percent) for percent in re.findall(r"Held-out loss: .* trained \((-?\d+) % lower\)", log)]
+    assert len(lowered) == 3
+    assert min(lowered) >= 25
+    assert lowered[-1] >= 50  # the student
+    for name in ("image_teacher", "video_teacher", "student"):
+        assert (folder / "outputs" / "tiny" / name / "model.safetensors").exists()
+    assert "MVDModel with 117648 parameters, loaded from outputs/tiny/student" in log
+    assert re.search(r"TFLOPs per clip +forward +training\n.*teacher video +0\.\d*[1-9]", log, re.DOTALL)
+    assert "Effective batch 16 = 16 videos x 1 accumulation steps x 1 processes" in log
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/accelerate/*.yaml")), ids=lambda path: path.stem)
+def test_every_launcher_file_is_read_as_it_is_meant(path):
+    config = load_config_from_file(str(path))
+    kinds = {"fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED", "one_gpu": "NO"}
+    assert config.distributed_type == kinds.get(path.stem, "MULTI_GPU")
+    assert config.mixed_precision == "bf16"
+    assert config.num_processes == {"one_gpu": 1, "two_machines": 16}.get(path.stem, 8)
+    if path.stem == "fsdp2":
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == MVDLayer.__name__
+    if config.distributed_type == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
+
+
+def test_the_scheduler_script_is_sound_shell_and_its_files_exist():
+    script = ROOT / "recipes" / "accelerate" / "distill.slurm"
+    subprocess.run(["bash", "-n", script], check=True)
+    named = re.findall(r"recipes/\S+\.(?:yaml|py|slurm)", script.read_text())
+    assert len(named) >= 4
+    assert all((ROOT / name).exists() for name in named)
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(tiny_job):
+    folder, _ = tiny_job
+    snippets = [text for text in blocks(ROOT / "README.md", "python") if "MVDForActionDetection" not in text]
+    checks = [
+        "assert features.shape == (1, 256, 48)",
+        "assert (vector.shape, windows['features'].shape, windows['frames'].shape) == ((1, 48), (3, 4, 48), (3, 8))",
+        "assert 0 < loss.item() < 1.6",
+    ]
+    for snippet, check in zip(snippets, checks, strict=True):
+        result = start(folder, "-c", f"{snippet}\n{check}")
+        assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_readmes_pictures_and_programs_are_made(tiny_job):
+    folder, _ = tiny_job
+    scripts = "recipes/visualize.py", "recipes/export.py"
+    commands = [words for path, words in COMMANDS if path == ROOT / "README.md" and words[1] in scripts]
+    commands = [words for words in commands if words[2] != "detect"]
+    assert len(commands) == 6
+    for words in commands:
+        result = start(folder, *words[1:])
+        assert result.returncode == 0, result.stderr[-3000:]
+    made = {path.name for path in (folder / "outputs" / "pictures").glob("*")}
+    names = "similarity", "tokens", "reconstruction", "attention", "curves"
+    assert made >= {f"{name}.png" for name in names} | {"similarity.json", "tokens.mp4", "attention.npz"}
+    assert (folder / "outputs" / "export" / "model.pt2").exists()
+
+
+@pytest.mark.slow
+def test_the_readmes_python_for_action_detection_runs(tmp_path):
+    data = make_toy_detection_dataset(tmp_path / "outputs/tiny/detection", ToyDetectionSettings(0, 3))
+    recipe = yaml.safe_load((ROOT / "recipes/tiny/detect.yaml").read_text())
+    names = read_label_map(data / "actions.pbtxt")
+    config = MVDConfig.from_name("mvd-b", **recipe["config"], id2label={i - 1: name for i, name in names.items()})
+    for part in (MVDForActionDetection(config), MVDVideoProcessor.for_detection(config)):
+        part.save_pretrained(tmp_path / "outputs/tiny/detector")
+    (snippet,) = (text for text in blocks(ROOT / "README.md", "python") if "MVDForActionDetection" in text)
+    checks = "\nassert outputs.logits.shape == (1, 2, 8)\nassert [len(p['labels']) for p in people] == [8, 8]"
+    result = start(tmp_path, "-c", snippet + checks)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_readmes_publications_can_be_tried(tiny_job):
+    folder, _ = tiny_job
+    dry_runs = [words for path, words in COMMANDS if path == ROOT / "README.md" and words[1] == "recipes/publish.py"]
+    for words, expected in zip(dry_runs, ("modeling_mvd.py", "its class in the column `label`"), strict=True):
+        result = start(folder, *words[1:])
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert expected in result.stderr
+        assert "A dry run: nothing was uploaded" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_on_the_command_line_ends_with_a_clear_message(tiny_job):
+    folder, _ = tiny_job
+    for arguments, message in (
+        (["--dataset=nowhere.csv", "--eval_split=null"], "There is no data set 'nowhere.csv'"),
+        (["--dataset=nowhere.csv"], "give eval_dataset"),
+        (["--num_train_epoch=3"], "Unknown key 'num_train_epoch'"),
+        (["--config.mask_ratio=0.001"], "mask_ratio=0.001 hides 0 of 64 patches"),
+        (["--per_device_train_batch_size=1000"], "fewer than the total batch of 1000"),
+    ):
+        result = start(folder, "recipes/distill.py", "recipes/tiny/distill.yaml", "--output_dir=elsewhere", *arguments)
+        assert result.returncode != 0
+        assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, list) else value.parent.name
+)
+def test_every_command_of_a_readme_can_be_resolved(path, command):
+    script, arguments = script_and_arguments(command)
+    assert (ROOT / script).exists()
+    if script in ("recipes/distill.py", "recipes/pretrain.py"):
+        resolve(script, arguments)
+    elif script == "recipes/finetune.py":
+        module = load_script(script)
+        arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
+        parse_arguments([*module.with_recipe(arguments), "--use_cpu", "--bf16=false"], *module.KINDS)
+    elif script == "recipes/evaluate.py":
+        module = load_script(script)
+        parse_arguments(arguments, module.EvaluationArguments, first="model")
+    elif script == "recipes/prepare.py":
+        module = load_script(script)
+        parse_arguments(arguments, module.PrepareArguments, first="data_set")
+    elif script == "recipes/three_splits.py":
+        module = load_script(script)
+        runs, _ = module.split_runs([str(ROOT / arguments[0]), *arguments[1:]])
+        kinds = load_script("recipes/finetune.py").KINDS
+        parse_arguments([runs.recipe, *runs.arguments, "--use_cpu", "--bf16=false"], *kinds)
+        launcher = runs.launcher or []
+        if "--config_file" in launcher:
+            assert (ROOT / launcher[launcher.index("--config_file") + 1]).exists()
+    elif script == "recipes/convert.py":
+        module = load_script(script)
+        parse_arguments(arguments, module.ConversionArguments, first="checkpoint")
+    elif script == "recipes/demo.py":
+        parse_arguments(arguments, DemoArguments, first="model")
+    elif script == "recipes/export.py":
+        parse_arguments(arguments, ExportArguments, first="model")
+    elif script == "recipes/publish.py":
+        what, *keys = arguments
+        module = load_script(script)
+        first, *kinds = {
+            "model": ("folder", module.ModelArguments, module.CardDetails),
+            "dataset": ("dataset", module.SourceArguments, module.DatasetDetails),
+        }[what]
+        to, *_ = parse_arguments(keys, module.UploadArguments, *kinds, first=first)
+        assert to.dry_run
+    elif script in ("recipes/detect.py", "recipes/audit.py", "recipes/visualize.py"):
+        resolve_detection(script, arguments)
+    elif script == "recipes/study/run.py":
+        parse_arguments([str(ROOT / arguments[0]), *arguments[1:]], StudyArguments)
+    elif script == "recipes/study/report.py":
+        parse_arguments([str(ROOT / arguments[0])], load_script(script).ReportArguments, first="results")
+    else:
+        assert (script, arguments) in (("recipes/tiny/run.py", []), ("recipes/tiny/run_detection.py", []))
+    if "--config_file" in command:
+        config = ROOT / command[command.index("--config_file") + 1]
+        assert yaml.safe_load(config.read_text())["num_processes"] >= 1
+
+
+def test_every_stage_of_the_tiny_detection_job_resolves():
+    module = load_script("recipes/tiny/run_detection.py")
+    assert [words[0] for _, words in module.STAGES] == [
+        "recipes/audit.py",
+        "recipes/detect.py",
+        "recipes/detect.py",
+        "recipes/visualize.py",
+    ]
+    for _, (script, *arguments) in module.STAGES:
+        resolve_detection(script, arguments)
+
+
+@pytest.mark.parametrize("path", DETECTION, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_detection_recipe_resolves_and_opens_with_its_command(path):
+    resolve_detection("recipes/detect.py", [str(path.relative_to(ROOT))])
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert f"recipes/detect.py {path.relative_to(ROOT)}" in " ".join(line.strip("# \\") for line in header)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path not in DETECTION], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_every_recipe_resolves_and_opens_with_its_command(path):
+    text = path.read_text()
+    is_finetuning = "recipes/finetune.py" in text
+    script = "distill.py" if "teachers:" in text else "finetune.py" if is_finetuning else "pretrain.py"
+    header = " ".join(line.strip("# \\") for line in text.splitlines() if line.startswith("#"))
+    assert f"recipes/{script} {path.relative_to(ROOT)}" in header
+    if is_finetuning:
+        parse_arguments(
+            [str(path), "--use_cpu", "--bf16=false", "--dataset=x"], *load_script(f"recipes/{script}").KINDS
+        )
+        return
+    recipe, _, _, config = resolve(f"recipes/{script}", [str(path.relative_to(ROOT))])
+    assert config.num_masked_patches > 0
+    for entry in getattr(recipe, "teachers", {}).values():
+        assert TeacherConfig(**entry) if isinstance(entry, dict) else entry
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
+def test_yaml_of_the_readmes_is_valid(path):
+    for block in blocks(path, "yaml"):
+        for entry in yaml.safe_load(block)["teachers"].values():
+            TeacherConfig(**entry)
+
+
+def test_the_published_run_resolves_to_the_papers_numbers(monkeypatch):
+    monkeypatch.setattr(MVDTrainingArguments, "world_size", property(lambda self: 8))
+    _, data, training, config = resolve(
+        "recipes/distill.py", ["recipes/mvd-vit-b-from-vit-l/distill.yaml", "--dataset=k400_train.csv"]
+    )
+    assert training.total_batch_size == 1024
+    assert (training.learning_rate, training.min_learning_rate) == pytest.approx((6e-4, 4e-4))
+    assert (training.num_train_epochs, training.schedule_epochs, training.warmup_epochs) == (400, 401, 40)
+    assert (data.stride, data.crop) == (4, "multi_scale")
+    assert (config.drop_path_rate, config.num_masked_patches) == (0.1, 1408)
+    assert (config.decoder_num_hidden_layers, config.decoder_hidden_size) == (2, 768)

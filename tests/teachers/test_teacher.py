@@ -1,0 +1,212 @@
+"""Frozen teachers: what they see, what they hand out, and which do not fit."""
+
+import os
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.integrations import deepspeed
+
+from mvd_hf import MVDConfig, MVDForVideoClassification, MVDModel, TeacherConfig, load_teachers
+from mvd_hf.teachers import teacher
+from mvd_hf.teachers.teacher import Teacher, mesh_of_machines
+
+GRID = (2, 4, 4)
+
+
+def model(name: str, **overrides) -> MVDModel:
+    sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return MVDModel(MVDConfig.from_name(name, **(sizes | overrides)), add_final_norm=False)
+
+
+def clips(size: int = 32, frames: int = 4, batch: int = 3) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, frames, 3, size, size), dtype=torch.uint8)
+
+
+def test_an_image_teacher_sees_the_first_frame_of_each_tubelet():
+    image_model = model("mae-b")
+    teacher = Teacher(TeacherConfig("m"), image_model, GRID, num_frames=4)
+    clip = clips()
+    features = teacher({32: clip})
+    assert features.shape == (3, 2 * 16, 32)
+    for clip_index in range(3):
+        for time in range(2):
+            frame = clip[clip_index, 2 * time][None, None]
+            alone = image_model(frame).last_hidden_state[0, 1:]  # without the class token
+            assert torch.allclose(features[clip_index, time * 16 : (time + 1) * 16], alone, atol=1e-5)
+
+
+def test_a_video_teacher_sees_the_whole_clip():
+    video_model = model("videomae-b", num_frames=4)
+    clip = clips()
+    features = Teacher(TeacherConfig("m"), video_model, GRID, num_frames=4)({32: clip})
+    assert torch.allclose(features, video_model(clip).last_hidden_state)
+
+
+def test_frames_can_be_chosen_against_the_default():
+    frame_by_frame = model("mvd-b", num_frames=4, tubelet_size=1)
+    for frames in ("clip", "first_of_tubelet", "all"):
+        assert Teacher(TeacherConfig("m", frames=frames), frame_by_frame, GRID, num_frames=4).frames == frames
+    with pytest.raises(ValueError, match="tubelet 2"):  # single frames cannot fill tubelets of two
+        Teacher(TeacherConfig("m", frames="first_of_tubelet"), model("mvd-b", num_frames=2), GRID, num_frames=4)
+    with pytest.raises(ValueError, match="is an image model"):
+        Teacher(TeacherConfig("m", frames="clip"), model("mae-b"), GRID, num_frames=4)
+
+
+def test_an_image_teacher_of_all_frames_is_averaged_within_tubelets():
+    image_model = model("mae-b")
+    clip = clips()
+    features = Teacher(TeacherConfig("m", frames="all"), image_model, GRID, num_frames=4)({32: clip})
+    single = [image_model(clip[:, t, None]).last_hidden_state[:, 1:] for t in range(4)]
+    expected = torch.cat([(single[0] + single[1]) / 2, (single[2] + single[3]) / 2], dim=1)
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, -1, -2, -3])
+def test_an_inner_layer_is_a_hidden_state_and_those_above_are_not_there(layer):
+    whole = model("videomae-b", num_frames=4)
+    clip = clips()
+    states = whole(clip, output_hidden_states=True).hidden_states
+    teacher = Teacher(TeacherConfig("m", layer=layer), whole, GRID, num_frames=4)
+    torch.testing.assert_close(teacher({32: clip}), states[layer])
+    assert len(teacher.model.layers) == layer % 3
+
+
+def test_a_classifier_teaches_before_the_norm_that_it_does_not_have(tmp_path):
+    sizes = {"image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 32, "num_attention_heads": 2}
+    classifier = MVDForVideoClassification(MVDConfig.from_name("mvd-b", **sizes, num_hidden_layers=1, num_labels=3))
+    classifier.save_pretrained(tmp_path)
+    clip = clips()
+    teacher = load_teachers({"a": str(tmp_path)}, GRID, 4)["a"]
+    torch.testing.assert_close(teacher({32: clip}), classifier.eval().mvd(clip).last_hidden_state)
+    with pytest.raises(ValueError, match=r"lacks 2 weights.*layernorm.*norm: pre"):
+        load_teachers({"a": {"model": str(tmp_path), "norm": "post"}}, GRID, 4)
+
+
+class Zero3:
+    """What transformers asks of a DeepSpeed configuration."""
+
+    config: ClassVar[dict] = {}
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+def test_teachers_are_loaded_whole_where_the_students_weights_are_divided(tmp_path, monkeypatch):
+    saved = model("mae-b")
+    saved.save_pretrained(tmp_path)
+    engine = Zero3()
+    deepspeed.set_hf_deepspeed_config(engine)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    try:
+        with pytest.raises(Exception, match="deepspeed"):  # which transformers would call, and is not here
+            AutoModel.from_pretrained(tmp_path)
+        teacher = load_teachers({"a": str(tmp_path)}, GRID, 4)["a"]
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    theirs = saved.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in teacher.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("local_sizes", "shape"),
+    [([4] * 4, (4,)), ([2] * 4, (2, 2)), ([3, 3, 3, 1], (4,)), ([0] * 4, (4,)), ([3] * 4, (4,))],
+    ids=["one machine", "two machines", "unequal machines", "unknown machines", "no division"],
+)
+def test_a_mesh_has_a_row_for_each_machine(monkeypatch, caplog, local_sizes, shape):
+    def gather(sizes, own):
+        assert own == local_sizes[0]
+        sizes[:] = local_sizes
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_sizes[0]))
+    monkeypatch.setattr(teacher.dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(teacher.dist, "all_gather_object", gather)
+    monkeypatch.setattr(teacher, "init_device_mesh", lambda device, shape, mesh_dim_names: (shape, mesh_dim_names))
+    names = ("machines", "processes")[-len(shape) :]
+    assert mesh_of_machines(torch.device("cpu")) == (shape, names)
+    is_plain = len(set(local_sizes)) == 1 and local_sizes[0] in (2, 4)
+    assert ("gathered between machines" in caplog.text) == (not is_plain)
+
+
+def test_our_models_normalise_with_their_own_statistics():
+    own = model("mae-b", image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    teacher = Teacher(TeacherConfig("m"), own, GRID, num_frames=4)
+    clip = clips(batch=1)
+    expected = own.embeddings.projection(clip[:, 0, None])
+    torch.testing.assert_close(own.embeddings.projection(teacher.normalize(clip[:, 0, None])), expected)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    torch.testing.assert_close(teacher({32: (clip / 255 - mean) / std}), teacher({32: clip}), atol=1e-5, rtol=1e-5)
+
+
+def test_a_teacher_with_patches_of_14_pixels_sees_smaller_frames():
+    small = model("mae-b", patch_size=14, image_size=224)
+    teacher = Teacher(TeacherConfig("m"), small, (8, 14, 14), num_frames=16)
+    assert teacher.image_size == 196
+    assert teacher({196: clips(196, 16, 1), 224: clips(224, 16, 1)}).shape == (1, 1568, 32)
+
+
+def test_the_clip_of_the_teachers_size_must_be_in_the_batch():
+    teacher = Teacher(TeacherConfig("m"), model("mae-b", patch_size=7, image_size=28), GRID, num_frames=4)
+    with pytest.raises(ValueError, match=r"28x28 pixels, the batch has \[32\]"):
+        teacher({32: clips(32)})
+
+
+@pytest.mark.parametrize(
+    ("config", "teacher", "message"),
+    [
+        ({"image_size": 40}, ("mae-b", {}), "image_size=32"),
+        ({"image_size": 33}, ("mae-b", {}), "image_size=32"),
+        ({}, ("videomae-b", {"num_frames": 4, "tubelet_size": 4}), "8 frames"),
+    ],
+)
+def test_a_grid_that_cannot_match_is_an_error_that_says_what_would(config, teacher, message):
+    name, overrides = teacher
+    with pytest.raises(ValueError, match=message):
+        Teacher(TeacherConfig("m", **config), model(name, **overrides), GRID, num_frames=4)
+
+
+def test_teachers_are_frozen_and_in_evaluation_mode():
+    trainable = model("mae-b", drop_path_rate=0.5).train()
+    teacher = Teacher(TeacherConfig("m"), trainable, GRID, num_frames=4)
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert not teacher({32: clips()}).requires_grad
+
+
+def test_layernorm_targets_are_standardised_vectors():
+    teacher = Teacher(TeacherConfig("m", target_norm="layernorm"), model("mae-b"), GRID, num_frames=4)
+    raw = Teacher(TeacherConfig("m"), teacher.model, GRID, num_frames=4)
+    clip = clips()
+    features = teacher({32: clip})
+    assert torch.allclose(features, nn.functional.layer_norm(raw({32: clip}), (32,), eps=1e-6))
+    assert features.mean(-1).abs().max() < 1e-5
+
+
+def test_loading_gives_features_before_the_final_norm_unless_asked(tiny_teachers, tiny_student_config):
+    pre = load_teachers({"image": tiny_teachers["image"]}, GRID, 4)["image"]
+    post = load_teachers({"image": {"model": tiny_teachers["image"], "norm": "post"}}, GRID, 4)["image"]
+    whole = MVDModel.from_pretrained(tiny_teachers["image"])
+    clip = clips()
+    frames = clip[:, ::2].flatten(0, 1)[:, None]
+    hidden = whole(frames, output_hidden_states=True).hidden_states[-1][:, 1:].reshape(3, 32, 32)
+    assert torch.allclose(pre({32: clip}), hidden, atol=1e-6)
+    assert torch.allclose(post({32: clip}), whole.layernorm(hidden), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"model": "x", "wieght": 2}, "'image' has unknown keys wieght; the keys are model, frames"),
+        ({"weight": 2}, "no key 'model'"),
+        ({"model": "x", "loss": "huber"}, "loss='huber'"),
+        ({"model": "x", "norm": "none"}, "norm='none'"),
+        ({"model": "x", "shard": True, "compile": True}, "exclude each other"),
+    ],
+)
+def test_entries_with_mistakes_are_refused(entry, message):
+    with pytest.raises(ValueError, match=message):
+        load_teachers({"image": entry}, GRID, 4)
