@@ -4,7 +4,7 @@
     python recipes/publish.py dataset clips/ --repo me/clips --license cc-by-4.0 [--label_column label ...]
 
 A new repository is private; `--private false` makes it public. `--dry_run true` makes and shows all, and uploads
-nothing. Keys: where to (below), what the card says (`mvd_hf.CardDetails`, `mvd_hf.DatasetDetails`).
+nothing. Keys: where to (below), what the card says (`mvd_hf.hub.CardDetails`, `mvd_hf.hub.DatasetDetails`).
 """
 
 import logging

@@ -1,1 +1,5 @@
 """Frozen teachers for distillation: any supported model of the Hub, by name."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -61,7 +61,7 @@ class Viewers:
     """Models with a feature for each patch of one grid.
 
     Args:
-        models: the frozen models, see `mvd_hf.Teacher`: `models[name](clips)` gives features (B, L, D).
+        models: the frozen models, see `mvd_hf.teachers.Teacher`: `models[name](clips)` gives features (B, L, D).
         grid: patches of a clip, (time, rows, columns).
         num_frames: frames of a clip.
         image_size: pixels of a clip's side where its patches are those of the model that set the grid.

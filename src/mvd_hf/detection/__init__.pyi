@@ -1,0 +1,2 @@
+from .ava import ava_map as ava_map
+from .trainer import DetectionTrainer as DetectionTrainer
