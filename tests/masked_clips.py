@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from mvd_hf import MVDConfig, MVDTrainingArguments, tube_mask
-from mvd_hf.data.masking import part_of_hidden, several_masks
+from mvd_hf.data.masking import part_to_decode, several_masks
 
 
 class Clips(torch.utils.data.Dataset):
@@ -29,7 +29,7 @@ class Clips(torch.utils.data.Dataset):
 
 
 class SeveralMasks(Clips):
-    """[`Clips`] with `masks` masks each, and the part of the hidden patches to decode if the configuration has one."""
+    """[`Clips`] with `masks` masks each, and the part of the masked patches to decode if the configuration has one."""
 
     def __init__(self, config: MVDConfig, masks: int, **options):
         super().__init__(config, **options)
@@ -43,7 +43,7 @@ class SeveralMasks(Clips):
             item["bool_masked_pos"] = several_masks(draw, self.masks, generator)
         if self.config.decoder_keep < 1:
             masks, count = item["bool_masked_pos"], self.config.num_decoded_patches
-            item["bool_decoded_pos"] = part_of_hidden(masks, count, generator)
+            item["bool_decoded_pos"] = part_to_decode(masks, count, generator)
         return {**item, "labels": torch.tensor(int(item["pixel_values"].sum()) % 2)}
 
 

@@ -31,7 +31,7 @@ class ModelBenchmarkArguments:
 
     Args:
         output: folder of the report.
-        networks: `student` (encoder and decoders, 90 % of the patches hidden), `teacher` (VideoMAE's encoder on all
+        networks: `student` (encoder and decoders, 90 % of the patches masked), `teacher` (VideoMAE's encoder on all
             patches, forward only), `classifier`.
         sizes: of the encoder, of `s`, `b`, `l`, `h`.
         dtypes: `float32`, `bfloat16` or `float16`: of a teacher's weights; for what is trained, of autocast.

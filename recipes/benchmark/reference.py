@@ -1,6 +1,6 @@
 """A naive distillation step, what ours is compared with: the official program's way, written from its description.
 
-Float clips come from the data loader, the student's and the teachers'. Attention keeps its weights (N, N), hidden
+Float clips come from the data loader, the student's and the teachers'. Attention keeps its weights (N, N), masked
 patches are embedded and then dropped, masks are boolean indices, the optimizer takes one parameter after the other,
 and the host reads the loss and the gradients' norm and waits for the device in every step. The numbers are those of
 our step on the same weights (`tests/test_benchmark_reference.py`).
@@ -62,12 +62,12 @@ def encode(model: MVDModel, clips: torch.Tensor, mask: torch.Tensor | None = Non
 
 
 def decode(decoder: MVDDecoder, encoded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Predictions (B, M, D_teacher) for the patches that a mask (B, L) hides, from the visible ones (B, V, D)."""
+    """Predictions (B, M, D_teacher) for the masked patches of a mask (B, L), from the visible ones (B, V, D)."""
     visible = decoder.embed(encoded)
     positions = decoder.positions.table.to(visible.dtype).expand(len(mask), -1, -1)
-    hidden = decoder.mask_token + kept(positions, mask)
-    tokens = run_layers(decoder.layers, torch.cat((visible + kept(positions, ~mask), hidden), dim=1))
-    return decoder.head(decoder.norm(tokens[:, -hidden.shape[1] :]))
+    masked = decoder.mask_token + kept(positions, mask)
+    tokens = run_layers(decoder.layers, torch.cat((visible + kept(positions, ~mask), masked), dim=1))
+    return decoder.head(decoder.norm(tokens[:, -masked.shape[1] :]))
 
 
 def teach(teacher: Teacher, clips: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mvd_hf.arguments import read_value
-from mvd_hf.data.masking import part_of_hidden
+from mvd_hf.data.masking import part_to_decode
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
 from mvd_hf.teachers.teacher import Teacher, TeacherConfig, load_teacher
@@ -171,7 +171,7 @@ class Distillation:
             batch["bool_masked_pos"] = batch["bool_masked_pos"].unflatten(0, (count, masks))
         if config.num_decoded_patches < config.num_masked_patches:
             generator = torch.Generator().manual_seed(seed)
-            batch["bool_decoded_pos"] = part_of_hidden(batch["bool_masked_pos"], config.num_decoded_patches, generator)
+            batch["bool_decoded_pos"] = part_to_decode(batch["bool_masked_pos"], config.num_decoded_patches, generator)
         return batch
 
 

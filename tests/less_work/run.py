@@ -5,7 +5,7 @@
 The teachers are those of `recipes/tiny` (`python recipes/tiny/run.py` makes them). Every student has the batch of the
 recipe, clips times masks, so the same learning rate, and is trained for the arithmetic of the recipe's student in
 `--epochs`. `cpu_s` is the processor's time for training with its data; `eval_loss` is that of held-out clips under one
-mask, all hidden patches decoded; the probes are linear, on the mean of all patches' features.
+mask, all masked patches decoded; the probes are linear, on the mean of all patches' features.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes"))
 from distill import StudentArguments  # noqa: E402
 
-# masks per clip, part of the hidden patches that is decoded
+# masks per clip, part of the masked patches that is decoded
 VARIANTS = ((1, 1.0), (1, 0.5), (2, 1.0), (4, 1.0), (4, 0.5))
 
 

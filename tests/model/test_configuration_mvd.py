@@ -197,9 +197,9 @@ def test_number_of_masked_patches_is_the_official_one(name, fields, masked):
     assert MVDConfig.from_name(name, **fields).num_masked_patches == masked
 
 
-@pytest.mark.parametrize(("ratio", "hidden"), [(0.0, 0), (0.01, 0), (1.0, 16), (-0.5, -8), (1.5, 24)])
-def test_mask_ratio_that_hides_all_or_nothing_is_refused(ratio, hidden):
-    with pytest.raises(ValueError, match=f"mask_ratio={ratio} hides {hidden} of 16 patches"):
+@pytest.mark.parametrize(("ratio", "masked"), [(0.0, 0), (0.01, 0), (1.0, 16), (-0.5, -8), (1.5, 24)])
+def test_mask_ratio_that_masks_all_or_nothing_is_refused(ratio, masked):
+    with pytest.raises(ValueError, match=f"mask_ratio={ratio} masks {masked} of 16 "):
         _ = tiny_config(mask_ratio=ratio).num_masked_patches
 
 
@@ -297,7 +297,7 @@ def test_a_part_of_the_hidden_patches_is_decoded(keep, decoded):
 
 @pytest.mark.parametrize(("keep", "decoded"), [(0, 0), (1e-4, 0), (1.5, 2112), (-0.5, -704)])
 def test_a_part_that_decodes_nothing_or_more_than_all_is_refused(keep, decoded):
-    with pytest.raises(ValueError, match=f"decoder_keep={keep} decodes {decoded} of 1408 hidden patches"):
+    with pytest.raises(ValueError, match=f"decoder_keep={keep} decodes {decoded} of 1408 masked patches"):
         _ = MVDConfig.from_name("mvd-b", decoder_keep=keep).num_decoded_patches
 
 

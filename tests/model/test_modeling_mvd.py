@@ -340,9 +340,9 @@ def test_every_decoder_gives_its_teachers_width_for_every_masked_patch():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.arange(NUM_PATCHES) < torch.tensor([[24], [20]]), "its 32 patches.* but the masks hide 20, 24"),
-        (torch.zeros(2, NUM_PATCHES, dtype=torch.bool), "hide 0 of 32 patches"),
-        (torch.ones(2, NUM_PATCHES, dtype=torch.bool), "hide 32 of 32 patches"),
+        (torch.arange(NUM_PATCHES) < torch.tensor([[24], [20]]), "20, 24"),
+        (torch.zeros(2, NUM_PATCHES, dtype=torch.bool), "0 of 32"),
+        (torch.ones(2, NUM_PATCHES, dtype=torch.bool), "32 of 32"),
         (torch.arange(33).expand(2, -1) < 24, r"must be \(2, 32\) bool for 2 clips of 2x4x4 patches, got \(2, 33\)"),
         (torch.arange(NUM_PATCHES) < 24, r"must be \(2, 32\) bool for 2 clips of 2x4x4 patches, got \(32,\)"),
         (torch.arange(NUM_PATCHES).expand(1, -1) < 24, r"must be \(2, 32\) bool .* got \(1, 32\)"),
@@ -358,7 +358,7 @@ def test_mask_that_does_not_fit_is_refused_with_its_numbers(model_class, mask, m
 
 @pytest.mark.parametrize("model_class", MASKED_CLASSES)
 def test_missing_mask_is_refused(model_class):
-    with pytest.raises(ValueError, match=r"bool_masked_pos .* is needed"):
+    with pytest.raises(ValueError, match="bool_masked_pos"):
         tiny(model_class)(clips())
 
 
@@ -371,7 +371,7 @@ def test_announced_number_of_masked_patches_changes_nothing(model_class):
 @pytest.mark.parametrize("model_class", MASKED_CLASSES)
 @pytest.mark.parametrize("num_masked", [23, 25])
 def test_wrong_number_of_masked_patches_is_refused(model_class, num_masked):
-    with pytest.raises(RuntimeError, match=f"must hide {num_masked} patches"):
+    with pytest.raises(RuntimeError, match=f"bool_masked_pos must .* {num_masked} "):
         tiny(model_class)(**inputs_of(model_class), num_masked=num_masked)
 
 
@@ -379,14 +379,14 @@ def test_wrong_number_of_masked_patches_is_refused(model_class, num_masked):
 @pytest.mark.parametrize("num_masked", [0, NUM_PATCHES])
 def test_announcing_that_nothing_or_everything_is_masked_is_refused(model_class, num_masked):
     mask = torch.full((2, NUM_PATCHES), num_masked > 0)
-    with pytest.raises(ValueError, match=f"hide {num_masked} of 32 patches"):
+    with pytest.raises(ValueError, match=f"{num_masked} of 32 "):
         tiny(model_class)(clips(), mask, num_masked=num_masked)
 
 
 def some_of(mask: torch.Tensor, count: int) -> torch.Tensor:
-    """The first `count` hidden patches of one row and the last of the next."""
-    hidden = ids_of(mask)
-    chosen = torch.stack([ids[:count] if b % 2 == 0 else ids[-count:] for b, ids in enumerate(hidden)])
+    """The first `count` masked patches of one row and the last of the next."""
+    masked = ids_of(mask)
+    chosen = torch.stack([ids[:count] if b % 2 == 0 else ids[-count:] for b, ids in enumerate(masked)])
     return torch.zeros_like(mask).scatter(1, chosen, True)
 
 
@@ -413,7 +413,7 @@ def test_decoding_all_hidden_patches_by_name_changes_nothing(model_class):
 def test_patches_left_out_of_the_decoder_have_no_part_in_it(model_class):
     model, mask = tiny(model_class, decoder_keep=0.5), masks()
     part = some_of(mask, 12)
-    # the tokens of a decoder are the visible patches and the part, whatever else is hidden
+    # the tokens of a decoder are the visible patches and the part, whatever else is masked
     tokens = []
     decoder = model.decoder if model_class is MVDForPixelReconstruction else next(iter(model.decoders.values()))
     decoder.layers[0].register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
@@ -433,7 +433,7 @@ def test_the_pixel_loss_is_that_of_the_decoded_part():
 def test_a_part_that_is_not_hidden_or_of_another_count_is_refused(model_class):
     model, mask = tiny(model_class, decoder_keep=0.5), masks()
     for part in (some_of(mask, 11), mask, ~mask, some_of(mask, 12) | ~mask):
-        with pytest.raises(RuntimeError, match="bool_decoded_pos must choose 12 hidden patches"):
+        with pytest.raises(RuntimeError, match=r"bool_decoded_pos must .* 12 "):
             model(clips(), mask, bool_decoded_pos=part)
     for part in (mask[:1], mask[:, :-1], mask.float()):
         with pytest.raises(ValueError, match=r"bool_decoded_pos must be \(2, 32\) bool like bool_masked_pos"):
@@ -1202,7 +1202,7 @@ def test_exported_program_works_on_another_clip_and_mask(model_class):
 def test_exported_student_refuses_a_mask_of_another_count():
     model = tiny(MVDForFeatureDistillation)
     exported = torch.export.export(model, (), inputs_of(MVDForFeatureDistillation)).module()
-    with pytest.raises(RuntimeError, match="must hide 24 patches"):
+    with pytest.raises(RuntimeError, match=r"bool_masked_pos must .* 24 "):
         exported(pixel_values=clips(), bool_masked_pos=masks(num_masked=23))
 
 
@@ -1222,7 +1222,7 @@ def test_student_is_compiled_without_graph_breaks(decoder_keep):
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-3)
-    with pytest.raises(RuntimeError, match="must hide 24 patches"):
+    with pytest.raises(RuntimeError, match=r"bool_masked_pos must .* 24 "):
         compiled(pixel_values=clips(), bool_masked_pos=masks(num_masked=23))
 
 

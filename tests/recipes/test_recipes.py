@@ -207,7 +207,7 @@ def test_a_mistake_on_the_command_line_ends_with_a_clear_message(tiny_job):
         (["--dataset=nowhere.csv", "--eval_split=null"], "There is no data set 'nowhere.csv'"),
         (["--dataset=nowhere.csv"], "give eval_dataset"),
         (["--num_train_epoch=3"], "Unknown key 'num_train_epoch'"),
-        (["--config.mask_ratio=0.001"], "mask_ratio=0.001 hides 0 of 64 patches"),
+        (["--config.mask_ratio=0.001"], "mask_ratio=0.001 masks 0 of 64 patches"),
         (["--per_device_train_batch_size=1000"], "fewer than the total batch of 1000"),
     ):
         result = start(folder, "recipes/distill.py", "recipes/tiny/distill.yaml", "--output_dir=elsewhere", *arguments)

@@ -8,7 +8,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForPixelReconstruction, MVDForVideoClassification
-from mvd_hf.data.masking import part_of_hidden, tube_mask
+from mvd_hf.data.masking import part_to_decode, tube_mask
 from mvd_hf.training.costs import (
     HUB_SIZES,
     NetworkSize,
@@ -94,7 +94,7 @@ def test_the_students_parts_are_what_torch_counts(fields):
 @pytest.mark.parametrize("keep", [0.5, 0.25])
 def test_several_masks_and_a_decoded_part_cost_what_torch_counts(keep):
     model, clips, mask = tiny_student(decoder_keep=keep)
-    part = part_of_hidden(mask, model.config.num_decoded_patches, torch.Generator().manual_seed(0))
+    part = part_to_decode(mask, model.config.num_decoded_patches, torch.Generator().manual_seed(0))
     names = dict.fromkeys(model.config.teacher_dims, "mae-b")
     once, thrice = (distillation_parts(model.config, names, masks) for masks in (1, 3))
     own = sum(part.forward for part in thrice if part.kind != "teacher")

@@ -16,7 +16,7 @@ from launching import ROOT
 from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForVideoClassification, MVDVideoProcessor
 from mvd_hf.arguments import parse_arguments
 from mvd_hf.visualization.demo import Demo, DemoArguments, build_page, launch
-from mvd_hf.visualization.reconstruction import HIDDEN
+from mvd_hf.visualization.reconstruction import MASK_BRIGHTNESS
 
 SPACE = ROOT / "recipes" / "demo_space"
 
@@ -62,12 +62,12 @@ def test_the_mask_game_hides_what_it_says(demo, video, monkeypatch):
     monkeypatch.setattr(module, "figure_pixels", lambda strip: strip)
     visible, truth = demo.mask_game(video, 0.75, seed=1)
     assert visible.shape == truth.shape == (4, 32, 32, 3)
-    hidden = (visible == HIDDEN).all(axis=-1)
-    assert hidden.mean() == pytest.approx(0.75, abs=0.02)
-    patches = hidden.reshape(4, 4, 8, 4, 8).all(axis=(2, 4))
+    masked = (visible == MASK_BRIGHTNESS).all(axis=-1)
+    assert masked.mean() == pytest.approx(0.75, abs=0.02)
+    patches = masked.reshape(4, 4, 8, 4, 8).all(axis=(2, 4))
     assert patches.sum(axis=(1, 2)).tolist() == [12] * 4
     assert (patches == patches[0]).all()  # the same place at all times
-    np.testing.assert_array_equal(visible[~hidden], truth[~hidden])
+    np.testing.assert_array_equal(visible[~masked], truth[~masked])
     assert (demo.mask_game(video, 0.75, seed=2)[0] != visible).any()
     assert (demo.mask_game(video, 0.75, seed=1)[0] == visible).all()
 

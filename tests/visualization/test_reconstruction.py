@@ -1,4 +1,4 @@
-"""Reconstructions: the exact inverse of the targets, only hidden patches are guessed, images and clips alike."""
+"""Reconstructions: the exact inverse of the targets, only masked patches are guessed, images and clips alike."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from mvd_hf import MVDConfig, MVDForPixelReconstruction, tube_mask
 from mvd_hf.model.patches_mvd import pixel_targets
 from mvd_hf.model.video_reading import VideoReader
 from mvd_hf.visualization.reconstruction import (
-    HIDDEN,
+    MASK_BRIGHTNESS,
     ReconstructionArguments,
     denormalize_targets,
     draw_masks,
@@ -66,14 +66,14 @@ def test_only_hidden_patches_are_guessed(kind, num_frames):
     frames = clips_for(config, num_frames // config.num_frames).flatten(0, 1)
     mask = draw_masks(config, num_frames // config.num_frames, None, seed=1)
     result = reconstruct(model, frames, mask)
-    hidden = mask.view(-1, *config.grid).repeat_interleave(config.tubelet_size, 1).flatten(0, 1)
-    hidden = hidden.repeat_interleave(4, 1).repeat_interleave(4, 2).numpy()
+    masked = mask.view(-1, *config.grid).repeat_interleave(config.tubelet_size, 1).flatten(0, 1)
+    masked = masked.repeat_interleave(4, 1).repeat_interleave(4, 2).numpy()
     truth = frames.permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(result.truth, truth)
-    np.testing.assert_array_equal(result.predicted[~hidden], truth[~hidden])
-    np.testing.assert_array_equal(result.masked[~hidden], truth[~hidden])
-    assert (result.masked[hidden] == HIDDEN).all()
-    assert (result.predicted[hidden] != truth[hidden]).mean() > 0.9
+    np.testing.assert_array_equal(result.predicted[~masked], truth[~masked])
+    np.testing.assert_array_equal(result.masked[~masked], truth[~masked])
+    assert (result.masked[masked] == MASK_BRIGHTNESS).all()
+    assert (result.predicted[masked] != truth[masked]).mean() > 0.9
     clips = frames.unflatten(0, (-1, config.num_frames))
     assert result.loss == pytest.approx(model(clips, bool_masked_pos=mask).loss.item(), rel=1e-5)
 

@@ -18,7 +18,7 @@ from ..model.frame_sampling import (
 )
 from .augmentation import MULTI_SCALE, FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
 from .clips import ClipCutter, ClipDataset
-from .masking import MASKS, part_of_hidden, several_masks
+from .masking import MASKS, part_to_decode, several_masks
 from .mixup import Mixup
 from .sources import (
     FILE_BUILDERS,
@@ -313,7 +313,7 @@ def pretraining_clips(
     evaluation: bool = False,
     seed: int = 0,
 ) -> ClipDataset | StreamingClips | None:
-    """Clips and masks for stages 1 and 2. An evaluation has one mask per clip and decodes all that it hides.
+    """Clips and masks for stages 1 and 2. An evaluation has one mask per clip and decodes all masked patches.
 
     Args:
         data: the source.
@@ -333,7 +333,7 @@ def pretraining_clips(
     if masks_per_clip > 1 and not evaluation:
         mask = partial(several_masks, mask, masks_per_clip)
     if config.num_decoded_patches < config.num_masked_patches and not evaluation:
-        decoded = partial(part_of_hidden, count=config.num_decoded_patches)
+        decoded = partial(part_to_decode, count=config.num_decoded_patches)
     cutter = ClipCutter(
         partial(pretraining_frames, num_frames=config.num_frames, stride=data.stride, num_clips=num_clips),
         PretrainingAugmentation([height, *sizes], data.crop, data.crop_scales),

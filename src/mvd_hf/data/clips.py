@@ -61,7 +61,7 @@ class ClipCutter:
         mask: draws a mask (L,), or several (m, L) of the same clip, called with `generator=`, if masks are wanted.
         repeats: clips made of the same frames, each with its own crop (repeated augmentation).
         backend: `pyav` or `torchcodec`.
-        decoded: chooses among the hidden patches of a mask those to decode, called with the mask and `generator=`,
+        decoded: chooses among the masked patches of a mask those to decode, called with the mask and `generator=`,
             if not all are.
         memory_gib: GiB of decoded frames that a process which cuts out clips keeps for the next time
             (`mvd_hf.data.frame_memory.PROCESS_MEMORY`).
@@ -250,7 +250,7 @@ class ClipDataset(SampleDataset):
 
     An item has `pixel_values` (T, 3, S, S) uint8 for the first of the augmentation's sizes, `pixel_values_<size>` for
     each other one, `bool_masked_pos` (L,) if there is a mask ((m, L) if there are several), `bool_decoded_pos` of the
-    same shape if a part of the hidden patches is decoded, and `labels` if they are wanted. Where several clips are
+    same shape if a part of the masked patches is decoded, and `labels` if they are wanted. Where several clips are
     cut out of a video, it is a list of such items. Batch them with [`collate_clips`].
 
     Args:

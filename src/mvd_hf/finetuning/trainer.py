@@ -62,7 +62,7 @@ class FinetuningArguments(MVDTrainingArguments):
         if self.clips_per_video != 1:
             raise ValueError(f"clips_per_video={self.clips_per_video} is for pre-training: give repeats instead.")
         if self.masks_per_clip != 1:
-            raise ValueError(f"masks_per_clip={self.masks_per_clip} is for pre-training: fine-tuning hides nothing.")
+            raise ValueError(f"masks_per_clip={self.masks_per_clip} is for pre-training: fine-tuning masks nothing.")
 
 
 class WeightAverage:

@@ -157,7 +157,7 @@ def summarise(config: MVDConfig, kind: str, parameters: int) -> str:
         return f"{text}, {config.num_labels} classes."
     if kind == STUDENT:
         teachers = " and ".join(f"`{name}` (width {width})" for name, width in config.teacher_dims.items())
-        return f"{text} with the decoders, which predict the features of the teachers {teachers} at hidden patches."
+        return f"{text} with the decoders, which predict the features of the teachers {teachers} at masked patches."
     return f"{text}."
 
 

@@ -56,9 +56,9 @@ class MVDConfig(PreTrainedConfig):
         position_embedding_type (`"spacetime"`, `"space"` or `"flat"`, defaults to `"spacetime"`): fixed position
             code: separable time, column, row (MVD); column, row (MAE); sinusoid of the flattened index (VideoMAE).
         use_class_token (`bool`, defaults to `False`): whether a class token (without position) is prepended.
-        mask_ratio (`float`, defaults to 0.9): part of the patches hidden in pre-training.
+        mask_ratio (`float`, defaults to 0.9): part of the patches masked in pre-training.
         mask_type (`"tube"` or `"random"`, defaults to `"tube"`): one spatial mask for all times, or free.
-        decoder_keep (`float`, defaults to 1): part of the hidden patches, drawn anew for each mask, that pre-training
+        decoder_keep (`float`, defaults to 1): part of the masked patches, drawn anew for each mask, that pre-training
             decodes and matches; the others are left out of the decoders and of the loss.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size
             (`int`, *optional*, two layers by default): the decoder(s); `None` means as in the encoder (MLP: four times
@@ -201,10 +201,10 @@ class MVDConfig(PreTrainedConfig):
 
     @property
     def num_masked_patches(self) -> int:
-        """Patches that pre-training hides: `mask_ratio` of each frame, repeated (tube), or of the clip (random).
+        """Masked patches in pre-training: `mask_ratio` of each frame, repeated (tube), or of the clip (random).
 
         Raises:
-            ValueError: if that hides no patch, or every patch.
+            ValueError: if that is no patch, or every patch.
         """
         time, rows, columns = self.grid
         repeats = time if self.mask_type == "tube" else 1
@@ -212,14 +212,14 @@ class MVDConfig(PreTrainedConfig):
         masked = int(self.mask_ratio * candidates)
         if not 0 < masked < candidates:
             raise ValueError(
-                f"mask_ratio={self.mask_ratio} hides {masked} of {candidates} patches; choose a ratio that hides at "
-                f"least one patch and leaves at least one visible, for example 0.9."
+                f"mask_ratio={self.mask_ratio} masks {masked} of {candidates} patches; choose a ratio that masks at "
+                "least one patch and leaves at least one visible, for example 0.9."
             )
         return masked * repeats
 
     @property
     def num_decoded_patches(self) -> int:
-        """Patches that pre-training decodes: `decoder_keep` of the hidden ones.
+        """Patches that pre-training decodes: `decoder_keep` of the masked ones.
 
         Raises:
             ValueError: if that is none of them, or more than all.
@@ -228,7 +228,7 @@ class MVDConfig(PreTrainedConfig):
         decoded = int(self.decoder_keep * masked)
         if not 0 < decoded <= masked:
             raise ValueError(
-                f"decoder_keep={self.decoder_keep} decodes {decoded} of {masked} hidden patches; choose a part above "
+                f"decoder_keep={self.decoder_keep} decodes {decoded} of {masked} masked patches; choose a part above "
                 "0 and at most 1."
             )
         return decoded

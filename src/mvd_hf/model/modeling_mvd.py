@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mvd import MVDConfig
 from .loading_mvd import refuse_partial_load
-from .patches_mvd import decoded_part, pixel_targets, position_table, select_tokens, split_mask, split_patches
+from .patches_mvd import decoded_ids, pixel_targets, position_table, select_tokens, split_mask, split_patches
 
 # what heads add to the encoder, and the arguments of `from_pretrained` that say where a checkpoint is
 HEAD_PARTS = ("decoder", "decoders", "fc_norm", "pooler", "classifier")
@@ -360,7 +360,7 @@ class MVDPreTrainedModel(PreTrainedModel):
         """
         length = grid[0] * grid[1] * grid[2]
         if bool_masked_pos is None:
-            raise ValueError("bool_masked_pos (batch, patches) is needed: True hides a patch; see mvd_hf.tube_mask.")
+            raise ValueError("bool_masked_pos (batch, patches) is missing; draw masks with mvd_hf.tube_mask.")
         if bool_masked_pos.shape != (batch_size, length) or bool_masked_pos.dtype != torch.bool:
             raise ValueError(
                 f"bool_masked_pos must be ({batch_size}, {length}) bool for {batch_size} clips of {grid[0]}x{grid[1]}x"
@@ -372,13 +372,13 @@ class MVDPreTrainedModel(PreTrainedModel):
             counts = bool_masked_pos.sum(dim=1).unique().tolist()
             if len(counts) > 1:
                 raise ValueError(
-                    f"Each clip of a batch must hide the same number of its {length} patches, but the masks hide "
+                    f"All clips of a batch need equally many masked patches, but of {length} patches the masks have "
                     f"{', '.join(map(str, counts))}."
                 )
             num_masked = counts[0]
         if not 0 < num_masked < length:
             raise ValueError(
-                f"The masks hide {num_masked} of {length} patches; at least one must be hidden and one visible."
+                f"{num_masked} of {length} patches are masked; at least one must be masked and one visible."
             )
         return split_mask(bool_masked_pos, num_masked)
 
@@ -392,7 +392,7 @@ class MVDPreTrainedModel(PreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[BaseModelOutput, dict[str, torch.Tensor], torch.Tensor]:
-        """Encode what a mask leaves visible and let each decoder predict what it hides, or a part of that.
+        """Encode the visible patches and let each decoder predict the masked ones, or a part of them.
 
         Returns:
             The encoder's output, each decoder's predictions (B, M, D_out), and the masked patches (B, M); M are only
@@ -401,7 +401,7 @@ class MVDPreTrainedModel(PreTrainedModel):
         grid = self.mvd.embeddings.grid_of(pixel_values)
         visible_ids, masked_ids = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, num_masked)
         if bool_decoded_pos is not None:
-            masked_ids = decoded_part(bool_masked_pos, bool_decoded_pos, self.config.num_decoded_patches)
+            masked_ids = decoded_ids(bool_masked_pos, bool_decoded_pos, self.config.num_decoded_patches)
         encoded = self.mvd(
             pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -513,7 +513,7 @@ class MVDModel(MVDPreTrainedModel):
         Args:
             pixel_values (`(B, T, C, H, W)`): frames, uint8 as decoded or float as normalised by the processor.
                 Sizes other than the configured ones work: positions are recomputed.
-            bool_masked_pos (`(B, L)` bool, *optional*): True hides a patch; each row hides equally many.
+            bool_masked_pos (`(B, L)` bool, *optional*): True for masked patches, equally many in each row.
             visible_ids (`(B, V)` int64, *optional*): the visible patches, instead of `bool_masked_pos`.
             interpolate_pos_encoding: for other heights and widths, resize the configured position table (bicubic)
                 instead of recomputing it at integer positions.
@@ -585,15 +585,15 @@ class MVDForPixelReconstruction(MVDPreTrainedModel):
         r"""
         Args:
             pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
-            bool_masked_pos (`(B, L)` bool): True hides a patch; each row hides equally many.
-            num_masked: how many each row hides, if known: spares a synchronisation with the device.
-            bool_decoded_pos (`(B, L)` bool, *optional*): the hidden patches to decode, `config.num_decoded_patches`
+            bool_masked_pos (`(B, L)` bool): True for masked patches, equally many in each row.
+            num_masked: masked patches of each row, if known: spares a synchronisation with the device.
+            bool_decoded_pos (`(B, L)` bool, *optional*): the masked patches to decode, `config.num_decoded_patches`
                 in each row; by default all.
             return_loss: whether to compare with the pixels (`pixel_targets`).
             interpolate_pos_encoding: as in [`MVDModel`].
 
         Raises:
-            ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
+            ValueError: if the mask is missing, of another length, unequal, or masks all or nothing.
         """
         encoded, predictions, masked_ids = self.predict_masked(
             {"pixels": self.decoder},
@@ -632,7 +632,7 @@ class MVDForFeatureDistillationOutput(ModelOutput):
 
 
 class MVDForFeatureDistillation(MVDPreTrainedModel):
-    """Stage 2, the student (paper, Fig. 2 and Alg. 1): predicts each teacher's features at the hidden patches.
+    """Stage 2, the student (paper, Fig. 2 and Alg. 1): predicts each teacher's features at the masked patches.
 
     One small decoder per entry of `config.teacher_dims`, no shared weights. The loss needs the teachers, which live
     outside: see `mvd_hf.distillation_losses` and `mvd_hf.DistillationTrainer`.
@@ -664,14 +664,14 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
         r"""
         Args:
             pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
-            bool_masked_pos (`(B, L)` bool): True hides a patch; each row hides equally many.
-            num_masked: how many each row hides, if known: spares a synchronisation with the device.
-            bool_decoded_pos (`(B, L)` bool, *optional*): the hidden patches to decode, `config.num_decoded_patches`
+            bool_masked_pos (`(B, L)` bool): True for masked patches, equally many in each row.
+            num_masked: masked patches of each row, if known: spares a synchronisation with the device.
+            bool_decoded_pos (`(B, L)` bool, *optional*): the masked patches to decode, `config.num_decoded_patches`
                 in each row; by default all.
             interpolate_pos_encoding: as in [`MVDModel`].
 
         Raises:
-            ValueError: if the mask is missing, of another length, unequal, or hides all or nothing.
+            ValueError: if the mask is missing, of another length, unequal, or masks all or nothing.
         """
         encoded, predictions, _ = self.predict_masked(
             self.decoders,

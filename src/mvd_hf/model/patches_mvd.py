@@ -41,34 +41,34 @@ def split_mask(bool_masked_pos: torch.Tensor, num_masked: int) -> tuple[torch.Te
     The count is a Python number, so shapes are static: no boolean indexing, no synchronisation with the device.
 
     Raises:
-        RuntimeError: (on a GPU a device-side assertion) if a row of the mask does not hide `num_masked` patches.
+        RuntimeError: (on a GPU a device-side assertion) if a row of the mask does not mask `num_masked` patches.
     """
     torch._assert_async(
         (bool_masked_pos.sum(dim=1) == num_masked).all(),
-        f"every row of bool_masked_pos must hide {num_masked} patches",
+        f"every row of bool_masked_pos must mask {num_masked} patches",
     )
     order = bool_masked_pos.to(torch.uint8).argsort(dim=1, stable=True)
     return order.tensor_split([bool_masked_pos.shape[1] - num_masked], dim=1)
 
 
-def decoded_part(bool_masked_pos: torch.Tensor, bool_decoded_pos: torch.Tensor, num_decoded: int) -> torch.Tensor:
-    """Ascending indices (B, K) of the hidden patches to decode, of masks (B, L), for `num_decoded` = K per clip.
+def decoded_ids(bool_masked_pos: torch.Tensor, bool_decoded_pos: torch.Tensor, num_decoded: int) -> torch.Tensor:
+    """Ascending indices (B, K) of the masked patches to decode, of masks (B, L), for `num_decoded` = K per clip.
 
     Raises:
         ValueError: if the shapes differ.
-        RuntimeError: (on a GPU a device-side assertion) if a row does not choose `num_decoded` hidden patches.
+        RuntimeError: (on a GPU a device-side assertion) if a row does not choose `num_decoded` masked patches.
     """
     if bool_decoded_pos.shape != bool_masked_pos.shape or bool_decoded_pos.dtype != torch.bool:
         raise ValueError(
             f"bool_decoded_pos must be {tuple(bool_masked_pos.shape)} bool like bool_masked_pos, got "
             f"{tuple(bool_decoded_pos.shape)} {bool_decoded_pos.dtype}."
         )
-    hidden = bool_decoded_pos & bool_masked_pos
+    decoded = bool_decoded_pos & bool_masked_pos
     torch._assert_async(
-        ((hidden.sum(dim=1) == num_decoded) & (bool_decoded_pos.sum(dim=1) == num_decoded)).all(),
-        f"every row of bool_decoded_pos must choose {num_decoded} hidden patches",
+        ((decoded.sum(dim=1) == num_decoded) & (bool_decoded_pos.sum(dim=1) == num_decoded)).all(),
+        f"every row of bool_decoded_pos must choose {num_decoded} masked patches",
     )
-    return hidden.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_decoded]
+    return decoded.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_decoded]
 
 
 def select_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -127,4 +127,4 @@ def pixel_targets(pixel_values: torch.Tensor, config: MVDConfig) -> torch.Tensor
     return (patches - mean) / (variance + 1e-6).sqrt()
 
 
-__all__ = ["decoded_part", "pixel_targets", "position_table", "select_tokens", "split_mask", "split_patches"]
+__all__ = ["decoded_ids", "pixel_targets", "position_table", "select_tokens", "split_mask", "split_patches"]

@@ -119,7 +119,7 @@ def use_official_epsilon(model: nn.Module):
 
 
 def fit_vit_mae(model: nn.Module, grid: Grid):
-    """Let a ViTMAE hide nothing, and recompute its fixed positions for another grid at integer positions, as MVD does.
+    """Let a ViTMAE mask nothing, and recompute its fixed positions for another grid at integer positions, as MVD does.
 
     Positions that are not the fixed code are left to the model, which interpolates them.
     """

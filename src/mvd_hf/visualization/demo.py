@@ -17,7 +17,7 @@ from ..data.masking import tube_mask
 from ..hub.loading import load_processor
 from ..model.video_reading import VideoReader
 from .features import crop_frames, frame_numbers, load_viewers
-from .reconstruction import HIDDEN, hidden_pixels
+from .reconstruction import MASK_BRIGHTNESS, masked_pixels
 from .similarity import FeatureSimilarity, draw_similarity, slot_similarity
 from .strips import draw_strips, figure_pixels
 from .window_predictions import NUM_TOLD, WindowPredictions, classify_windows
@@ -110,18 +110,18 @@ class Demo:
 
         Args:
             video: a video file.
-            ratio: part of the patches that is hidden, in each frame the same.
+            ratio: part of the patches that is masked, in each frame the same.
             seed: of the mask.
 
         Raises:
-            ValueError: if the ratio hides all or nothing, or the video cannot be read.
+            ValueError: if the ratio masks all or nothing, or the video cannot be read.
         """
         viewers = self.viewers
         mask = tube_mask(viewers.grid, ratio, torch.Generator().manual_seed(seed))
         clip = crop_frames(self.read_clip(video), viewers.image_size)
         tubelet, patch = viewers.num_frames // viewers.grid[0], viewers.image_size // viewers.grid[1]
-        hidden = hidden_pixels(mask[None], viewers.grid, tubelet, patch)[0][:, None]
-        pictures = clip.masked_fill(hidden, HIDDEN), clip
+        is_masked = masked_pixels(mask[None], viewers.grid, tubelet, patch)[0][:, None]
+        pictures = clip.masked_fill(is_masked, MASK_BRIGHTNESS), clip
         titles = [""] * len(clip)
         visible, truth = (
             figure_pixels(draw_strips({"": picture.permute(0, 2, 3, 1).numpy()}, titles)) for picture in pictures
@@ -204,9 +204,9 @@ def build_page(demo: Demo):
                     course = gradio.Image(**picture)
                     run.click(predict, video, [label, course], api_name="predict")
                 with gradio.Tab("Mask game"):
-                    gradio.Markdown("A student sees only this much of a clip, and learns to predict what is hidden.")
+                    gradio.Markdown("A student sees only this much of a clip, and learns to predict what is masked.")
                     with gradio.Row():
-                        percent = gradio.Slider(50, 95, value=90, step=5, label="Hidden, per cent")
+                        percent = gradio.Slider(50, 95, value=90, step=5, label="Masked, per cent")
                         seed = gradio.Number(value=0, precision=0, label="Mask number")
                     with gradio.Row():
                         play = gradio.Button("Hide", variant="primary")

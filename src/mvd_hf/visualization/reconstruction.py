@@ -17,9 +17,9 @@ from ..model.patches_mvd import split_patches
 from .features import ClipPictureArguments, crop_frames
 from .strips import draw_strips, film_of_strips, write_figure, write_pictures
 
-# brightness of hidden patches in a masked clip
-HIDDEN = 118
-NOTE = "hidden patches: pattern predicted, mean and contrast those of the truth"
+# brightness of masked patches in a masked clip
+MASK_BRIGHTNESS = 118
+NOTE = "masked patches: pattern predicted, mean and contrast those of the truth"
 
 
 def denormalize_targets(values: torch.Tensor, clips: torch.Tensor, config: MVDConfig) -> torch.Tensor:
@@ -64,8 +64,8 @@ def join_patches(patches: torch.Tensor, grid: Grid, config: MVDConfig) -> torch.
     return blocks.flatten(6, 7).flatten(4, 5).flatten(1, 2)
 
 
-def hidden_pixels(mask: torch.Tensor, grid: Grid, tubelet_size: int, patch_size: int) -> torch.Tensor:
-    """Which pixels (B, T, H, W) a mask (B, L) hides."""
+def masked_pixels(mask: torch.Tensor, grid: Grid, tubelet_size: int, patch_size: int) -> torch.Tensor:
+    """The pixels of masked patches, (B, T, H, W) bool, of a mask (B, L)."""
     mask = mask.unflatten(1, grid).repeat_interleave(tubelet_size, 1)
     return mask.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 
@@ -76,8 +76,8 @@ class Reconstruction:
 
     Args:
         truth: the clip.
-        masked: the clip with grey patches where they are hidden.
-        predicted: visible patches of the clip, hidden ones as predicted.
+        masked: the clip, its masked patches grey.
+        predicted: visible patches of the clip, masked ones as predicted.
         loss: the model's mean squared error, in its own units.
     """
 
@@ -89,12 +89,12 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(model: MVDForPixelReconstruction, frames: torch.Tensor, mask: torch.Tensor) -> Reconstruction:
-    """Let a model of stage 1 guess the hidden patches of a clip.
+    """Let a model of stage 1 guess the masked patches of a clip.
 
     Args:
         model: VideoMAE, or MAE, which sees each frame on its own.
         frames: (T, C, H, W) uint8, T a multiple of the model's frames.
-        mask: (T / model's frames, L) bool, True hides a patch.
+        mask: (T / model's frames, L) bool, True for masked patches.
 
     Raises:
         ValueError: if the frames do not fill the model's clips, or the mask does not fit.
@@ -110,8 +110,8 @@ def reconstruct(model: MVDForPixelReconstruction, frames: torch.Tensor, mask: to
     values[mask] = output.logits.float().flatten(0, 1)
     guessed = join_patches(denormalize_targets(values, clips, config), grid, config)
     guessed = (255 * guessed.clamp(0, 1)).round().to(torch.uint8)
-    hidden = hidden_pixels(mask, grid, config.tubelet_size, config.patch_size)[:, :, None]
-    pictures = clips, clips.masked_fill(hidden, HIDDEN), torch.where(hidden, guessed, clips)
+    is_masked = masked_pixels(mask, grid, config.tubelet_size, config.patch_size)[:, :, None]
+    pictures = clips, clips.masked_fill(is_masked, MASK_BRIGHTNESS), torch.where(is_masked, guessed, clips)
     truth, masked, predicted = (picture.flatten(0, 1).permute(0, 2, 3, 1).cpu().numpy() for picture in pictures)
     return Reconstruction(truth, masked, predicted, float(output.loss))
 
@@ -123,7 +123,7 @@ class ReconstructionArguments(ClipPictureArguments):
     Args:
         model: folder or Hub id of a model of stage 1 with its decoder.
         num_frames: frames of the clip where the model sees single images.
-        mask_ratio: part of the patches that is hidden; by default as in training.
+        mask_ratio: part of the patches that is masked; by default as in training.
         seed: of the mask.
         device: where the model computes.
         output: PNG file; the mp4 file and the arrays (.npz) have the same name.
@@ -160,8 +160,8 @@ def write_reconstruction(arguments: ReconstructionArguments) -> Path:
     result = reconstruct(model, crop_frames(frames, config.frame_size), mask)
     strips = {"clip": result.truth, "visible": result.masked, "predicted": result.predicted}
     titles = [f"{second:.2f} s" for second in seconds]
-    note = NOTE if config.norm_pix_loss else "hidden patches: as predicted"
-    heading = f"{100 * mask.float().mean():.0f} % hidden, loss {result.loss:.3f}\n{note}"
+    note = NOTE if config.norm_pix_loss else "masked patches: as predicted"
+    heading = f"{100 * mask.float().mean():.0f} % masked, loss {result.loss:.3f}\n{note}"
     path = write_figure(arguments.output, draw_strips(strips, titles, heading))
     np.savez_compressed(path.with_suffix(".npz"), mask=mask.numpy(), loss=result.loss, **strips)
     if arguments.film:
