@@ -9,17 +9,19 @@ import pytest
 
 from launching import ROOT
 from mvd_hf.detection.ava import (
+    AVA_ACTIONS,
+    SCORED_ACTIONS,
     ava_map,
-    coco_map,
     frame_keys,
+    named_actions,
     read_boxes,
     read_key_frames,
+    read_label_map,
     read_person_boxes,
     scored_actions,
     without,
     write_boxes,
 )
-from mvd_hf.detection.ava_actions import SCORED_ACTIONS
 
 METRIC = ROOT / "recipes" / "metrics" / "ava_map"
 LEFT, RIGHT = (0.0, 0.0, 0.4, 1.0), (0.5, 0.0, 0.9, 1.0)
@@ -35,6 +37,64 @@ FOUND = [
 def save(path: Path, rows) -> str:
     path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
     return str(path)
+
+
+# actions
+
+
+def test_80_actions_of_which_60_are_scored():
+    assert list(AVA_ACTIONS) == list(range(1, 81))
+    assert len(set(AVA_ACTIONS.values())) == 80
+    assert len(SCORED_ACTIONS) == 60
+    assert AVA_ACTIONS[12] == "stand"
+    assert AVA_ACTIONS[80] == "watch (a person)"
+    assert AVA_ACTIONS[79] == "talk to (e.g., self, a person, a group)"
+    assert 2 not in SCORED_ACTIONS  # crawl
+
+
+def test_label_maps_of_both_forms(tmp_path):
+    path = tmp_path / "actions.pbtxt"
+    path.write_text('item {\n  name: "sit"\n  id: 11\n}\nitem {\n  name: "a \\"b\\" {id: 5}"\n  id: 2\n}\n')
+    assert read_label_map(path) == {2: 'a "b" {id: 5}', 11: "sit"}
+    assert list(read_label_map(path)) == [2, 11]
+    path.write_text(
+        'label {\n  name: "bend/bow (at the waist)"\n  label_id: 1\n  label_type: PERSON_MOVEMENT\n}\n'
+        'label { name: "crawl" label_id: 2 label_type: PERSON_MOVEMENT }\n'
+    )
+    assert read_label_map(path) == {1: "bend/bow (at the waist)", 2: "crawl"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no entry"),
+        ("1: sit\n", "has no entry"),
+        ('item { name: "sit" }', "without name or id"),
+        ("item { id: 3 }", "without name or id"),
+        ('item { name: "sit" id: 3 } item { name: "run" id: 3 }', "class id 3 twice"),
+        ('item { name: "sit" id: 0 }', "ids count from 1"),
+    ],
+)
+def test_a_label_map_that_is_none(tmp_path, text, message):
+    path = tmp_path / "actions.pbtxt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_label_map(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_label_map(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_label_map(tmp_path / "no.pbtxt")
+
+
+def test_actions_by_file_mapping_ids_or_default(tmp_path):
+    path = tmp_path / "actions.pbtxt"
+    path.write_text('item { name: "sit" id: 11 }')
+    assert named_actions(str(path), AVA_ACTIONS) == {11: "sit"}
+    assert named_actions({3: "hop"}, AVA_ACTIONS) == {3: "hop"}
+    assert named_actions([11, 99], AVA_ACTIONS) == {11: "sit", 99: "99"}
+    assert named_actions(None, AVA_ACTIONS) == AVA_ACTIONS
 
 
 # files
@@ -231,23 +291,6 @@ def test_no_detections_score_nothing(tmp_path):
 def test_what_cannot_be_scored_says_so(truth, found, message):
     with pytest.raises(ValueError, match=message):
         ava_map(truth, found)
-
-
-def test_coco_s_average_precision_by_hand():
-    pytest.importorskip("pycocotools")
-    near = (0.0, 0.0, 0.4, 0.8)  # overlaps LEFT by 0.8
-    result = coco_map([("a", 1, *LEFT, 12)], [("a", 1, *near, 12, 0.9)])
-    assert result == pytest.approx({"AP": 0.7, "AP50": 1.0, "AP75": 1.0})  # 0.5, 0.55, ..., 0.8 of ten thresholds
-    result = coco_map(TRUTH, FOUND)
-    # precision 1 up to half of the recall (51 of 101 points), then 2/3
-    assert result["AP50"] == pytest.approx(((51 + 50 * 2 / 3) / 101 + 1) / 2)
-    assert coco_map(TRUTH, []) == {"AP": 0, "AP50": 0, "AP75": 0}
-
-
-def test_coco_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pycocotools.coco", None)
-    with pytest.raises(ImportError, match=r"pip install \"mvd_hf\[coco\]\""):
-        coco_map(TRUTH, FOUND)
 
 
 # the module of evaluate

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from mvd_hf.data.toy import MOTIONS
-from mvd_hf.detection.ava import read_boxes, read_person_boxes
-from mvd_hf.detection.ava_actions import read_label_map
+from mvd_hf.detection.ava import read_boxes, read_label_map, read_person_boxes
 from mvd_hf.detection.toy import (
     ACTIONS,
     ToyDetectionSettings,

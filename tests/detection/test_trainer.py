@@ -25,8 +25,7 @@ from mvd_hf import (
 )
 from mvd_hf.data.hashing import digest_of_weights
 from mvd_hf.data.toy import write_video
-from mvd_hf.detection.ava import ava_map, read_boxes
-from mvd_hf.detection.ava_actions import AVA_ACTIONS, SCORED_ACTIONS
+from mvd_hf.detection.ava import AVA_ACTIONS, SCORED_ACTIONS, ava_map, read_boxes
 from mvd_hf.detection.key_frames import KeyFrames
 from mvd_hf.detection.toy import ACTIONS, ToyDetectionSettings, make_toy_detection_dataset
 from mvd_hf.detection.trainer import DetectionArguments, DetectionTrainer, detection_table, mean_grey

@@ -196,7 +196,7 @@ def test_labels_are_those_of_the_model_by_name_and_else_by_number():
 @pytest.mark.parametrize(
     ("rows", "model_names", "message"),
     [
-        (named_rows([0, 1], ["walk", "swim"]), ["walk", "run"], "1 of the data set's 2 classes .swim. are none"),
+        (named_rows([0, 1], ["walk", "swim"]), ["walk", "run"], r"1 \(swim\)"),
         (named_rows([0, 7]), None, "1.mp4: the label 7 is none of the model's 2 classes 0 to 1"),
         (named_rows([0, -1]), ["walk", "run"], "1.mp4: the label -1 is none"),
     ],

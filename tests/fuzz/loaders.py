@@ -26,8 +26,7 @@ from mvd_hf.arguments import parse_arguments
 from mvd_hf.curation.official_splits import PROTOCOLS
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.data.sources import read_label_names, read_list_file, read_manifest
-from mvd_hf.detection.ava import ava_map, read_boxes, read_key_frames, read_person_boxes
-from mvd_hf.detection.ava_actions import read_label_map
+from mvd_hf.detection.ava import ava_map, read_boxes, read_key_frames, read_label_map, read_person_boxes
 from mvd_hf.hub.conversion import read_checkpoint
 from mvd_hf.hub.loading import load_classifier
 from mvd_hf.training.meters import BadVideos

@@ -165,7 +165,7 @@ def test_an_encoder_that_is_not_whole_or_of_another_size_is_refused(config, tmp_
     model = MVDForFeatureDistillation(config)
     weights = {key: value for key, value in model.state_dict().items() if "layers.1.mlp" not in key}
     model.save_pretrained(tmp_path, state_dict=weights)
-    with pytest.raises(CheckpointMismatchError, match=r"4 missing .mvd\.layers\.1\.mlp"):
+    with pytest.raises(CheckpointMismatchError, match=r"missing: 4 .mvd\.layers\.1\.mlp"):
         load_classifier(str(tmp_path), 3)
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointMismatchError, match="of another shape"):

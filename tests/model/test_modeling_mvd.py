@@ -889,7 +889,7 @@ def test_encoder_is_taken_out_of_a_first_token_classifier(tmp_path):
 def test_fresh_decoders_are_given_to_an_encoder_when_asked_for(model_class, tmp_path):
     model = tiny(MVDModel)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"missing \(decoder.*fresh head"):
+    with pytest.raises(ValueError, match=r"missing: [0-9]+ \(decoder.*fresh head"):
         model_class.from_pretrained(tmp_path)
     assert_same_weights(model_class.from_pretrained(tmp_path, ignore_mismatched_sizes=True).mvd, model)
 
@@ -919,7 +919,7 @@ def test_fresh_head_is_given_when_asked_for(source, asked, tmp_path):
 @pytest.mark.parametrize("auto_class", [MVDForVideoClassification, AutoModelForVideoClassification])
 def test_fresh_head_is_refused_when_not_asked_for(auto_class, source, tmp_path):
     tiny(source).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"4 missing \(classifier.bias, classifier.weight, fc_norm.bias.*num_labels"):
+    with pytest.raises(ValueError, match=r"missing: 4 \(classifier.bias, classifier.weight, fc_norm.bias.*num_labels"):
         auto_class.from_pretrained(tmp_path)
 
 
@@ -935,7 +935,7 @@ def test_fresh_head_is_given_by_a_config_with_other_labels(tmp_path):
         assert isinstance(model, MVDForVideoClassification)
         assert model.classifier.weight.shape == (5, 32)
         assert torch.equal(model.mvd.layers[1].mlp.fc1.weight, student.mvd.layers[1].mlp.fc1.weight)
-    with pytest.raises(ValueError, match="4 missing"):
+    with pytest.raises(ValueError, match="missing: 4"):
         AutoModelForVideoClassification.from_pretrained(tmp_path, config=AutoConfig.from_pretrained(tmp_path))
 
 
@@ -957,7 +957,7 @@ ASKING_FOR_A_HEAD = [{}, {"num_labels": 3}, {"ignore_mismatched_sizes": True}]
 def test_weight_missing_in_the_file_is_refused_by_name(name, options, tmp_path):
     tiny(MVDForVideoClassification).save_pretrained(tmp_path)
     edit_weights(tmp_path, lambda weights: weights.pop(name))
-    with pytest.raises(ValueError, match=rf"1 missing \({name}\)"):
+    with pytest.raises(ValueError, match=rf"missing: 1 \({name}\)"):
         MVDForVideoClassification.from_pretrained(tmp_path, **options)
 
 
@@ -966,7 +966,7 @@ def test_weight_missing_in_the_file_is_refused_by_name(name, options, tmp_path):
 def test_weight_too_many_in_the_file_is_refused_by_name(name, options, tmp_path):
     tiny(MVDForVideoClassification).save_pretrained(tmp_path)
     edit_weights(tmp_path, lambda weights: weights.update({name: torch.ones(3)}))
-    with pytest.raises(ValueError, match=rf"1 unexpected \({name}\)"):
+    with pytest.raises(ValueError, match=rf"unexpected: 1 \({name}\)"):
         MVDForVideoClassification.from_pretrained(tmp_path, **options)
 
 
@@ -974,7 +974,7 @@ def test_reshaped_weight_in_the_file_is_refused_by_name_even_if_sizes_may_differ
     tiny(MVDForVideoClassification).save_pretrained(tmp_path)
     name = "mvd.layers.1.mlp.fc1.weight"
     edit_weights(tmp_path, lambda weights: weights.update({name: weights[name][:-1].clone()}))
-    with pytest.raises(ValueError, match=rf"1 of another shape \({name}\)"):
+    with pytest.raises(ValueError, match=rf"of another shape: 1 \({name}\)"):
         MVDForVideoClassification.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
@@ -990,13 +990,13 @@ def test_reshaped_weight_in_the_file_is_refused_by_name_even_if_sizes_may_differ
 def test_reshaped_weight_in_the_file_is_refused_by_name(name, options, tmp_path):
     tiny(MVDForVideoClassification).save_pretrained(tmp_path)
     edit_weights(tmp_path, lambda weights: weights.update({name: weights[name][:-1].clone()}))
-    with pytest.raises(ValueError, match=rf"1 of another shape \({name}\)"):
+    with pytest.raises(ValueError, match=rf"of another shape: 1 \({name}\)"):
         MVDForVideoClassification.from_pretrained(tmp_path, **options)
 
 
 def test_a_head_of_another_size_is_replaced_only_when_sizes_may_differ(tmp_path):
     tiny(MVDForVideoClassification).save_pretrained(tmp_path)
-    message = r"2 of another shape \(classifier.bias, classifier.weight\).*ignore_mismatched_sizes=True"
+    message = r"of another shape: 2 \(classifier.bias, classifier.weight\).*ignore_mismatched_sizes=True"
     with pytest.raises(ValueError, match=message):
         MVDForVideoClassification.from_pretrained(tmp_path, num_labels=5)
 
@@ -1005,7 +1005,7 @@ def test_a_head_of_another_size_is_replaced_only_when_sizes_may_differ(tmp_path)
 def test_a_head_that_is_there_in_part_is_damaged_and_not_new(options, tmp_path):
     tiny(MVDForVideoClassification).save_pretrained(tmp_path)
     edit_weights(tmp_path, lambda weights: weights.pop("classifier.weight"))
-    with pytest.raises(ValueError, match=r"1 missing \(classifier.weight\)"):
+    with pytest.raises(ValueError, match=r"missing: 1 \(classifier.weight\)"):
         MVDForVideoClassification.from_pretrained(tmp_path, **options)
 
 
@@ -1018,7 +1018,7 @@ def test_new_decoders_for_other_teachers_are_made_when_asked_for(tmp_path):
     assert_same_weights(loaded.mvd, student.mvd)
     assert_same_weights(loaded.decoders["image"], student.decoders["image"])
     edit_weights(tmp_path, lambda weights: weights.pop("decoders.image.norm.bias"))
-    with pytest.raises(ValueError, match=r"1 missing \(decoders.image.norm.bias\)"):
+    with pytest.raises(ValueError, match=r"missing: 1 \(decoders.image.norm.bias\)"):
         MVDForFeatureDistillation.from_pretrained(
             tmp_path, teacher_dims={"image": 8, "clip": 6}, ignore_mismatched_sizes=True
         )
@@ -1027,14 +1027,14 @@ def test_new_decoders_for_other_teachers_are_made_when_asked_for(tmp_path):
 def test_missing_head_weight_is_refused_by_name(tmp_path):
     tiny(MVDForVideoClassification).save_pretrained(tmp_path)
     edit_weights(tmp_path, lambda weights: weights.pop("fc_norm.bias"))
-    with pytest.raises(ValueError, match=r"1 missing \(fc_norm.bias\)"):
+    with pytest.raises(ValueError, match=r"missing: 1 \(fc_norm.bias\)"):
         MVDForVideoClassification.from_pretrained(tmp_path)
 
 
 def test_encoder_of_a_mean_pooling_classifier_is_loaded_without_its_final_norm_only(tmp_path):
     model = tiny(MVDForVideoClassification)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"2 missing \(layernorm.bias, layernorm.weight\).*add_final_norm=False"):
+    with pytest.raises(ValueError, match=r"missing: 2 \(layernorm.bias, layernorm.weight\).*add_final_norm=False"):
         MVDModel.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="add_final_norm=False"):
         AutoModel.from_pretrained(tmp_path)
@@ -1043,9 +1043,9 @@ def test_encoder_of_a_mean_pooling_classifier_is_loaded_without_its_final_norm_o
 
 def test_student_of_other_teachers_is_refused(tmp_path):
     tiny(MVDForFeatureDistillation).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"missing \(decoders.clip.*unexpected \(decoders.image"):
+    with pytest.raises(ValueError, match=r"missing: 20 \(decoders.clip.*unexpected: 20 \(decoders.image"):
         MVDForFeatureDistillation.from_pretrained(tmp_path, teacher_dims={"clip": 8, "video": 12})
-    with pytest.raises(ValueError, match=r"unexpected \(decoders.image"):
+    with pytest.raises(ValueError, match=r"unexpected: [0-9]+ \(decoders.image"):
         MVDForFeatureDistillation.from_pretrained(tmp_path, teacher_dims={"video": 12})
 
 
@@ -1267,5 +1267,5 @@ def test_every_weight_of_an_attentive_pooler_learns_and_survives_saving(tmp_path
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     weights = {name: value for name, value in model.state_dict().items() if name != "pooler.query"}
     model.save_pretrained(tmp_path, state_dict=weights)
-    with pytest.raises(ValueError, match=r"1 missing .pooler\.query"):
+    with pytest.raises(ValueError, match=r"missing: 1 .pooler\.query"):
         MVDForVideoClassification.from_pretrained(tmp_path)

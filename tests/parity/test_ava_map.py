@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mvd_hf.detection.ava import ava_map
-from mvd_hf.detection.ava_actions import AVA_ACTIONS, SCORED_ACTIONS
+from mvd_hf.detection.ava import AVA_ACTIONS, SCORED_ACTIONS, ava_map
 
 FOLDER = Path(os.environ.get("MVD_PARITY_DIR", Path(__file__).parent))
 MAP, CLASS = "Precision/mAP@0.5IOU", "PerformanceByCategory/AP@0.5IOU/"

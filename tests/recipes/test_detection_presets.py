@@ -11,7 +11,7 @@ import torch
 from launching import ROOT
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments
 from mvd_hf.arguments import parse_arguments, read_yaml
-from mvd_hf.detection.ava_actions import SCORED_ACTIONS
+from mvd_hf.detection.ava import SCORED_ACTIONS
 from mvd_hf.detection.trainer import DetectionArguments
 
 RECIPES = ROOT / "recipes"

@@ -16,7 +16,7 @@ from launching import ROOT
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor, TeacherConfig
 from mvd_hf.arguments import parse_arguments
 from mvd_hf.data.arguments import DataArguments
-from mvd_hf.detection.ava_actions import read_label_map
+from mvd_hf.detection.ava import read_label_map
 from mvd_hf.detection.ava_audit import AvaAuditArguments
 from mvd_hf.detection.toy import ToyDetectionSettings, make_toy_detection_dataset
 from mvd_hf.detection.trainer import DetectionArguments

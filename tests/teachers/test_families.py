@@ -653,9 +653,7 @@ def drop(part: str):
 
 def test_a_checkpoint_that_lacks_weights_is_refused_by_name(folders, tmp_path):
     source = copy_of(folders["dinov2"], tmp_path, drop("layer.1.mlp.fc1"))
-    with pytest.raises(
-        ValueError, match=r"lacks 2 weights.*\(encoder.layer.1.mlp.fc1.bias, encoder.layer.1.mlp.fc1.w"
-    ):
+    with pytest.raises(ValueError, match=r"2 \(encoder.layer.1.mlp.fc1.bias, encoder.layer.1.mlp.fc1.w"):
         load(source)
     assert load(source, layer=1)({28: clips(28)}).shape == (2, 32, 48)  # which does not reach it
 

@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_elsewhere_stops_all_processes():
     losses.add(parts(loss=1.0, image=1.0), 9, 2)
     with pytest.raises(
         FloatingPointError,
-        match="'image' is NaN or infinite at step 7, micro-batch 1 of process 1, with the samples 7-1-1",
+        match=r"'image' .* step 7, micro-batch 1 of process 1, samples: 1 \(7-1-1",
     ):
         losses.means(Processes([0.0] * 4, [[torch.inf, 7.0], [0.0, 1.0]]))
 
@@ -104,7 +104,7 @@ def test_the_first_micro_batch_that_is_not_finite_is_named(accelerator):
     losses = LossParts(lambda step, batch, process: [f"{step}-{batch}-{index}.mp4" for index in range(40)])
     for step, value in [(1, 1.0), (1, 1.0), (2, 1.0), (2, 1.0), (2, float("inf")), (2, float("nan")), (3, 1.0)]:
         losses.add(parts(loss=value), step, 2)
-    with pytest.raises(FloatingPointError, match=r"step 2, micro-batch 2 of process 0.* 2-2-0\.mp4, .* and 8 more"):
+    with pytest.raises(FloatingPointError, match=r"batch 2 of process 0.* \(2-2-0\.mp4, .*2-2-31\.mp4, \.\.\.\)"):
         losses.check(accelerator)
 
 

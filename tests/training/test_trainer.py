@@ -273,7 +273,7 @@ def test_the_samples_of_a_loss_that_is_not_finite_are_named(tmp_path, accumulati
     config = videomae()
     options = {"num_train_epochs": 3, "warmup_epochs": 0, "per_device_train_batch_size": 2}
     data = Footage(config)
-    with pytest.raises(FloatingPointError, match=r"with the samples videos/\d+\.mp4, videos/\d+\.mp4\.") as error:
+    with pytest.raises(FloatingPointError, match=r"samples: 2 \(videos/\d+\.mp4, videos/\d+\.mp4\)") as error:
         run(MVDForPixelReconstruction(config), data, tmp_path, gradient_accumulation_steps=accumulation, **options)
     assert "videos/11.mp4" in str(error.value)
 

@@ -26,13 +26,13 @@ from ..model.video_reading import VideoReadError
 from .audit import (
     container_facts,
     has_content,
-    run_guarded,
     size_and_digest,
     size_of,
     source_of,
     with_content,
     write_rows,
 )
+from .workers import run_guarded
 
 # rows and columns of a picture
 PICTURE_SIZE = 12

@@ -6,15 +6,14 @@ which there is nobody. Files are CSV without a header: AVA's and AVA-Kinetics' a
 that form.
 """
 
-import io
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .ava_actions import AVA_ACTIONS, SCORED_ACTIONS, LabelMap, named_actions
 from .average_precision import BoxRows, average_precisions
 
 BOX = ["x1", "y1", "x2", "y2"]
@@ -23,6 +22,79 @@ KEY = ["video", "timestamp"]
 
 # a CSV file, a table, columns by name, or rows
 Table = str | os.PathLike | pd.DataFrame | Mapping[str, Sequence] | Iterable[Sequence]
+
+
+# actions
+
+# names of the class ids 1 to 80
+NAMES = """
+bend/bow (at the waist); crawl; crouch/kneel; dance; fall down; get up; jump/leap; lie/sleep; martial art; run/jog;
+sit; stand; swim; walk; answer phone; brush teeth; carry/hold (an object); catch (an object); chop; climb (e.g., a
+mountain); clink glass; close (e.g., a door, a box); cook; cut; dig; dress/put on clothing; drink; drive (e.g., a
+car, a truck); eat; enter; exit; extract; fishing; hit (an object); kick (an object); lift/pick up; listen (e.g., to
+music); open (e.g., a window, a car door); paint; play board game; play musical instrument; play with pets; point to
+(an object); press; pull (an object); push (an object); put down; read; ride (e.g., a bike, a car, a horse); row
+boat; sail boat; shoot; shovel; smoke; stir; take a photo; text on/look at a cellphone; throw; touch (an object);
+turn (e.g., a screwdriver); watch (e.g., TV); work on a computer; write; fight/hit (a person); give/serve (an object)
+to (a person); grab (a person); hand clap; hand shake; hand wave; hug (a person); kick (a person); kiss (a person);
+lift (a person); listen to (a person); play with kids; push (another person); sing to (e.g., self, a person, a
+group); take (an object) from (a person); talk to (e.g., self, a person, a group); watch (a person)
+"""
+AVA_ACTIONS = {number: name.strip() for number, name in enumerate(NAMES.replace("\n", " ").split(";"), start=1)}
+# the 60 class ids of the ActivityNet 2019 label map, which alone are scored: the others are too rare
+NOT_SCORED = (2, 16, 18, 19, 21, 23, 25, 31, 32, 33, 35, 39, 40, 42, 44, 50, 53, 55, 71, 75)
+SCORED_ACTIONS = tuple(number for number in AVA_ACTIONS if number not in NOT_SCORED)
+
+LabelMap = str | os.PathLike | Mapping[int, str] | Iterable[int]
+
+
+def read_label_map(path: str | os.PathLike) -> dict[int, str]:
+    """Names of class ids from a label map: `item { name: "sit" id: 11 }`, or `label { name: ... label_id: ... }`.
+
+    Raises:
+        ValueError: if the file cannot be read, holds no class, or gives one id twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The label map {str(path)!r} cannot be read: {error}") from error
+    actions: dict[int, str] = {}
+    strings = r'"(?:[^"\\]|\\.)*"'
+    for body in re.findall(rf"\{{((?:{strings}|[^{{}}])*)\}}", text):
+        name = re.search(rf"\bname:\s*({strings})", body)
+        number = re.search(r"\b(?:label_)?id:\s*(\d+)", re.sub(strings, '""', body))
+        if name is None or number is None:
+            raise ValueError(
+                f"The label map {str(path)!r} has an entry without name or id: {' '.join(body.split())!r}."
+            )
+        if int(number[1]) in actions:
+            raise ValueError(f"The label map {str(path)!r} gives the class id {number[1]} twice.")
+        actions[int(number[1])] = re.sub(r"\\(.)", r"\1", name[1][1:-1])
+    if not actions:
+        raise ValueError(
+            f'The label map {str(path)!r} has no entry: write item {{ name: "sit" id: 11 }} for each action.'
+        )
+    if min(actions) < 1:
+        raise ValueError(f"The label map {str(path)!r} has the class id 0; ids count from 1.")
+    return dict(sorted(actions.items()))
+
+
+def named_actions(source: LabelMap | None, default: Mapping[int, str]) -> dict[int, str]:
+    """Class ids and their names, from a file, a mapping, ids alone, or the default."""
+    if source is None:
+        return dict(default)
+    if isinstance(source, str | os.PathLike):
+        return read_label_map(source)
+    names = source if isinstance(source, Mapping) else {number: default.get(number, str(number)) for number in source}
+    return {int(number): name for number, name in names.items()}
+
+
+def scored_actions(source: LabelMap | None) -> dict[int, str]:
+    """Ids and names of the scored actions; AVA's 60 by default."""
+    return named_actions(source, {number: AVA_ACTIONS[number] for number in SCORED_ACTIONS})
+
+
+# tables
 
 
 def name_of(source: Table) -> str:
@@ -235,81 +307,3 @@ def ava_map(
     truth, found = scored_rows(groundtruth, detections, actions, excluded)
     precisions = average_precisions(truth, found, actions, top_k or None, iou_threshold)
     return {"mAP": float(np.mean([value for value in precisions.values() if value is not None])), "AP": precisions}
-
-
-def scored_actions(source: LabelMap | None) -> dict[int, str]:
-    """Ids and names of the scored actions; AVA's 60 by default."""
-    return named_actions(source, {number: AVA_ACTIONS[number] for number in SCORED_ACTIONS})
-
-
-def coco_map(
-    groundtruth: Table,
-    detections: Table,
-    *,
-    excluded: Table | None = None,
-    label_map: LabelMap | None = None,
-) -> dict[str, float]:
-    """Average precision as COCO defines it: the mean over intersections over union from 0.5 to 0.95, at 0.5, at 0.75.
-
-    A detection takes the free box that it overlaps most; at most 100 of an action count in a key frame. Needs
-    pycocotools (`pip install "mvd_hf[coco]"`).
-
-    Args:
-        groundtruth, detections, excluded, label_map: as in [`ava_map`].
-
-    Returns:
-        `{"AP": ..., "AP50": ..., "AP75": ...}`, as parts of 1.
-
-    Raises:
-        ImportError: if pycocotools is missing.
-        ValueError: as in [`ava_map`].
-    """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise ImportError(
-            f'COCO\'s average precision needs pycocotools: pip install "mvd_hf[coco]" ({error}).'
-        ) from error
-    actions = scored_actions(label_map)
-    truth, found = scored_rows(groundtruth, detections, actions, excluded)
-    is_box = (found.boxes[:, :2] < found.boxes[:, 2:]).all(axis=1)
-    frames = range(int(max(truth.frames.max(initial=0), found.frames.max(initial=0))) + 1)
-    dataset = {
-        "images": [{"id": frame} for frame in frames],
-        "categories": [{"id": number} for number in actions],
-        "annotations": [{**row, "iscrowd": 0} for row in coco_rows(truth)],
-    }
-    with redirect_stdout(io.StringIO()):  # it tells its progress
-        coco = COCO()
-        coco.dataset = dataset
-        coco.createIndex()
-        results = COCO()
-        results.dataset = {**dataset, "annotations": coco_rows(found.take(is_box))}
-        results.createIndex()
-        evaluation = COCOeval(coco, results, "bbox")
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0.0, 1e5**2]], ["all"]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0, -1]  # thresholds, recalls, actions; -1 without ground truth
-    precision = precision[:, :, (precision > -1).all(axis=(0, 1))]
-    return {"AP": float(precision.mean()), "AP50": float(precision[0].mean()), "AP75": float(precision[5].mean())}
-
-
-def coco_rows(rows: BoxRows) -> list[dict]:
-    """Rows as COCO's annotations: x, y, width, height."""
-    sizes = rows.boxes[:, 2:] - rows.boxes[:, :2]
-    columns = rows.frames, rows.actions, rows.boxes[:, :2], sizes, rows.scores
-    return [
-        {
-            "id": number,
-            "image_id": frame,
-            "category_id": action,
-            "bbox": [*corner, *size],
-            "area": size[0] * size[1],
-            "score": score,
-        }
-        for number, (frame, action, corner, size, score) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True), start=1
-        )
-    ]

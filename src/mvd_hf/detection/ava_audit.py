@@ -15,8 +15,18 @@ from tqdm import tqdm
 
 from ..model.boxes_mvd import LARGEST_PART
 from ..model.video_reading import VideoReader, VideoReadError
-from .ava import BOX, COLUMNS, KEY, ava_map, frame_keys, read_columns, read_key_frames, scored_actions
-from .ava_actions import AVA_ACTIONS, named_actions
+from .ava import (
+    AVA_ACTIONS,
+    BOX,
+    COLUMNS,
+    KEY,
+    ava_map,
+    frame_keys,
+    named_actions,
+    read_columns,
+    read_key_frames,
+    scored_actions,
+)
 from .average_precision import overlaps, ranges
 from .video_folders import VideoFolders, check_second, second_files
 

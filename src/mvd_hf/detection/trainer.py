@@ -20,8 +20,7 @@ from ..training.arguments import MVDTrainingArguments
 from ..training.samplers import EvaluationSampler
 from ..training.trainer import MVDTrainer
 from .augmentation import DetectionTestAugmentation, DetectionTrainingAugmentation
-from .ava import BOX, COLUMNS, KEY, ava_map, read_boxes, scored_actions, write_boxes
-from .ava_actions import AVA_ACTIONS, named_actions
+from .ava import AVA_ACTIONS, BOX, COLUMNS, KEY, ava_map, named_actions, read_boxes, scored_actions, write_boxes
 from .key_frames import (
     KeyFrameReader,
     KeyFrames,

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from ..data.hashing import digest_of_weights
 from ..data.sources import LabelReader, column_names, media_column, media_name
+from ..model.loading_mvd import listed
 from ..model.video_processing_mvd import MVDVideoProcessor
 from .metrics import class_accuracies, confusion_matrix, mean_class_accuracy, softmax, top_k_hits
 from .views import VideoViews, map_views, protocol_of
@@ -146,10 +147,8 @@ def classes_of_labels(own: Sequence[str] | None, model_names: Sequence[str] | No
     strange = [name for name in own if name not in model_names]
     if strange:
         raise ValueError(
-            f"{len(strange)} of the data set's {len(own)} classes ({', '.join(strange[:4])}"
-            f"{', ...' if len(strange) > 4 else ''}) are none of the model's {len(model_names)} "
-            f"({', '.join(list(model_names)[:4])}{', ...' if len(model_names) > 4 else ''}): take the data set that "
-            "the model was trained for, or fine-tune the model on this one."
+            f"The model lacks classes of the data set: {listed(strange)}. Its own classes are {listed(model_names)}. "
+            "Take the data set that the model was trained for, or fine-tune the model on this one."
         )
     return [list(model_names).index(name) for name in own]
 

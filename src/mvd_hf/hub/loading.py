@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForVideoC
 from transformers.utils import CONFIG_NAME
 
 from ..model.configuration_mvd import MVDConfig
-from ..model.loading_mvd import refuse_partial_load
+from ..model.loading_mvd import listed, refuse_partial_load
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..teachers.families import FAMILIES, read_normalization
@@ -170,7 +170,7 @@ def load_classifier(
     fresh = problems["missing"] | problems["of another shape"]
     if own is not None and names is not None and sorted(own) != sorted(names):
         fresh |= replace_head(model)
-        logger.info("The classes of %s are replaced: %s by %s.", source, some(own), some(names))
+        logger.info("The classes of %s are replaced: %s by %s.", source, listed(own, 3), listed(names, 3))
     elif own is not None and names is not None:
         reorder_head(model, [own.index(name) for name in names])
     logger.info("New weights: %s. All others are from %s.", ", ".join(sorted(fresh)) or "none", source)
@@ -187,11 +187,6 @@ def reorder_head(model: MVDForVideoClassification, order: Sequence[int]):
 def as_labels(names: Sequence[str]) -> dict[str, dict]:
     """Names of classes as fields of a configuration."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-
-
-def some(names: Sequence[str]) -> str:
-    """How many names there are, and the first few."""
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def replace_head(model: MVDForVideoClassification) -> set[str]:

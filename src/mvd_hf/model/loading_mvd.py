@@ -1,11 +1,19 @@
 """Weights are loaded completely or not at all: which fresh or left-over weights of a checkpoint are no mistake."""
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
+from collections.abc import Collection
+
 from torch import nn
 
 
 class CheckpointMismatchError(ValueError, RuntimeError):
     """A checkpoint does not hold the weights that a model needs; the message names them."""
+
+
+def listed(names: Collection[str], limit: int = 4) -> str:
+    """How many names there are, and the first of them: `6 (a, b, c, d, ...)`."""
+    more = ", ..." if len(names) > limit else ""
+    return f"{len(names)} ({', '.join(list(names)[:limit])}{more})" if names else "0"
 
 
 def part_of_head(key: str) -> str:
@@ -43,11 +51,7 @@ def refuse_partial_load(
     if replace_head:
         left_out = {k for k in problems["unexpected"] if k.split(".")[0] in head_parts}
         problems["unexpected"] -= {k for k in left_out if part_of_head(k) not in parts}
-    listing = "; ".join(
-        f"{len(keys)} {what} ({', '.join(sorted(keys)[:4])}{', ...' if len(keys) > 4 else ''})"
-        for what, keys in problems.items()
-        if keys
-    )
+    listing = "; ".join(f"{what}: {listed(sorted(keys))}" for what, keys in problems.items() if keys)
     if not listing:
         return
     left = set().union(*problems.values())
@@ -65,4 +69,4 @@ def refuse_partial_load(
     raise CheckpointMismatchError(f"The weights of {source!s} do not fit {type(model).__name__}: {listing}. {remedy}")
 
 
-__all__ = ["CheckpointMismatchError", "refuse_partial_load"]
+__all__ = ["CheckpointMismatchError", "listed", "refuse_partial_load"]

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
+from ..model.loading_mvd import listed
 from .families import (
     IMAGENET,
     Grid,
@@ -369,9 +370,8 @@ def load_teacher(
     refused = sorted(name for name, p in fresh.items() if id(p) in used and not name.endswith(family.optional))
     if refused:
         raise ValueError(
-            f"The teacher {source!r} lacks {len(refused)} weights, or has them in another shape "
-            f"({', '.join(refused[:4])}{', ...' if len(refused) > 4 else ''}): take a complete checkpoint, or choose "
-            "norm: pre or a lower layer where they are not needed."
+            f"The teacher {source!r} lacks weights, or has them in another shape: {listed(refused)}. Take a complete "
+            "checkpoint, or choose norm: pre or a lower layer where they are not needed."
         )
     return teacher
 

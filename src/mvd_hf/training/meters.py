@@ -10,6 +10,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from ..model.loading_mvd import listed
+
 logger = logging.getLogger(__name__)
 
 # so many batches in a row without a readable video mean that the source is gone, not that files are damaged
@@ -90,9 +92,7 @@ class LossParts:
         samples = [] if self.samples_of is None else self.samples_of(step, batch, process)
         if not samples:
             return ""
-        more = f" and {len(samples) - MAX_NAMES} more" if len(samples) > MAX_NAMES else ""
-        place = f"micro-batch {batch} of process {process}"
-        return f", {place}, with the samples {', '.join(samples[:MAX_NAMES])}{more}"
+        return f", micro-batch {batch} of process {process}, samples: {listed(samples, MAX_NAMES)}"
 
 
 class BadVideos:
