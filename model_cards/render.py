@@ -24,12 +24,12 @@ from mvd_hf.hub.cards import (
     summarise,
 )
 from mvd_hf.hub.results import PAPER, REPORTED, reported_results
-from mvd_hf.hub.snippets import Usage, usage_snippet
+from mvd_hf.hub.snippets import Snippet, make_snippet
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation
 from mvd_hf.model.video_processing_mvd import MVDVideoProcessor
 
-LICENCE = "cc-by-nc-4.0"
+LICENSE = "cc-by-nc-4.0"
 # the last checkpoint of each schedule but one, as the authors name it
 CHECKPOINT = "checkpoint-{}.pth"
 
@@ -66,12 +66,12 @@ def render_zoo_card(name: str, row: Mapping, recipe: Mapping) -> str:
     with torch.device("meta"):
         student = MVDForFeatureDistillation(config)
     results = reported_results(row["results"])
-    details = CardDetails(license=LICENCE, title=row["title"])
+    details = CardDetails(license=LICENSE, title=row["title"])
     body = read_template("model_card.md").render(
         title=row["title"],
         summary=summarise(config, STUDENT, sum(parameter.numel() for parameter in student.parameters())),
         preparation=describe_preparation(name, row, recipe["num_train_epochs"]),
-        usage=Usage(usage_snippet(name, "encoder", with_code=False)),
+        snippet=Snippet(make_snippet(name, "encoder", with_code=False)),
         sampling=describe_sampling(MVDVideoProcessor.for_model(config), STUDENT),
         results=results,
         has_reported=True,
@@ -90,8 +90,8 @@ def render_zoo_card(name: str, row: Mapping, recipe: Mapping) -> str:
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False),
         pictures=[],
         frames=frames_of(config),
-        licence=(
-            f"The authors' weights, and those of both teachers, are under {LICENCE}: no commercial use. Look at the\n"
+        license=(
+            f"The authors' weights, and those of both teachers, are under {LICENSE}: no commercial use. Look at the\n"
             "teachers' terms before you publish what you train from them."
         ),
         warnings=[],

@@ -15,7 +15,7 @@ from mvd_hf.hub.conversion import convert_checkpoint, save_converted
 
 @dataclass
 class ConversionArguments:
-    """The checkpoint, the folder to write, configuration fields to add, and the licence of the weights.
+    """The checkpoint, the folder to write, configuration fields to add, and the license of the weights.
 
     Args:
         checkpoint: a .pth file or a DeepSpeed folder.

@@ -19,10 +19,10 @@ from mvd_hf.finetuning.adaptation import Adaptation, AdaptationArguments
 from mvd_hf.finetuning.preparation import PreparationArguments
 from mvd_hf.hub import snippets
 from mvd_hf.hub.cards import CardDetails, render_card
-from mvd_hf.hub.licenses import sources_of
+from mvd_hf.hub.licenses import source_models
 from mvd_hf.hub.results import measured_results
 from mvd_hf.hub.run_record import read_run_record
-from mvd_hf.hub.snippets import Usage
+from mvd_hf.hub.snippets import Snippet
 from tiny_models import TINY
 
 NAMES = ["dots", "stripes"]
@@ -123,16 +123,16 @@ def test_every_model_that_is_left_has_a_card_that_tells_how_it_was_made(adapted,
         if "evaluation" in run:
             prefix = "eval_ema_" if name == "ema" else "eval_"
             assert set(run["evaluation"]) == {f"{prefix}{key}" for key in ("loss", "top1", "top5")}
-        (base,) = sources_of(run, HfApi())
-        assert (base.part, base.model, base.licence) == ("base", Path(encoder).name, "cc-by-nc-4.0")
-        card = render_card(folder, "me/x", CardDetails(license="mit"), Usage("snippet"), [base]).text
+        (base,) = source_models(run, HfApi())
+        assert (base.part, base.model, base.license) == ("base", Path(encoder).name, "cc-by-nc-4.0")
+        card = render_card(folder, "me/x", CardDetails(license="mit"), Snippet("snippet"), [base]).text
         assert "which is stricter than mit" in card
         assert ("weights | moving average" in card) == (name == "ema")
         assert ("| clips | 4 frames x 2 clips x 2 crops | top-1 of videos |" in card) == (name == "")
 
 
 def test_a_trainer_pushes_what_was_tested_and_nothing_else(clips, encoder, tmp_path, hub, monkeypatch):
-    monkeypatch.setattr(snippets, "run_usage", lambda *args: "printed\n")
+    monkeypatch.setattr(snippets, "run_snippet", lambda *args: "printed\n")
     training = {"push_to_hub": True, "license": "mit", "hub_model_id": "me/adapted", "ema_decay": 0.5}
     adapt(clips, encoder, tmp_path, "lora", training=training).run({"model": encoder, "dataset": "clips"})
     assert {"ema", "best", "adapter", "evaluation"} <= {path.name for path in tmp_path.iterdir()}

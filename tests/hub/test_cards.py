@@ -28,17 +28,17 @@ from mvd_hf.hub.cards import (
     load_processor,
     read_shapes,
     render_card,
+    snippet_kind,
     summarise,
-    usage_kind,
     write_card,
 )
-from mvd_hf.hub.licenses import Source
+from mvd_hf.hub.licenses import SourceModel
 from mvd_hf.hub.results import METRICS_NAME
 from mvd_hf.hub.run_record import RUN_RECORD_NAME
-from mvd_hf.hub.snippets import EXAMPLE_NAME, Usage
+from mvd_hf.hub.snippets import EXAMPLE_NAME, Snippet
 
 MIT = CardDetails(license="mit")
-USAGE = Usage("snippet()\n", True, "what it printed\n", "a video")
+SNIPPET = Snippet("snippet()\n", True, "what it printed\n", "a video")
 CONVERSION = {"title": "VideoMAE", "arxiv": "2203.12602", "file": "videomae.pth", "sha256": "0" * 64}
 
 
@@ -47,8 +47,8 @@ def folder(tmp_path) -> Path:
     return save(tmp_path / "model")
 
 
-def card_of(folder: Path, details: CardDetails = MIT, usage: Usage = USAGE, **options) -> ModelCard:
-    card = render_card(folder, "me/tiny", details, usage, **options)
+def card_of(folder: Path, details: CardDetails = MIT, snippet: Snippet = SNIPPET, **options) -> ModelCard:
+    card = render_card(folder, "me/tiny", details, snippet, **options)
     again = ModelCard(str(card))  # a broken model-index would be dropped on reading
     assert again.data.to_dict() == card.data.to_dict()
     assert not re.search(r"\{\{|\{%|None|\n\n\n", str(card))
@@ -86,7 +86,7 @@ def test_a_card_claims_no_number_that_nobody_measured(folder):
 
 def test_what_the_run_recorded(folder):
     (folder / RUN_RECORD_NAME).write_text(json.dumps(RUN))
-    sources = [Source("image", "mae-b", True, "cc-by-nc-4.0"), Source("video", "me/videomae", False, None)]
+    sources = [SourceModel("image", "mae-b", True, "cc-by-nc-4.0"), SourceModel("video", "me/videomae", False, None)]
     card = card_of(folder, sources=sources)
     assert card.data.to_dict()["datasets"] == ["me/clips"]
     for row in (
@@ -104,7 +104,7 @@ def test_what_the_run_recorded(folder):
         assert row in card.text
     assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)[1]) == RUN["recipe"]
     assert "- mae-b (image) is under cc-by-nc-4.0 (no commercial use), which is stricter than mit." in card.text
-    assert "- The licence of me/videomae (video) is not known" in card.text
+    assert "- The license of me/videomae (video) is not known" in card.text
 
 
 def test_a_run_without_steps_of_a_trainer(folder):
@@ -126,7 +126,7 @@ def test_an_action_detector(tmp_path):
     (folder / METRICS_NAME).write_text(json.dumps(metrics | {"weights": digest_of_checkpoint(folder)}))
     card = card_of(folder)
     assert card.data.pipeline_tag == "video-classification"
-    assert usage_kind(folder) == "detector"
+    assert snippet_kind(folder) == "detector"
     assert "A detector of the actions of each person" in card.text
     assert "| data | ava_train.csv, own.csv: 1,234 key frames |" in card.text
     remark = "measured on 50 key frames; 2 could not be read and count as not found"
@@ -207,13 +207,13 @@ def test_details(folder):
 
 
 def test_snippets_that_were_not_executed_do_not_say_so(folder):
-    text = card_of(folder, usage=Usage("snippet()\n")).text
+    text = card_of(folder, snippet=Snippet("snippet()\n")).text
     assert "executed" not in text
     assert "no code lies beside the weights" in text
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "usage", "words"),
+    ("kind", "options", "snippet", "words"),
     [
         (MVDForVideoClassification, {}, "classifier", "A classifier of videos"),
         (MVDForFeatureDistillation, {}, "encoder", "the teachers `image` (width 768) and `video` (width 768)"),
@@ -221,19 +221,19 @@ def test_snippets_that_were_not_executed_do_not_say_so(folder):
         (MVDModel, {}, "encoder", "An encoder in the manner of"),
     ],
 )
-def test_every_kind_of_model(kind, options, usage, words, tmp_path):
+def test_every_kind_of_model(kind, options, snippet, words, tmp_path):
     folder = save(tmp_path, kind, **options)
-    assert usage_kind(folder) == usage
+    assert snippet_kind(folder) == snippet
     card = card_of(folder)
     assert words in card.text
-    expected = "video-classification" if usage == "classifier" else "feature-extraction"
+    expected = "video-classification" if snippet == "classifier" else "feature-extraction"
     assert card.data.pipeline_tag == expected
 
 
 def test_an_encoder_without_final_norm_says_so(tmp_path):
     model = MVDModel(MVDConfig(**TINY), add_final_norm=False)
     model.save_pretrained(tmp_path)
-    assert usage_kind(tmp_path) == "encoder without final norm"
+    assert snippet_kind(tmp_path) == "encoder without final norm"
 
 
 def test_shapes_of_several_files(tmp_path):
@@ -255,7 +255,7 @@ def test_images_and_samplings_in_words():
 
 
 def test_what_is_missing_is_named(folder, tmp_path):
-    with pytest.raises(ValueError, match="without a licence"):
+    with pytest.raises(ValueError, match="license="):
         card_of(folder, CardDetails())
     with pytest.raises(ValueError, match="There are no weights"):
         read_shapes(tmp_path)
@@ -265,13 +265,13 @@ def test_what_is_missing_is_named(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["SomethingElse"]}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="No card can be written for a checkpoint of SomethingElse"):
-        usage_kind(folder)
+        snippet_kind(folder)
 
 
-def test_writing_executes_the_usage_and_warns_of_stricter_licences(folder, monkeypatch, caplog):
+def test_writing_runs_the_snippet_and_warns_of_stricter_licenses(folder, monkeypatch, caplog):
     (folder / RUN_RECORD_NAME).write_text(json.dumps(RUN))
     seen = []
-    monkeypatch.setattr(cards, "show_usage", lambda *args: seen.append(args) or USAGE)
+    monkeypatch.setattr(cards, "execute_snippet", lambda *args: seen.append(args) or SNIPPET)
     warnings = write_card(folder, "me/tiny", MIT, with_code=True)
     assert seen == [(folder, "me/tiny", "classifier", True)]
     assert warnings == ["mae-b (image) is under cc-by-nc-4.0 (no commercial use), which is stricter than mit."]

@@ -581,7 +581,7 @@ def test_snippets_of_the_cards_run(tmp_path):
     assert re.search(r"LABEL_.*torch\.Size", result.stdout, re.DOTALL)
 
 
-def test_licence_of_own_weights_is_written_as_given(tmp_path):
+def test_license_of_own_weights_is_written_as_given(tmp_path):
     source, model = converted("videomae", tmp_path)
     save_converted(model, source, tmp_path / "out", "apache-2.0")
     assert "license: apache-2.0" in (tmp_path / "out" / "README.md").read_text()

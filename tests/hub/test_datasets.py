@@ -264,7 +264,7 @@ def test_a_shard_is_read_in_parts(classes, monkeypatch, tmp_path):
 
 
 def test_what_cannot_be_published_is_named(classes, toy_folder, tmp_path, hub):
-    with pytest.raises(ValueError, match="without a licence"):
+    with pytest.raises(ValueError, match="license="):
         DatasetDetails()
     for options, message in (
         ({"format": "zip"}, "format='zip' must be one of parquet, webdataset"),

@@ -332,7 +332,7 @@ def test_a_student_is_distilled_from_a_stream_of_the_hub_and_pushed_there(hub, w
     assert card.data.datasets == ["me/clips"]
     assert "| data | me/clips: 32 videos |" in card.text
     assert "loss_image" in card.text
-    assert "The licence of image (image) is not known" in card.text
+    assert "The license of image (image) is not known" in card.text
     assert "torch.Size([1, 32])" in card.text  # what the snippet printed
     record = json.loads(repository.files()["training_run.json"].content)
     assert record["recipe"]["streaming"] is True

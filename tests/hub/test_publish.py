@@ -1,4 +1,4 @@
-"""Publishing a checkpoint: what is taken, the code and its map, licences, privacy, dry runs and uploads."""
+"""Publishing a checkpoint: what is taken, the code and its map, licenses, privacy, dry runs and uploads."""
 
 import ast
 import json
@@ -34,7 +34,7 @@ def folder(tmp_path) -> Path:
 def quick(monkeypatch) -> list:
     """Snippets are remembered, not executed."""
     seen = []
-    monkeypatch.setattr(snippets, "run_usage", lambda *args: seen.append(args) or "printed\n")
+    monkeypatch.setattr(snippets, "run_snippet", lambda *args: seen.append(args) or "printed\n")
     return seen
 
 
@@ -155,9 +155,9 @@ def test_folders_without_checkpoint_or_processor_are_refused(folder, tmp_path):
 # publishing
 
 
-def test_nothing_is_published_without_a_licence(folder, hub, quick):
+def test_nothing_is_published_without_a_license(folder, hub, quick):
     for dry_run in (True, False):
-        with pytest.raises(ValueError, match="without a licence"):
+        with pytest.raises(ValueError, match="license="):
             publish(folder, "me/tiny", dry_run=dry_run)
     assert not hub.requests
     (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
@@ -221,13 +221,13 @@ def test_a_checkpoint_that_cannot_be_used_is_not_uploaded(folder, hub, monkeypat
     def fail(*args):
         raise ValueError("cannot be used as its card would say")
 
-    monkeypatch.setattr(snippets, "run_usage", fail)
+    monkeypatch.setattr(snippets, "run_snippet", fail)
     with pytest.raises(ValueError, match="cannot be used"):
         publish(folder, "me/tiny", MIT)
     assert not hub.repositories
 
 
-def test_stricter_licences_are_told(folder, hub, quick):
+def test_stricter_licenses_are_reported(folder, hub, quick):
     (folder / RUN_RECORD_NAME).write_text(json.dumps(RUN))
     publication = publish(folder, "me/tiny", MIT, dry_run=True)
     assert "stricter than mit" in publication.describe()
@@ -277,12 +277,12 @@ def test_a_trainer_pushes_privately_with_our_card(hub, quick, tmp_path):
     assert not any(name.endswith(".py") or name.startswith("checkpoint-") for name in repository.files())
 
 
-def test_a_trainer_does_not_push_without_a_licence(hub, quick, tmp_path):
+def test_a_trainer_does_not_push_without_a_license(hub, quick, tmp_path):
     with pytest.raises(ValueError, match="push_to_hub needs the license"):
         trainer_of(tmp_path / "run", push_to_hub=True)
     trainer = trainer_of(tmp_path / "run", hub_model_id="me/run")
     trainer.train()
-    with pytest.raises(ValueError, match="without a licence"):
+    with pytest.raises(ValueError, match="license="):
         trainer.push_to_hub()
     assert not hub.repositories
     trainer.push_to_hub(license="apache-2.0", tags=["toy"], private=False)

@@ -15,7 +15,7 @@ from mvd_hf.hub.run_record import (
     is_hub_id,
     library_versions,
     read_run_record,
-    stored_licence,
+    stored_license,
     without_private_parts,
 )
 from short_runs import Clips, arguments, videomae
@@ -56,14 +56,14 @@ def test_hub_ids_are_told_from_files_and_folders(tmp_path, monkeypatch):
     assert [name for name in ("me/clips", "me/v1.5", *others) if is_hub_id(name)] == ["me/clips", "me/v1.5"]
 
 
-def test_sources_carry_licence_and_their_own_run(tmp_path):
+def test_sources_carry_license_and_their_own_run(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     (tmp_path / RUN_RECORD_NAME).write_text(json.dumps({"sources": {}}))
-    assert stored_licence(tmp_path) == "cc-by-nc-4.0"
+    assert stored_license(tmp_path) == "cc-by-nc-4.0"
     expected = {"model": tmp_path.name, "is_local": True, "license": "cc-by-nc-4.0", "run": {"sources": {}}}
     assert describe_source(str(tmp_path)) == expected
     assert describe_source("me/teacher") == {"model": "me/teacher", "is_local": False}
-    assert stored_licence(tmp_path / "nowhere") is None
+    assert stored_license(tmp_path / "nowhere") is None
 
 
 def test_a_model_of_the_recipe_is_where_the_run_starts(tmp_path):

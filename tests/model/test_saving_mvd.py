@@ -87,9 +87,9 @@ def test_models_and_processors_are_pushed_privately(hub):
 
 
 @pytest.mark.parametrize("private", [False, None])
-def test_weights_are_not_pushed_publicly_without_a_licence(hub, private):
+def test_weights_are_not_pushed_publicly_without_a_license(hub, private):
     model = MVDForVideoClassification(MVDConfig(**TINY, num_frames=4))
-    with pytest.raises(ValueError, match=r"without a licence.*mvd_hf\.publish"):
+    with pytest.raises(ValueError, match=r"without a license.*mvd_hf\.publish"):
         model.push_to_hub("me/public", private=private)
     assert not hub.repositories
     MVDVideoProcessor().push_to_hub("me/open", private=False)  # a processor holds no weights

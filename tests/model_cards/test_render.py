@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from launching import ROOT
 from model_cards.render import read_zoo, render_zoo_card, render_zoo_cards
 from mvd_hf.arguments import read_yaml
-from mvd_hf.hub.snippets import usage_snippet
+from mvd_hf.hub.snippets import make_snippet
 from recipes.publish import read_row
 
 CARDS = ROOT / "model_cards"
@@ -69,7 +69,7 @@ def test_commands_and_snippets_of_a_card_belong_together(name):
         assert commands == []
         assert "have not published these weights" in text
     # the snippet is one that tests execute
-    assert f"```python\n{usage_snippet(name, 'encoder', False)}```" in text
+    assert f"```python\n{make_snippet(name, 'encoder', False)}```" in text
 
 
 def test_parameters_are_those_of_the_student():

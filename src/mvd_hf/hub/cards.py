@@ -1,4 +1,4 @@
-"""Model cards, written from what lies in a checkpoint's folder: its run or conversion, its results, its licence.
+"""Model cards, written from what lies in a checkpoint's folder: its run or conversion, its results, its license.
 
 A card claims no number that was not measured with the checkpoint, unless it is marked as reported by the authors.
 """
@@ -19,10 +19,10 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_I
 
 from ..model.configuration_mvd import MVDConfig
 from ..model.video_processing_mvd import MVDVideoProcessor
-from .licenses import Source, check_licence, licence_warnings, sources_of
+from .licenses import SourceModel, check_license, license_warnings, source_models
 from .results import METRICS_NAME, PAPER, REPORTED, Result, measured_results, reported_results
 from .run_record import CARD_NAME, RUN_RECORD_NAME, read_run_record
-from .snippets import EXAMPLE_NAME, Usage, show_usage
+from .snippets import EXAMPLE_NAME, Snippet, execute_snippet
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ KINDS = {
     "MVDModel": f"An encoder in the manner of [Masked Video Distillation]({PAPER})",
 }
 # classes with a head of their own, as `mvd_hf.hub.snippets.SNIPPETS` and as the Hub names them
-USAGE_KINDS = {CLASSIFIER: "classifier", DETECTOR: "detector"}
+SNIPPET_KINDS = {CLASSIFIER: "classifier", DETECTOR: "detector"}
 TASKS = {CLASSIFIER: "video-classification", DETECTOR: "video-classification"}
 # by arXiv number
 CITATIONS = {
@@ -77,7 +77,7 @@ class CardDetails:
 
     Args:
         license: of the weights, as the Hub writes it.
-        license_name, license_link: of a licence that the Hub calls `other`.
+        license_name, license_link: of a license that the Hub calls `other`.
         title: the heading; by default the name of the repository.
         base_model: Hub id of the model that this one was fine-tuned from; by default what the run recorded.
         evaluated_on: name of the data set of the results in `evaluation/metrics.json`; by default as in the recipe.
@@ -121,11 +121,11 @@ def read_shapes(folder: str | Path) -> dict[str, list[int]]:
     return shapes
 
 
-def usage_kind(folder: str | Path) -> str:
+def snippet_kind(folder: str | Path) -> str:
     """What the checkpoint in a folder is, as `mvd_hf.hub.snippets.SNIPPETS` has it."""
     kind = kind_of(MVDConfig.from_pretrained(folder))
-    if kind in USAGE_KINDS:
-        return USAGE_KINDS[kind]
+    if kind in SNIPPET_KINDS:
+        return SNIPPET_KINDS[kind]
     has_norm = any(name.removeprefix("mvd.") == "layernorm.weight" for name in read_shapes(folder))
     return "encoder" if has_norm else "encoder without final norm"
 
@@ -153,7 +153,7 @@ def summarise(config: MVDConfig, kind: str, parameters: int) -> str:
     """What a checkpoint is, in a sentence or two."""
     text = f"{KINDS[kind]}: a vision transformer of {config.num_hidden_layers} layers and width {config.hidden_size} "
     text += f"for {frames_of(config)}; {parameters:,} parameters"
-    if kind in USAGE_KINDS:
+    if kind in SNIPPET_KINDS:
         return f"{text}, {config.num_labels} classes."
     if kind == STUDENT:
         teachers = " and ".join(f"`{name}` (width {width})" for name, width in config.teacher_dims.items())
@@ -264,7 +264,7 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
-def describe_licence(details: CardDetails, conversion: Mapping | None) -> str:
+def describe_license(details: CardDetails, conversion: Mapping | None) -> str:
     """Under which terms the weights are."""
     name = details.license
     if name == "other":
@@ -279,7 +279,7 @@ def card_head(name: str, task: str, details: CardDetails, results: Sequence[Resu
     Args:
         name: of the repository.
         task: as the Hub names it.
-        details: licence, base and tags.
+        details: license, base and tags.
         results: measured and reported ones.
         options: further entries.
     """
@@ -321,7 +321,7 @@ def head_of_folder(folder: str | Path, name: str, details: CardDetails, results:
 
 
 def render_card(
-    folder: str | Path, name: str, details: CardDetails, usage: Usage, sources: Sequence[Source] = ()
+    folder: str | Path, name: str, details: CardDetails, snippet: Snippet, sources: Sequence[SourceModel] = ()
 ) -> ModelCard:
     """The card of the checkpoint in a folder.
 
@@ -329,13 +329,13 @@ def render_card(
         folder: of the checkpoint, with its processor and what was recorded of it.
         name: of its repository.
         details: what the folder does not tell.
-        usage: the snippet, and what it printed.
-        sources: what it was made from, see `mvd_hf.hub.licenses.sources_of`.
+        snippet: how to use the checkpoint.
+        sources: what it was made from, see `mvd_hf.hub.licenses.source_models`.
 
     Raises:
-        ValueError: if there is no licence, no checkpoint of ours, no processor, or what was recorded is incomplete.
+        ValueError: if there is no license, no checkpoint of ours, no processor, or what was recorded is incomplete.
     """
-    licence = check_licence(details.license, details.license_name, details.license_link)
+    license = check_license(details.license, details.license_name, details.license_link)
     config, processor = MVDConfig.from_pretrained(folder), load_processor(folder)
     run, conversion = read_run_record(folder), read_conversion(folder)
     results = measured_results(folder, details.evaluated_on or evaluated_on(run))
@@ -346,7 +346,7 @@ def render_card(
         title=details.title or name.rpartition("/")[2],
         summary=summarise(config, kind_of(config), sum(math.prod(shape) for shape in read_shapes(folder).values())),
         preparation="",
-        usage=usage,
+        snippet=snippet,
         sampling=describe_sampling(processor, kind_of(config)),
         results=results,
         has_reported=any(result.reported for result in results),
@@ -358,8 +358,8 @@ def render_card(
         recipe=yaml.safe_dump(run["recipe"], sort_keys=False) if run and run["recipe"] else "",
         pictures=pictures,
         frames=frames_of(config),
-        licence=describe_licence(details, conversion),
-        warnings=licence_warnings(licence, sources),
+        license=describe_license(details, conversion),
+        warnings=license_warnings(license, sources),
         citation="\n".join(CITATIONS[paper] for paper in papers),
     )
     return ModelCard(f"---\n{head_of_folder(folder, name, details, results).to_yaml()}\n---\n\n{body}")
@@ -368,7 +368,7 @@ def render_card(
 def write_card(folder: str | Path, name: str, details: CardDetails, with_code: bool = False) -> list[str]:
     """Write the card of a checkpoint into its folder, after executing what it says about its use.
 
-    Gives, and logs, a warning for each model it was made from whose licence is stricter.
+    Gives, and logs, a warning for each model it was made from whose license is stricter.
 
     Args:
         folder: of the checkpoint, with its processor.
@@ -380,10 +380,10 @@ def write_card(folder: str | Path, name: str, details: CardDetails, with_code: b
         ValueError: as [`render_card`], or if the checkpoint cannot be used as the card would say.
     """
     load_processor(folder)
-    usage = show_usage(folder, name, usage_kind(folder), with_code)
-    sources = sources_of(read_run_record(folder), HfApi())
-    render_card(folder, name, details, usage, sources).save(Path(folder) / CARD_NAME)
-    warnings = licence_warnings(details.license, sources)
+    snippet = execute_snippet(folder, name, snippet_kind(folder), with_code)
+    sources = source_models(read_run_record(folder), HfApi())
+    render_card(folder, name, details, snippet, sources).save(Path(folder) / CARD_NAME)
+    warnings = license_warnings(details.license, sources)
     for warning in warnings:
         logger.warning("%s", warning)
     return warnings

@@ -22,9 +22,9 @@ from ..model.modeling_mvd import (
 )
 from ..model.patches_mvd import position_table
 from ..model.video_processing_mvd import MVDVideoProcessor
-from .cards import CONVERSION_NAME, CardDetails, render_card, usage_kind
+from .cards import CONVERSION_NAME, CardDetails, render_card, snippet_kind
 from .run_record import CARD_NAME
-from .snippets import Usage, usage_snippet
+from .snippets import Snippet, make_snippet
 
 # the official student calls its two teachers "img" and "vid"
 TEACHER_NAMES = {"img": "image", "vid": "video"}
@@ -83,7 +83,7 @@ POSITION_TABLES = {
 # file in which DeepSpeed keeps the weights, and the one that names the newest folder
 DEEPSPEED_WEIGHTS, DEEPSPEED_LATEST = "mp_rank_00_model_states.pt", "latest"
 
-# what a card says of where the weights come from: title, arXiv number, licence of the authors' weights
+# what a card says of where the weights come from: title, arXiv number, license of the authors' weights
 ORIGINS = {
     "distillation": ("Masked Video Distillation", "2212.04500", "cc-by-nc-4.0"),
     "classification": ("Masked Video Distillation", "2212.04500", "cc-by-nc-4.0"),
@@ -445,8 +445,8 @@ def save_converted(
     text = json.dumps(describe_conversion(model, source), indent=2) + "\n"
     (output / CONVERSION_NAME).write_text(text, encoding="utf-8")
     details = CardDetails(license=ORIGINS[family_of(model)][2] if license_name is None else license_name)
-    snippet = usage_snippet(str(output), usage_kind(output), with_code=False)
-    render_card(output, output.name, details, Usage(snippet)).save(output / CARD_NAME)
+    snippet = make_snippet(str(output), snippet_kind(output), with_code=False)
+    render_card(output, output.name, details, Snippet(snippet)).save(output / CARD_NAME)
     options = {"add_final_norm": model.layernorm is not None} if isinstance(model, MVDModel) else {}
     loaded = type(model).from_pretrained(output, **options)
     config = model.config

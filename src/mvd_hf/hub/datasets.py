@@ -18,7 +18,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCa
 
 from ..data.sources import LabelReader, holds_images, keep_listed, load_rows, media_column, media_name, read_manifest
 from .cards import read_template
-from .licenses import check_licence
+from .licenses import check_license
 from .publish import Publication, find_repository
 from .run_record import CARD_NAME
 
@@ -34,7 +34,7 @@ class DatasetDetails:
 
     Args:
         license: of the files, as the Hub writes it.
-        license_name, license_link: of a licence that the Hub calls `other`.
+        license_name, license_link: of a license that the Hub calls `other`.
         title, description: of the card.
         label_column: column of the labels, if there are labels; dots reach into nested columns.
         label_names: names of the classes, or a file with a name per line, if the source does not know them.
@@ -43,7 +43,7 @@ class DatasetDetails:
         min_shards: shards of a split at least: as many as processes times data workers of a training that streams it.
 
     Raises:
-        ValueError: if there is no licence or no such format, or a number is below one.
+        ValueError: if there is no license or no such format, or a number is below one.
     """
 
     license: str | None = None
@@ -58,7 +58,7 @@ class DatasetDetails:
     min_shards: int = 1
 
     def __post_init__(self):
-        check_licence(self.license, self.license_name, self.license_link)
+        check_license(self.license, self.license_name, self.license_link)
         if self.format not in FORMATS:
             raise ValueError(f"format={self.format!r} must be one of {', '.join(FORMATS)}.")
         for name in ("shard_megabytes", "min_shards"):
@@ -308,7 +308,7 @@ def dataset_card(name: str, splits: list[Split], writer: ShardWriter, details: D
         names=writer.names,
         media=writer.media,
         label=writer.label,
-        licence=details.license if details.license != "other" else f"[{details.license_name}]({details.license_link})",
+        license=details.license if details.license != "other" else f"[{details.license_name}]({details.license_link})",
     )
     return DatasetCard(f"---\n{yaml.safe_dump(head.to_dict(), sort_keys=False)}---\n\n{body}")
 
@@ -329,7 +329,7 @@ def publish_dataset(
     Args:
         splits: rows by split, from [`load_splits`].
         repo_id: `user/name`.
-        details: licence, labels and format.
+        details: license, labels and format.
         private: whether a new repository is private.
         revision: branch to upload to.
         dry_run: whether nothing is written or uploaded; sizes of shards are then those of the files in them.

@@ -1,4 +1,4 @@
-"""Licences of weights: what they forbid or demand, and where a model's teachers are stricter than the model."""
+"""Licenses of weights: what they restrict, and whether the models behind a checkpoint have stricter ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from huggingface_hub import HfApi
 from huggingface_hub.utils import httpx
 
-# as the Hub writes them
+# names of the Hub
 PERMISSIVE = {
     *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "isc", "zlib", "unlicense"),
     *("cc0-1.0", "wtfpl", "afl-3.0", "artistic-2.0", "bsl-1.0", "ms-pl", "ncsa", "postgresql", "pddl", "odc-by"),
@@ -16,61 +16,58 @@ SHARE_ALIKE = ("gpl", "lgpl", "agpl", "mpl", "epl", "eupl", "osl", "odbl", "cdla
 CREATIVE_COMMONS = {"nc": "no commercial use", "sa": "share alike", "nd": "no changed versions"}
 
 
-def restrictions(licence: str) -> set[str] | None:
-    """What a licence forbids or demands beyond naming the authors; `None` if it is not one of those known here."""
-    if licence in PERMISSIVE:
+def restrictions(license: str) -> set[str] | None:
+    """Restrictions of a license beyond naming the authors; `None` if the license is not known here."""
+    if license in PERMISSIVE:
         return set()
-    if licence.startswith("cc-by"):
-        return {CREATIVE_COMMONS[part] for part in licence.split("-") if part in CREATIVE_COMMONS}
-    if licence.startswith(SHARE_ALIKE):
+    if license.startswith("cc-by"):
+        return {CREATIVE_COMMONS[part] for part in license.split("-") if part in CREATIVE_COMMONS}
+    if license.startswith(SHARE_ALIKE):
         return {"share alike"}
     return None
 
 
-def check_licence(licence: str | None, name: str | None = None, link: str | None = None) -> str:
-    """The licence, if something can be published under it.
-
-    Args:
-        licence: as the Hub writes it, such as `apache-2.0`, `cc-by-nc-4.0` or `other`.
-        name, link: of the licence, where it is `other`.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if not licence:
+def check_license(license: str | None, name: str | None = None, link: str | None = None) -> str:
+    """Return the license, or raise ValueError if it is missing, or is `other` without a name and a link."""
+    if not license:
         raise ValueError(
-            "Nothing is published without a licence: give license, as the Hub writes it, such as apache-2.0 or "
-            "cc-by-nc-4.0, which are the terms of the weights and not of this program."
+            "Nothing is published without a license: give the license of the weights by its name on the Hub, such as "
+            "license=apache-2.0 or license=cc-by-nc-4.0."
         )
-    if licence == "other" and not (name and link):
+    if license == "other" and not (name and link):
         raise ValueError("license=other needs license_name and license_link.")
-    return licence
+    return license
 
 
-def hub_licence(model: str, api: HfApi) -> str | None:
-    """The licence of a model of the Hub; `None` if it has none or cannot be asked for it."""
+def license_in_words(license: str, name: str | None, link: str | None) -> str:
+    """A license as a card names it."""
+    return f"[{name}]({link})" if license == "other" else license
+
+
+def hub_license(model: str, api: HfApi) -> str | None:
+    """The license of a model of the Hub; `None` if it has none or the Hub does not answer."""
     try:
         card = api.model_info(model).card_data
-    except (OSError, httpx.HTTPError):  # no such model, not ours to see, no network, offline mode
+    except (OSError, httpx.HTTPError):  # missing or private model, no network, offline mode
         return None
     return None if card is None else card.license
 
 
 @dataclass
-class Source:
+class SourceModel:
     """A model that a run started or learned from.
 
     Args:
-        part: its part in the run: `base`, or a teacher's name; `image of base` for a teacher of the base.
+        part: its part in the run: `base`, or the name of a teacher; `image of base` is a teacher of the base.
         model: Hub id, or name of a local folder.
         is_local: whether it was a local folder.
-        licence: of its weights, if it is known.
+        license: of its weights, if it is known.
     """
 
     part: str
     model: str
     is_local: bool
-    licence: str | None
+    license: str | None
 
     @property
     def link(self) -> str:
@@ -78,38 +75,38 @@ class Source:
         return self.model if self.is_local else f"[{self.model}](https://huggingface.co/{self.model})"
 
 
-def sources_of(run: Mapping | None, api: HfApi) -> list[Source]:
-    """What a recorded run started and learned from, and what those models come from in turn.
+def source_models(run: Mapping | None, api: HfApi) -> list[SourceModel]:
+    """The models that a recorded run started and learned from, each followed by its own source models.
 
     Args:
         run: see `mvd_hf.hub.run_record`.
-        api: asked for the licences of models of the Hub.
+        api: to look up licenses of models of the Hub.
     """
     sources = []
     for part, found in ({} if run is None else run["sources"]).items():
-        licence = found.get("license")
-        if licence is None and not found["is_local"]:
-            licence = hub_licence(found["model"], api)
-        sources.append(Source(part, found["model"], found["is_local"], licence))
-        for inner in sources_of(found.get("run"), api):
-            sources.append(Source(f"{inner.part} of {part}", inner.model, inner.is_local, inner.licence))
+        license = found.get("license")
+        if license is None and not found["is_local"]:
+            license = hub_license(found["model"], api)
+        sources.append(SourceModel(part, found["model"], found["is_local"], license))
+        for inner in source_models(found.get("run"), api):
+            sources.append(SourceModel(f"{inner.part} of {part}", inner.model, inner.is_local, inner.license))
     return sources
 
 
-def licence_warnings(licence: str, sources: Sequence[Source]) -> list[str]:
-    """A sentence for each source whose licence is stricter than the model's `licence`, or is not known."""
+def license_warnings(license: str, sources: Sequence[SourceModel]) -> list[str]:
+    """A sentence for each source model whose license is not known or stricter than `license`."""
     warnings = []
-    own = restrictions(licence)
+    allowed = restrictions(license)
     for source in sources:
-        if source.licence == licence:
+        if source.license == license:
             continue
         name = f"{source.model} ({source.part})"
-        theirs = None if source.licence is None else restrictions(source.licence)
-        if source.licence is None:
-            warnings.append(f"The licence of {name} is not known: look whether it allows {licence}.")
-        elif theirs is None or own is None:
-            warnings.append(f"{name} is under {source.licence}: look whether that allows {licence}.")
-        elif theirs - own:
-            stricter = ", ".join(sorted(theirs - own))
-            warnings.append(f"{name} is under {source.licence} ({stricter}), which is stricter than {licence}.")
+        demanded = None if source.license is None else restrictions(source.license)
+        if source.license is None:
+            warnings.append(f"The license of {name} is not known: check that it allows {license}.")
+        elif demanded is None or allowed is None:
+            warnings.append(f"{name} is under {source.license}: check that it allows {license}.")
+        elif demanded - allowed:
+            stricter = ", ".join(sorted(demanded - allowed))
+            warnings.append(f"{name} is under {source.license} ({stricter}), which is stricter than {license}.")
     return warnings

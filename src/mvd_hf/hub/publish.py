@@ -20,9 +20,9 @@ from .cards import (
     load_processor,
     write_card,
 )
-from .licenses import check_licence
+from .licenses import check_license
 from .results import METRICS_NAME, eval_result_file, measured_results
-from .run_record import CARD_NAME, read_run_record, stored_licence
+from .run_record import CARD_NAME, read_run_record, stored_license
 from .snippets import EXAMPLE_NAME, write_example
 
 MODEL_CODE = Path(__file__).parents[1] / "model"
@@ -55,7 +55,7 @@ class Publication:
         repo_id: the repository.
         files: bytes of each file, by path.
         card: the text of the card.
-        warnings: where licences of what the model comes from are stricter than its own.
+        warnings: where licenses of what the model comes from are stricter than its own.
         url: of the commit; `None` in a dry run.
     """
 
@@ -172,21 +172,21 @@ def publish(
     Args:
         folder: of the checkpoint: `save_model`'s or a conversion's.
         repo_id: `user/name`.
-        details: licence, and what else the card shall say; the licence is by default that of the folder's card.
+        details: license, and what else the card shall say; the license is by default that of the folder's card.
         example: an mp4 video to show the model with; by default a made-up one.
         private: whether a new repository is private.
         revision: branch to upload to.
         dry_run: whether everything is made, but nothing uploaded.
 
     Raises:
-        ValueError: if there is no licence, checkpoint or processor, if the checkpoint cannot be used as the card would
+        ValueError: if there is no license, checkpoint or processor, if the checkpoint cannot be used as the card would
             say, or if the repository is public against expectation.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"There is no folder {str(folder)!r}.")
     details = CardDetails() if details is None else details
-    details = replace(details, license=details.license or stored_licence(folder))
-    check_licence(details.license, details.license_name, details.license_link)
+    details = replace(details, license=details.license or stored_license(folder))
+    check_license(details.license, details.license_name, details.license_link)
     with tempfile.TemporaryDirectory() as place:
         stage(folder, place, example)
         warnings = write_card(place, repo_id, details, with_code=True)

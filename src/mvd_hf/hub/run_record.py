@@ -46,8 +46,8 @@ def without_private_parts(value: Any) -> Any:
     return value
 
 
-def stored_licence(folder: str | os.PathLike) -> str | None:
-    """The licence in the card of a local folder, if it has one."""
+def stored_license(folder: str | os.PathLike) -> str | None:
+    """The license in the card of a local folder, if it has one."""
     card = Path(folder) / CARD_NAME
     return ModelCard.load(card).data.license if card.is_file() else None
 
@@ -75,10 +75,10 @@ def is_hub_id(name: Any) -> bool:
 
 
 def describe_source(model: str) -> dict:
-    """A model that a run starts or learns from: its name, whether it is on this machine, its licence, its own run."""
+    """A model that a run starts or learns from: its name, whether it is on this machine, its license, its own run."""
     source = {"model": without_private_parts(model), "is_local": os.path.exists(model)}
     if os.path.isdir(model):
-        source |= {"license": stored_licence(model), "run": read_run_record(model)}
+        source |= {"license": stored_license(model), "run": read_run_record(model)}
     return {key: value for key, value in source.items() if value is not None}
 
 

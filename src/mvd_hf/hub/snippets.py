@@ -1,4 +1,4 @@
-"""How to use a checkpoint, as a snippet of Python that is executed as it stands before a card shows it."""
+"""Snippets of Python that show how to use a checkpoint; a card shows a snippet only after running it."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import numpy as np
 from ..data.toy import toy_frames, write_video
 
 EXAMPLE_NAME = "example.mp4"
-# by what a checkpoint is
+# by the kind of checkpoint
 SNIPPETS = {
     "classifier": """\
 {import_line}from transformers import pipeline
@@ -28,7 +28,7 @@ print(classify("video.mp4", top_k=3))
 {import_line}from transformers import pipeline
 
 detect = pipeline("video-action-detection", model="{name}"{trust})
-# who is in the middle frame: x1, y1, x2, y2 as parts of its width and height, as a person detector tells them
+# who is in the middle frame: x1, y1, x2, y2 as parts of its width and height, as a person detector gives them
 print(detect("video.mp4", boxes=[[0.1, 0.2, 0.5, 0.9], [0.5, 0.2, 0.8, 0.9]], top_k=3))
 
 # who is in the frame after one second
@@ -55,91 +55,84 @@ with torch.no_grad():
 }
 # runs a program as if mvd_hf were not installed
 WITHOUT_PACKAGE = (
-    "import sys; sys.modules['mvd_hf'] = None; exec(compile(open('usage.py').read(), 'usage.py', 'exec'))"
+    "import sys; sys.modules['mvd_hf'] = None; exec(compile(open('snippet.py').read(), 'snippet.py', 'exec'))"
 )
 
 
 @dataclass
-class Usage:
+class Snippet:
     """A snippet as a card shows it.
 
     Args:
-        snippet: from [`usage_snippet`].
+        code: the Python code, from [`make_snippet`].
         with_code: whether the checkpoint carries the code of its model.
-        printed: what it printed, if it was executed.
-        video: what it was executed with, in words.
+        printed: the output of the snippet, if it was run.
+        video: the video it was run with, in words.
     """
 
-    snippet: str
+    code: str
     with_code: bool = False
     printed: str | None = None
     video: str = ""
 
 
-def usage_snippet(name: str, kind: str, with_code: bool) -> str:
-    """The snippet that a card shows.
+def make_snippet(name: str, kind: str, with_code: bool) -> str:
+    """The code of the snippet for a checkpoint.
 
     Args:
         name: the checkpoint, as `from_pretrained` takes it.
-        kind: what it is, a key of `SNIPPETS`.
-        with_code: whether the checkpoint carries the code of its model; else `mvd_hf` must be installed.
+        kind: a key of `SNIPPETS`.
+        with_code: whether the checkpoint carries the code of its model; otherwise the snippet imports `mvd_hf`.
     """
     import_line, trust = ("", ", trust_remote_code=True") if with_code else ("import mvd_hf\n", "")
     return SNIPPETS[kind].format(name=name, import_line=import_line, trust=trust)
 
 
 def write_example(path: str | os.PathLike):
-    """Write a video of our own making, three seconds long, that shows how a checkpoint is used."""
+    """Write a synthetic video of three seconds."""
     write_video(path, toy_frames("rings", "left", 75, 240, 320, np.random.default_rng(0)))
 
 
-def run_usage(snippet: str, name: str, folder: str | os.PathLike, video: str | os.PathLike, with_code: bool) -> str:
-    """Execute a snippet in a fresh interpreter, without network, and give what it prints.
+def run_snippet(code: str, name: str, folder: str | os.PathLike, video: str | os.PathLike, with_code: bool) -> str:
+    """Run a snippet offline in a fresh interpreter and return its output.
 
     Args:
-        snippet: from [`usage_snippet`].
-        name: the checkpoint's name in it, which stands for the folder.
+        code: from [`make_snippet`].
+        name: the name of the checkpoint in the code, which stands for the folder.
         folder: the checkpoint.
-        video: what stands for `video.mp4`.
-        with_code: whether `mvd_hf` shall be out of reach, so that the code in the folder is used.
+        video: stands for `video.mp4`.
+        with_code: whether to hide `mvd_hf`, so that the code in the folder is used.
 
     Raises:
-        ValueError: if it fails; with the end of what it says.
+        ValueError: if the snippet fails, with the end of its error output.
     """
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(Path(folder).resolve(), target_is_directory=True)
         (Path(place) / "video.mp4").symlink_to(Path(video).resolve())
-        (Path(place) / "usage.py").write_text(snippet, encoding="utf-8")
+        (Path(place) / "snippet.py").write_text(code, encoding="utf-8")
         environment = os.environ | {"HF_HOME": str(Path(place) / "home"), "HF_HUB_OFFLINE": "1"}
-        program = ["-c", WITHOUT_PACKAGE] if with_code else ["usage.py"]
+        program = ["-c", WITHOUT_PACKAGE] if with_code else ["snippet.py"]
         result = subprocess.run(
             [sys.executable, *program], cwd=place, env=environment, capture_output=True, text=True, check=False
         )
     if result.returncode != 0:
-        raise ValueError(
-            f"The checkpoint {str(folder)!r} cannot be used as its card would say:\n{snippet}\n{result.stderr[-3000:]}"
-        )
+        raise ValueError(f"The snippet for the card of {str(folder)!r} fails:\n{code}\n{result.stderr[-3000:]}")
     return result.stdout
 
 
-def show_usage(folder: str | os.PathLike, name: str, kind: str, with_code: bool) -> Usage:
-    """The usage of a checkpoint and what it prints, for the example in its folder or else a video of our own making.
+def execute_snippet(folder: str | os.PathLike, name: str, kind: str, with_code: bool) -> Snippet:
+    """The snippet of a checkpoint and its output for the example video of the folder, or else for a synthetic one.
 
-    Args:
-        folder: the checkpoint.
-        name, kind, with_code: as in [`usage_snippet`].
+    See [`make_snippet`] for the arguments.
 
     Raises:
-        ValueError: if it fails.
+        ValueError: if the snippet fails.
     """
-    snippet = usage_snippet(name, kind, with_code)
-    example = Path(folder) / EXAMPLE_NAME
-    if example.is_file():
-        printed = run_usage(snippet, name, folder, example, with_code)
-        return Usage(snippet, with_code, printed, f"`{EXAMPLE_NAME}`")
+    code, example, words = make_snippet(name, kind, with_code), Path(folder) / EXAMPLE_NAME, f"`{EXAMPLE_NAME}`"
     with tempfile.TemporaryDirectory() as place:
-        write_example(Path(place) / EXAMPLE_NAME)
-        printed = run_usage(snippet, name, folder, Path(place) / EXAMPLE_NAME, with_code)
-    return Usage(snippet, with_code, printed, "a small made-up video")
+        if not example.is_file():
+            example, words = Path(place) / EXAMPLE_NAME, "a small synthetic video"
+            write_example(example)
+        return Snippet(code, with_code, run_snippet(code, name, folder, example, with_code), words)

@@ -419,12 +419,12 @@ class MVDPreTrainedModel(PreTrainedModel):
             private: whether a new repository is private.
 
         Raises:
-            ValueError: if it would be public: no licence is known here.
+            ValueError: if it would be public: no license is known here.
         """
         if not private:
             raise ValueError(
-                f"private={private} would publish weights without a licence; push them with private=True, or use "
-                "mvd_hf.publish, which writes a card with the licence."
+                f"private={private} would publish weights without a license; push them with private=True, or use "
+                "mvd_hf.publish, which writes a card with the license."
             )
         return super().push_to_hub(repo_id, private=private, **kwargs)
 

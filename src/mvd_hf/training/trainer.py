@@ -23,7 +23,7 @@ from ..data.clips import ClipDataset, SampleDataset
 from ..data.collation import BAD_VIDEOS, IS_BLANK, collate_clips
 from ..data.streaming import StreamingClips
 from ..hub.cards import CardDetails, checkpoint_files, write_card
-from ..hub.licenses import check_licence
+from ..hub.licenses import check_license
 from ..hub.run_record import RunRecord, facts_of
 from ..model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
 from .arguments import MVDTrainingArguments
@@ -513,9 +513,9 @@ class MVDTrainer(Trainer):
             kwargs: arguments of [`create_model_card`].
 
         Raises:
-            ValueError: if there is no licence.
+            ValueError: if there is no license.
         """
-        license = check_licence(license or self.args.license)
+        license = check_license(license or self.args.license)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if private is not None:
             self.args.hub_private_repo = private
