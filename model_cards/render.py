@@ -1,4 +1,4 @@
-"""Write the cards of the paper's model zoo: one for each student, from `zoo.yaml` and the recipes.
+"""Write the cards of the model zoo: one per student of the paper, from `zoo.yaml` and the recipes.
 
 python model_cards/render.py
 """
@@ -17,9 +17,9 @@ from mvd_hf.hub.cards import (
     STUDENT,
     ZOO,
     CardDetails,
-    card_head,
+    card_metadata,
+    describe_input,
     describe_sampling,
-    frames_of,
     read_template,
     summarise,
 )
@@ -30,26 +30,19 @@ from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation
 from mvd_hf.model.video_processing_mvd import MVDVideoProcessor
 
 LICENSE = "cc-by-nc-4.0"
-# the last checkpoint of each schedule but one, as the authors name it
-CHECKPOINT = "checkpoint-{}.pth"
-
-
-def read_zoo(path: str | Path) -> dict[str, dict]:
-    """The students of the model zoo, by name; raises ValueError if the file cannot be read."""
-    return read_yaml(path)
 
 
 def describe_preparation(name: str, row: Mapping, epochs: int) -> str:
-    """How to come by the weights, in front of the snippet that uses them."""
+    """How to get the weights that the snippet uses."""
     if row["weights_are_public"]:
-        file = CHECKPOINT.format(epochs - 1)
+        file = f"checkpoint-{epochs - 1}.pth"
         return (
-            f"Convert the authors' file, here `{file}`, to a folder that `from_pretrained` loads:\n\n"
+            f"Convert the authors' file, here `{file}`, to a folder for `from_pretrained`:\n\n"
             f"```bash\npython recipes/convert.py {file} --output {name}\n```"
         )
     return (
         "The authors have not published these weights. Train your own with\n"
-        f"[`recipes/{name}`](../recipes/{name}); its folder is called `{name}` here:"
+        f"[`recipes/{name}`](../recipes/{name}); the snippet calls its folder `{name}`:"
     )
 
 
@@ -59,7 +52,7 @@ def render_zoo_card(name: str, row: Mapping, recipe: Mapping) -> str:
     Args:
         name: of the student and of its folder in `recipes/`.
         row: its entry in the model zoo.
-        recipe: the keys of its distillation.
+        recipe: of its distillation.
     """
     widths = recipe.get("config", {}).get("teacher_dims")
     config = MVDConfig.from_name(row["student"], **({} if widths is None else {"teacher_dims": widths}))
@@ -77,9 +70,10 @@ def render_zoo_card(name: str, row: Mapping, recipe: Mapping) -> str:
         has_reported=True,
         reported=REPORTED,
         zoo=ZOO,
-        making=(
-            "By the authors of the paper, with their own program. These are the published settings as a recipe of "
-            f"mvd_hf,\n`recipes/{name}/distill.yaml`, which we have checked one by one and not run."
+        origin=(
+            "The authors of the paper trained this model with their own code. The recipe below has the published "
+            f"settings for mvd_hf,\n`recipes/{name}/distill.yaml`. The settings were checked one by one; the recipe "
+            "was not run."
         ),
         facts={
             "image teacher": row["teachers"]["image"],
@@ -88,27 +82,24 @@ def render_zoo_card(name: str, row: Mapping, recipe: Mapping) -> str:
         },
         sources=[],
         recipe=yaml.safe_dump(dict(recipe), sort_keys=False),
-        pictures=[],
-        frames=frames_of(config),
+        figures=[],
+        frames=describe_input(config),
         license=(
-            f"The authors' weights, and those of both teachers, are under {LICENSE}: no commercial use. Look at the\n"
-            "teachers' terms before you publish what you train from them."
+            f"The weights by the authors, and those of both teachers, are under {LICENSE}: no commercial use. Check\n"
+            "the licenses of the teachers before you publish a student."
         ),
         warnings=[],
         citation=CITATIONS[PAPER.rpartition("/")[2]],
     )
-    return str(ModelCard(f"---\n{card_head(name, 'feature-extraction', details, results).to_yaml()}\n---\n\n{body}"))
+    return str(
+        ModelCard(f"---\n{card_metadata(name, 'feature-extraction', details, results).to_yaml()}\n---\n\n{body}")
+    )
 
 
 def render_zoo_cards(path: str | Path, folder: str | Path) -> list[Path]:
-    """Write the cards of the whole model zoo and give their paths.
-
-    Args:
-        path: the file of the model zoo, in a folder beside `recipes/`.
-        folder: where the cards go.
-    """
+    """Write the cards of the model zoo, a file in a folder beside `recipes/`, and return their paths."""
     cards = []
-    for name, row in read_zoo(path).items():
+    for name, row in read_yaml(path).items():
         recipe = read_yaml(Path(path).parents[1] / "recipes" / name / "distill.yaml")
         card = Path(folder) / f"{name}.md"
         card.write_text(render_zoo_card(name, row, recipe), encoding="utf-8")

@@ -11,10 +11,10 @@ from mvd_hf.hub.run_record import (
     RUN_RECORD_NAME,
     RunRecord,
     describe_device,
-    describe_source,
     is_hub_id,
     library_versions,
     read_run_record,
+    source_record,
     stored_license,
     without_private_parts,
 )
@@ -61,8 +61,8 @@ def test_sources_carry_license_and_their_own_run(tmp_path):
     (tmp_path / RUN_RECORD_NAME).write_text(json.dumps({"sources": {}}))
     assert stored_license(tmp_path) == "cc-by-nc-4.0"
     expected = {"model": tmp_path.name, "is_local": True, "license": "cc-by-nc-4.0", "run": {"sources": {}}}
-    assert describe_source(str(tmp_path)) == expected
-    assert describe_source("me/teacher") == {"model": "me/teacher", "is_local": False}
+    assert source_record(str(tmp_path)) == expected
+    assert source_record("me/teacher") == {"model": "me/teacher", "is_local": False}
     assert stored_license(tmp_path / "nowhere") is None
 
 

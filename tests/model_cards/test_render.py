@@ -7,13 +7,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from launching import ROOT
-from model_cards.render import read_zoo, render_zoo_card, render_zoo_cards
+from model_cards.render import render_zoo_card, render_zoo_cards
 from mvd_hf.arguments import read_yaml
 from mvd_hf.hub.snippets import make_snippet
 from recipes.publish import read_row
 
 CARDS = ROOT / "model_cards"
-ZOO = read_zoo(CARDS / "zoo.yaml")
+ZOO = read_yaml(CARDS / "zoo.yaml")
 
 
 def test_every_published_student_has_a_row():
@@ -30,16 +30,16 @@ def test_cards_are_what_the_command_writes(tmp_path):
         assert written == card.read_text(encoding="utf-8"), "run: python model_cards/render.py"
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_numbers_are_those_of_the_recipes_page(name):
-    page = (ROOT / "recipes" / name / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
-    numbers = {float(number) for number in re.findall(r"\d\d\.\d", page)}
-    for result in ZOO[name]["results"]:
-        found = {value for key, value in result.items() if key in ("top-1", "top-5", "mAP")}
-        assert found
-        assert found <= numbers
-    stated = {v for result in ZOO[name]["results"] for k, v in result.items() if k in ("top-1", "top-5", "mAP")}
-    assert numbers - stated <= {87.2}  # what the paper's table has for ViT-H
+def test_numbers_are_those_of_the_recipes_page():
+    for name in ZOO:
+        page = (ROOT / "recipes" / name / "README.md").read_text(encoding="utf-8").partition("## Results")[2]
+        numbers = {float(number) for number in re.findall(r"\d\d\.\d", page)}
+        for result in ZOO[name]["results"]:
+            found = {value for key, value in result.items() if key in ("top-1", "top-5", "mAP")}
+            assert found
+            assert found <= numbers
+        stated = {v for result in ZOO[name]["results"] for k, v in result.items() if k in ("top-1", "top-5", "mAP")}
+        assert numbers - stated <= {87.2}  # what the paper's table has for ViT-H
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -53,7 +53,7 @@ def test_every_number_of_a_card_is_marked_as_reported(name):
     rows = [line for line in card.text.splitlines() if re.search(r"\| \d\d\.\d \|", line)]
     assert len(rows) == len(card.data.eval_results)
     assert all("*reported by the authors*" in row for row in rows)
-    assert "executed" not in card.text
+    assert "Its output" not in card.text
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -68,7 +68,7 @@ def test_commands_and_snippets_of_a_card_belong_together(name):
     else:
         assert commands == []
         assert "have not published these weights" in text
-    # the snippet is one that tests execute
+    # other tests run this snippet
     assert f"```python\n{make_snippet(name, 'encoder', False)}```" in text
 
 
@@ -79,5 +79,5 @@ def test_parameters_are_those_of_the_student():
 
 def test_rows_are_found_by_name():
     assert read_row("mvd-vit-b-from-vit-b")["student"] == "mvd-b"
-    with pytest.raises(ValueError, match="no row 'mvd-vit-g'; choose mvd-vit-s-from-vit-b"):
+    with pytest.raises(ValueError, match=r"mvd-vit-g.*mvd-vit-s-from-vit-b"):
         read_row("mvd-vit-g")

@@ -1,6 +1,6 @@
-"""Model cards, written from what lies in a checkpoint's folder: its run or conversion, its results, its license.
+"""Model cards, filled from the files of a checkpoint: training run or conversion, results, license.
 
-A card claims no number that was not measured with the checkpoint, unless it is marked as reported by the authors.
+A card states only numbers that were measured with the checkpoint; numbers that the authors report are marked.
 """
 
 import importlib.resources
@@ -19,29 +19,29 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_I
 
 from ..model.configuration_mvd import MVDConfig
 from ..model.video_processing_mvd import MVDVideoProcessor
-from .licenses import SourceModel, check_license, license_warnings, source_models
+from .licenses import SourceModel, check_license, license_in_words, license_warnings, source_models
 from .results import METRICS_NAME, PAPER, REPORTED, Result, measured_results, reported_results
 from .run_record import CARD_NAME, RUN_RECORD_NAME, read_run_record
 from .snippets import EXAMPLE_NAME, Snippet, execute_snippet
 
 logger = logging.getLogger(__name__)
 
-CONVERSION_NAME, PICTURES, CONFUSION_NAME = "conversion.json", "pictures", "evaluation/confusion.png"
-PICTURE_SUFFIXES = (".png", ".gif", ".jpg", ".webp")
+CONVERSION_NAME, FIGURES_FOLDER, CONFUSION_NAME = "conversion.json", "figures", "evaluation/confusion.png"
+FIGURE_SUFFIXES = (".png", ".gif", ".jpg", ".webp")
 ZOO = f"the model zoo of the authors of [Masked Video Distillation]({PAPER})"
 CLASSIFIER, STUDENT = "MVDForVideoClassification", "MVDForFeatureDistillation"
 DETECTOR = "MVDForActionDetection"
-# what a checkpoint is, by the class of its model
-KINDS = {
-    CLASSIFIER: "A classifier of videos",
-    DETECTOR: "A detector of the actions of each person in the middle frame of a clip, given where they are",
-    STUDENT: f"An encoder of videos, the student of [Masked Video Distillation]({PAPER})",
-    "MVDForPixelReconstruction": f"A masked autoencoder, as those that teach in [Masked Video Distillation]({PAPER})",
-    "MVDModel": f"An encoder in the manner of [Masked Video Distillation]({PAPER})",
+# a checkpoint in words, by its model class
+MODEL_CLASSES = {
+    CLASSIFIER: "A video classifier",
+    DETECTOR: "A detector of the actions of each person in the middle frame of a clip, given the boxes of the people",
+    STUDENT: f"A video encoder, the student of [Masked Video Distillation]({PAPER})",
+    "MVDForPixelReconstruction": f"A masked autoencoder, as a teacher in [Masked Video Distillation]({PAPER})",
+    "MVDModel": f"A video encoder as in [Masked Video Distillation]({PAPER})",
 }
-# classes with a head of their own, as `mvd_hf.hub.snippets.SNIPPETS` and as the Hub names them
+# model classes with a task head: the kind of their snippet, and their task on the Hub
 SNIPPET_KINDS = {CLASSIFIER: "classifier", DETECTOR: "detector"}
-TASKS = {CLASSIFIER: "video-classification", DETECTOR: "video-classification"}
+HEAD_TASK, ENCODER_TASK = "video-classification", "feature-extraction"
 # by arXiv number
 CITATIONS = {
     "2212.04500": r"""@inproceedings{wang2023masked,
@@ -73,17 +73,17 @@ CITATIONS = {
 
 @dataclass
 class CardDetails:
-    """What a card says that its folder does not tell.
+    """What a card says that is not in the files of the checkpoint.
 
     Args:
-        license: of the weights, as the Hub writes it.
+        license: of the weights, by its name on the Hub.
         license_name, license_link: of a license that the Hub calls `other`.
         title: the heading; by default the name of the repository.
-        base_model: Hub id of the model that this one was fine-tuned from; by default what the run recorded.
-        evaluated_on: name of the data set of the results in `evaluation/metrics.json`; by default as in the recipe.
+        base_model: Hub id of the model that was fine-tuned; by default from the record of the run.
+        evaluated_on: name of the data set of `evaluation/metrics.json`; by default from the record of the run.
         benchmark, benchmark_task: Hub id of that data set and the name of its task, for `.eval_results/`.
         tags: further tags.
-        reported: results of this model that its authors report, as entries of `model_cards/zoo.yaml` have them.
+        reported: results that the authors report, as entries of `model_cards/zoo.yaml`.
     """
 
     license: str | None = None
@@ -99,18 +99,14 @@ class CardDetails:
 
 
 def read_template(name: str) -> jinja2.Template:
-    """A template of this package; what it names must be given."""
+    """A template of this package; rendering fails if a variable is not given."""
     text = importlib.resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     return jinja2.Environment(undefined=jinja2.StrictUndefined, **options).from_string(text)
 
 
 def read_shapes(folder: str | Path) -> dict[str, list[int]]:
-    """Shapes of the weights of the checkpoint in a folder, from the heads of its files alone.
-
-    Raises:
-        ValueError: if there is no checkpoint.
-    """
+    """Shapes of the weights in a folder, read without the weights; raises ValueError if there are none."""
     paths = sorted(Path(folder).glob("*.safetensors"))
     if not paths:
         raise ValueError(f"There are no weights in {str(folder)!r}: give the folder of a saved model.")
@@ -121,167 +117,151 @@ def read_shapes(folder: str | Path) -> dict[str, list[int]]:
     return shapes
 
 
+def model_class(config: MVDConfig) -> str:
+    """The name of the model class of a checkpoint; raises ValueError if there is no card for it."""
+    name = (config.architectures or ["MVDModel"])[0]
+    if name not in MODEL_CLASSES:
+        raise ValueError(f"No card can be written for a checkpoint of {name}, only for {', '.join(MODEL_CLASSES)}.")
+    return name
+
+
 def snippet_kind(folder: str | Path) -> str:
-    """What the checkpoint in a folder is, as `mvd_hf.hub.snippets.SNIPPETS` has it."""
-    kind = kind_of(MVDConfig.from_pretrained(folder))
-    if kind in SNIPPET_KINDS:
-        return SNIPPET_KINDS[kind]
-    has_norm = any(name.removeprefix("mvd.") == "layernorm.weight" for name in read_shapes(folder))
+    """The kind of snippet for a checkpoint, a key of `mvd_hf.hub.snippets.SNIPPETS`."""
+    name = model_class(MVDConfig.from_pretrained(folder))
+    if name in SNIPPET_KINDS:
+        return SNIPPET_KINDS[name]
+    has_norm = any(weight.removeprefix("mvd.") == "layernorm.weight" for weight in read_shapes(folder))
     return "encoder" if has_norm else "encoder without final norm"
 
 
-def kind_of(config: MVDConfig) -> str:
-    """The class of a checkpoint's model.
-
-    Raises:
-        ValueError: if no card can be written for it.
-    """
-    kind = (config.architectures or ["MVDModel"])[0]
-    if kind not in KINDS:
-        raise ValueError(f"No card can be written for a checkpoint of {kind}, only for {', '.join(KINDS)}.")
-    return kind
-
-
-def frames_of(config: MVDConfig) -> str:
-    """What a model sees."""
+def describe_input(config: MVDConfig) -> str:
+    """The input of a model, in words."""
     height, width = config.frame_size
     size = f"{height} x {width} pixels"
     return f"images of {size}" if config.num_frames == 1 else f"clips of {config.num_frames} frames of {size}"
 
 
-def summarise(config: MVDConfig, kind: str, parameters: int) -> str:
-    """What a checkpoint is, in a sentence or two."""
-    text = f"{KINDS[kind]}: a vision transformer of {config.num_hidden_layers} layers and width {config.hidden_size} "
-    text += f"for {frames_of(config)}; {parameters:,} parameters"
-    if kind in SNIPPET_KINDS:
+def summarise(config: MVDConfig, name: str, parameters: int) -> str:
+    """A checkpoint in a sentence or two, by the name of its model class."""
+    text = (
+        f"{MODEL_CLASSES[name]}: a vision transformer of {config.num_hidden_layers} layers and width "
+        f"{config.hidden_size} for {describe_input(config)}; {parameters:,} parameters"
+    )
+    if name in SNIPPET_KINDS:
         return f"{text}, {config.num_labels} classes."
-    if kind == STUDENT:
+    if name == STUDENT:
         teachers = " and ".join(f"`{name}` (width {width})" for name, width in config.teacher_dims.items())
         return f"{text} with the decoders, which predict the features of the teachers {teachers} at masked patches."
     return f"{text}."
 
 
-def load_processor(folder: str | Path) -> MVDVideoProcessor:
-    """The video processor of a checkpoint.
-
-    Raises:
-        ValueError: if there is none.
-    """
+def read_stored_processor(folder: str | Path) -> MVDVideoProcessor:
+    """The video processor in a checkpoint folder; raises ValueError if there is none."""
     try:
         return MVDVideoProcessor.from_pretrained(folder)
     except OSError as error:
         raise ValueError(
-            f"{str(folder)!r} holds no {VIDEO_PROCESSOR_NAME}, so nobody would know how to make the model's input: "
-            "save MVDVideoProcessor.for_model(model.config, ...) there, with sampling as in training."
+            f"{str(folder)!r} holds no {VIDEO_PROCESSOR_NAME}, which users need to prepare the model's input: save "
+            "MVDVideoProcessor.for_model(model.config, ...) there, with the sampling of the training."
         ) from error
 
 
-def describe_sampling(processor: MVDVideoProcessor, kind: str) -> str:
-    """How a checkpoint of a kind chooses frames."""
+def describe_sampling(processor: MVDVideoProcessor, name: str) -> str:
+    """How a checkpoint samples frames, by the name of its model class."""
     count, rate = processor.num_frames, processor.frame_sampling_rate
-    if kind == DETECTOR:
+    if name == DETECTOR:
         side = processor.size["shortest_edge"]
         return (
-            f"By default {count} frames are taken as in training, at a distance of {rate} around that of the people; "
-            f"their short side is resized to {side} pixels."
+            f"By default it samples {count} frames as in training, {rate} frames apart, around the frame of the "
+            f"boxes; their short side is resized to {side} pixels."
         )
     if count == 1:
-        return "Its middle frame is taken."
-    chosen = f"frames number 0, {rate}, {2 * rate}, ... of a clip of {count * rate} in the middle"
+        return "It samples the middle frame."
+    chosen = f"frames 0, {rate}, {2 * rate}, ... of a clip of {count * rate} in the middle"
     if processor.sampling == "uniform":
-        chosen = f"the middles of {count} equal parts of the video"
-    return f"By default {count} frames are taken as in training: {chosen}."
+        chosen = f"the middle frames of {count} equal parts of the video"
+    return f"By default it samples {count} frames as in training: {chosen}."
 
 
-def facts_of_run(run: Mapping) -> dict[str, str]:
-    """A run's record as the rows of a table."""
+def run_table(run: Mapping) -> dict[str, str]:
+    """Rows of the table that shows the record of a run."""
     hardware, hours = run["hardware"], run["seconds"] / 3600
     counts = [f"{run[name]:{form}} {name}" for name, form in (("epochs", "g"), ("steps", ",")) if run.get(name)]
     recipe = run["recipe"]
     unit = "key frames" if "annotations" in recipe else "videos"
     data = recipe.get("dataset") or recipe.get("annotations") or "not recorded"
-    facts = {"data": f"{data if isinstance(data, str) else ', '.join(map(str, data))}: {run['videos']:,} {unit}"}
-    facts |= {"weights": "moving average over the steps"} if run.get("is_average") else {}
-    facts |= {"length": ", ".join(counts)} if counts else {}
-    facts |= {"effective batch": f"{run['effective_batch']} clips"} if "effective_batch" in run else {}
-    facts |= {"peak learning rate": f"{run['learning_rate']:g}"} if "learning_rate" in run else {}
-    facts |= {
+    rows = {"data": f"{data if isinstance(data, str) else ', '.join(map(str, data))}: {run['videos']:,} {unit}"}
+    rows |= {"weights": "exponential moving average over the steps"} if run.get("is_average") else {}
+    rows |= {"length": ", ".join(counts)} if counts else {}
+    rows |= {"effective batch": f"{run['effective_batch']} clips"} if "effective_batch" in run else {}
+    rows |= {"peak learning rate": f"{run['learning_rate']:g}"} if "learning_rate" in run else {}
+    rows |= {
         "hardware": f"{hardware['count']} x {hardware['device']}, {run['precision']}",
         "time": f"{hours:.2f} hours, {hours * hardware['count']:.2f} device hours",
     }
     for name, title in (("training", "last logged in training"), ("evaluation", "on held-out videos, after training")):
         values = [f"{key} {value:.4g}" for key, value in run.get(name, {}).items() if isinstance(value, int | float)]
-        facts |= {title: ", ".join(values)} if values else {}
-    return facts | {"versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items())}
+        rows |= {title: ", ".join(values)} if values else {}
+    return rows | {"versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items())}
 
 
 def read_conversion(folder: str | Path) -> dict | None:
-    """What a conversion left in a folder: the paper, the authors' file and its digest; `None` if there was none."""
+    """The record of the conversion in a folder; `None` if there is none."""
     path = Path(folder) / CONVERSION_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def evaluated_on(run: Mapping | None) -> str | None:
-    """What a run calls the data set that its model was evaluated on."""
+def evaluation_dataset(details: CardDetails, run: Mapping | None) -> str | None:
+    """The data set of the measured results: as given, or as the recipe of the run names it."""
     recipe = {} if run is None else run["recipe"]
     names = ("eval_dataset", "dataset", "eval_annotations")
-    return next((recipe[name] for name in names if recipe.get(name)), None)
+    return details.evaluated_on or next((recipe[name] for name in names if recipe.get(name)), None)
 
 
-def describe_making(run: Mapping | None, conversion: Mapping | None) -> str:
+def describe_origin(run: Mapping | None, conversion: Mapping | None) -> str:
     """Where the weights come from."""
     if conversion is not None:
         return (
             f"The weights are those of [{conversion['title']}](https://arxiv.org/abs/{conversion['arxiv']}), "
-            f"converted by mvd_hf from the authors' file `{conversion['file']}`. All weights of the file were used, "
-            f"none is new. SHA-256 of the file: `{conversion['sha256']}`."
+            f"converted by mvd_hf from the authors' file `{conversion['file']}`. The conversion uses all weights of "
+            f"the file and adds none. SHA-256 of the file: `{conversion['sha256']}`."
         )
     if run is not None:
-        return "The weights were trained with mvd_hf. What the run recorded:"
-    return "Nothing is recorded of how these weights were made."
+        return "The weights were trained with mvd_hf. The record of the run:"
+    return "There is no record of how these weights were made."
 
 
-def find_pictures(folder: str | Path) -> list[Path]:
-    """Pictures for the card of the checkpoint in a folder: those in `pictures/`, and an evaluation's confusion matrix.
+def find_figures(folder: str | Path) -> list[Path]:
+    """Figures for the card of a checkpoint: those in `figures/`, and the confusion matrix of its evaluation.
 
-    The pictures of an evaluation's mistakes are left out: they show other people's videos.
+    The figure of an evaluation's mistakes is left out because it shows frames of videos.
     """
     folder = Path(folder)
-    pictures = [*sorted((folder / PICTURES).glob("*")), folder / CONFUSION_NAME]
-    return [path for path in pictures if path.is_file() and path.suffix in PICTURE_SUFFIXES]
+    figures = [*sorted((folder / FIGURES_FOLDER).glob("*")), folder / CONFUSION_NAME]
+    return [path for path in figures if path.is_file() and path.suffix in FIGURE_SUFFIXES]
 
 
 def checkpoint_files(folder: str | Path) -> list[Path]:
-    """The files of a folder that belong to its checkpoint.
+    """The files of a folder that are published: weights, configuration, processor, card, records, results, figures.
 
-    Weights, configuration, processor, card, where it comes from, its test's figures and pictures; of everything else,
-    such as optimizer states, lists of videos and logs, nothing.
+    Other files, such as optimizer states, lists of videos and logs, are left out.
     """
     folder = Path(folder)
     names = [CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, CARD_NAME]
     names += [RUN_RECORD_NAME, CONVERSION_NAME, METRICS_NAME]
-    files = [*sorted(folder.glob("*.safetensors")), *(folder / name for name in names), *find_pictures(folder)]
+    files = [*sorted(folder.glob("*.safetensors")), *(folder / name for name in names), *find_figures(folder)]
     return [path for path in files if path.is_file()]
 
 
-def describe_license(details: CardDetails, conversion: Mapping | None) -> str:
-    """Under which terms the weights are."""
-    name = details.license
-    if name == "other":
-        name = f"[{details.license_name}]({details.license_link})"
-    owner = "" if conversion is None else " the authors', and"
-    return f"The weights are{owner} under {name}."
-
-
-def card_head(name: str, task: str, details: CardDetails, results: Sequence[Result], **options) -> ModelCardData:
-    """The head of a card, by which the Hub finds and shows a model.
+def card_metadata(name: str, task: str, details: CardDetails, results: Sequence[Result], **options) -> ModelCardData:
+    """The metadata of a card, by which the Hub finds and shows a model.
 
     Args:
         name: of the repository.
         task: as the Hub names it.
-        details: license, base and tags.
+        details: license, base model and tags.
         results: measured and reported ones.
-        options: further entries.
+        options: further fields of `ModelCardData`.
     """
     if details.base_model is not None:
         options |= {"base_model": details.base_model, "base_model_relation": "finetune"}
@@ -299,87 +279,83 @@ def card_head(name: str, task: str, details: CardDetails, results: Sequence[Resu
     )
 
 
-def hub_base(run: Mapping | None) -> str | None:
-    """The model of the Hub that a run fine-tuned, if it was one."""
-    base = {} if run is None else run["sources"].get("base", {})
-    return None if base.get("is_local", True) else base["model"]
-
-
-def head_of_folder(folder: str | Path, name: str, details: CardDetails, results: Sequence[Result]) -> ModelCardData:
-    """The head of the card of the checkpoint in a folder: its task, its data set of the Hub, and an example to try."""
+def checkpoint_metadata(
+    folder: str | Path, name: str, details: CardDetails, results: Sequence[Result]
+) -> ModelCardData:
+    """The metadata of the card of a checkpoint: its task, base model, data set of the Hub, and example video."""
     run = read_run_record(folder)
-    details = replace(details, base_model=details.base_model or hub_base(run))
-    kind = kind_of(MVDConfig.from_pretrained(folder))
-    task = TASKS.get(kind, "feature-extraction")
     options: dict = {}
-    if run is not None and run["hub_dataset"] is not None:
-        options["datasets"] = [run["hub_dataset"]]
+    if run is not None:
+        base = run["sources"].get("base", {"is_local": True})
+        details = replace(details, base_model=details.base_model or (None if base["is_local"] else base["model"]))
+        options |= {} if run["hub_dataset"] is None else {"datasets": [run["hub_dataset"]]}
+    kind = model_class(MVDConfig.from_pretrained(folder))
     if kind == CLASSIFIER and (Path(folder) / EXAMPLE_NAME).is_file():
         address = f"https://huggingface.co/{name}/resolve/main/{EXAMPLE_NAME}"
         options["widget"] = [{"src": address, "example_title": "An example"}]
-    return card_head(name, task, details, results, **options)
+    return card_metadata(name, HEAD_TASK if kind in SNIPPET_KINDS else ENCODER_TASK, details, results, **options)
 
 
 def render_card(
     folder: str | Path, name: str, details: CardDetails, snippet: Snippet, sources: Sequence[SourceModel] = ()
 ) -> ModelCard:
-    """The card of the checkpoint in a folder.
+    """The card of a checkpoint.
 
     Args:
-        folder: of the checkpoint, with its processor and what was recorded of it.
+        folder: the checkpoint, with its video processor.
         name: of its repository.
-        details: what the folder does not tell.
+        details: what is not in the folder.
         snippet: how to use the checkpoint.
-        sources: what it was made from, see `mvd_hf.hub.licenses.source_models`.
+        sources: the models behind it, see `mvd_hf.hub.licenses.source_models`.
 
     Raises:
-        ValueError: if there is no license, no checkpoint of ours, no processor, or what was recorded is incomplete.
+        ValueError: if the license, the checkpoint or the processor is missing, or a record is incomplete.
     """
-    license = check_license(details.license, details.license_name, details.license_link)
-    config, processor = MVDConfig.from_pretrained(folder), load_processor(folder)
+    check_license(details.license, details.license_name, details.license_link)
+    config, processor = MVDConfig.from_pretrained(folder), read_stored_processor(folder)
     run, conversion = read_run_record(folder), read_conversion(folder)
-    results = measured_results(folder, details.evaluated_on or evaluated_on(run))
-    results += reported_results(details.reported)
-    pictures = [str(path.relative_to(folder)) for path in find_pictures(folder)]
+    results = measured_results(folder, evaluation_dataset(details, run)) + reported_results(details.reported)
     papers = dict.fromkeys([*([] if conversion is None else [conversion["arxiv"]]), "2212.04500"])
+    license = license_in_words(details.license, details.license_name, details.license_link)
     body = read_template("model_card.md").render(
         title=details.title or name.rpartition("/")[2],
-        summary=summarise(config, kind_of(config), sum(math.prod(shape) for shape in read_shapes(folder).values())),
+        summary=summarise(config, model_class(config), sum(map(math.prod, read_shapes(folder).values()))),
         preparation="",
         snippet=snippet,
-        sampling=describe_sampling(processor, kind_of(config)),
+        sampling=describe_sampling(processor, model_class(config)),
         results=results,
         has_reported=any(result.reported for result in results),
         reported=REPORTED,
         zoo=ZOO,
-        making=describe_making(run, conversion),
-        facts={} if run is None else facts_of_run(run),
+        origin=describe_origin(run, conversion),
+        facts={} if run is None else run_table(run),
         sources=sources,
         recipe=yaml.safe_dump(run["recipe"], sort_keys=False) if run and run["recipe"] else "",
-        pictures=pictures,
-        frames=frames_of(config),
-        license=describe_license(details, conversion),
-        warnings=license_warnings(license, sources),
+        figures=[str(path.relative_to(folder)) for path in find_figures(folder)],
+        frames=describe_input(config),
+        license=f"The weights are{'' if conversion is None else ' by their authors and'} under {license}.",
+        warnings=license_warnings(details.license, sources),
         citation="\n".join(CITATIONS[paper] for paper in papers),
     )
-    return ModelCard(f"---\n{head_of_folder(folder, name, details, results).to_yaml()}\n---\n\n{body}")
+    metadata = checkpoint_metadata(folder, name, details, results)
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
 
 
 def write_card(folder: str | Path, name: str, details: CardDetails, with_code: bool = False) -> list[str]:
-    """Write the card of a checkpoint into its folder, after executing what it says about its use.
+    """Run the snippet of a checkpoint and write its card into its folder.
 
-    Gives, and logs, a warning for each model it was made from whose license is stricter.
+    Returns, and logs, a warning for each source model with a stricter license.
 
     Args:
-        folder: of the checkpoint, with its processor.
+        folder: the checkpoint, with its video processor.
         name: of its repository.
-        details: what the folder does not tell.
-        with_code: whether the folder holds the code of its model, see `mvd_hf.hub.publish`.
+        details: what is not in the folder.
+        with_code: whether the folder holds the code of its model, see `mvd_hf.publish`.
 
     Raises:
-        ValueError: as [`render_card`], or if the checkpoint cannot be used as the card would say.
+        ValueError: as [`render_card`], or if the snippet fails.
     """
-    load_processor(folder)
+    read_stored_processor(folder)
     snippet = execute_snippet(folder, name, snippet_kind(folder), with_code)
     sources = source_models(read_run_record(folder), HfApi())
     render_card(folder, name, details, snippet, sources).save(Path(folder) / CARD_NAME)

@@ -1,4 +1,4 @@
-"""Checkpoints for the Hub: weights, the code of their model, the video processor and a card, uploaded together."""
+"""Publishing checkpoints: weights, the code of the model, the video processor and a card in one commit."""
 
 import json
 import shutil
@@ -15,9 +15,9 @@ from .cards import (
     DETECTOR,
     CardDetails,
     checkpoint_files,
-    evaluated_on,
-    kind_of,
-    load_processor,
+    evaluation_dataset,
+    model_class,
+    read_stored_processor,
     write_card,
 )
 from .licenses import check_license
@@ -26,7 +26,7 @@ from .run_record import CARD_NAME, read_run_record, stored_license
 from .snippets import EXAMPLE_NAME, write_example
 
 MODEL_CODE = Path(__file__).parents[1] / "model"
-# where transformers finds the classes of a checkpoint, by its own class for any model
+# classes in the code of a checkpoint, by auto class
 AUTO_MAP = {
     "AutoConfig": "configuration_mvd.MVDConfig",
     "AutoModel": "modeling_mvd.MVDModel",
@@ -37,25 +37,31 @@ AUTO_MAP = {
 }
 PROCESSOR_CLASS = "video_processing_mvd.MVDVideoProcessor"
 PROCESSOR_MAPS = {VIDEO_PROCESSOR_NAME: "AutoVideoProcessor", IMAGE_PROCESSOR_NAME: "AutoImageProcessor"}
-# the class of transformers that loads a model with a head of its own, and the pipelines that use it, by task
-FEATURES = {"video-feature-extraction": "pipelines_mvd.MVDFeatureExtractionPipeline"}
-VIEWS = {"video-multiview-classification": "pipelines_mvd.MVDMultiViewClassificationPipeline"}
-PEOPLE = {"video-action-detection": "pipelines_mvd.MVDActionDetectionPipeline"}
+# pipelines by task; for models with a task head, the auto class that the pipelines load and their tasks
 PIPELINES = {
-    CLASSIFIER: ("AutoModelForVideoClassification", FEATURES | VIEWS),
-    DETECTOR: ("AutoModelForObjectDetection", PEOPLE),
+    "video-feature-extraction": "pipelines_mvd.MVDFeatureExtractionPipeline",
+    "video-multiview-classification": "pipelines_mvd.MVDMultiViewClassificationPipeline",
+    "video-action-detection": "pipelines_mvd.MVDActionDetectionPipeline",
+}
+ENCODER_PIPELINES = ("AutoModel", ["video-feature-extraction"])
+HEAD_PIPELINES = {
+    CLASSIFIER: (
+        "AutoModelForVideoClassification",
+        ["video-feature-extraction", "video-multiview-classification"],
+    ),
+    DETECTOR: ("AutoModelForObjectDetection", ["video-action-detection"]),
 }
 
 
 @dataclass
 class Publication:
-    """What was uploaded, or in a dry run would be.
+    """An upload, or what a dry run would upload.
 
     Args:
         repo_id: the repository.
         files: bytes of each file, by path.
         card: the text of the card.
-        warnings: where licenses of what the model comes from are stricter than its own.
+        warnings: about source models with stricter licenses.
         url: of the commit; `None` in a dry run.
     """
 
@@ -66,7 +72,7 @@ class Publication:
     url: str | None = None
 
     def describe(self) -> str:
-        """Its files and warnings, a line each."""
+        """Files and warnings, a line each."""
         done = f"Uploaded to {self.url}" if self.url else f"A dry run: nothing was uploaded to {self.repo_id}"
         lines = [f"{size:>14,} bytes  {path}" for path, size in sorted(self.files.items())]
         return "\n".join([*lines, f"{sum(self.files.values()):>14,} bytes in all", *self.warnings, done])
@@ -79,36 +85,27 @@ def add_keys(path: Path, keys: dict):
 
 
 def write_code(folder: str | Path):
-    """Add to a checkpoint's folder the code of its model, so that it is used without this package.
+    """Add the code of the model to the folder of a checkpoint with its video processor.
 
-    `trust_remote_code=True` then gives every class: configuration, models with all heads, processor and pipelines.
-
-    Args:
-        folder: of the checkpoint, with its processor.
+    With `trust_remote_code=True` the folder then loads without this package: configuration, models with all heads,
+    processor and pipelines.
     """
     folder = Path(folder)
-    auto_class, pipelines = PIPELINES.get(kind_of(MVDConfig.from_pretrained(folder)), ("AutoModel", FEATURES))
+    auto_class, tasks = HEAD_PIPELINES.get(model_class(MVDConfig.from_pretrained(folder)), ENCODER_PIPELINES)
     for path in sorted(MODEL_CODE.glob("*.py")):
         if path.stem != "__init__":
             shutil.copyfile(path, folder / path.name)
-    custom = {task: {"impl": name, "pt": [auto_class], "type": "video"} for task, name in pipelines.items()}
+    custom = {task: {"impl": PIPELINES[task], "pt": [auto_class], "type": "video"} for task in tasks}
     add_keys(folder / CONFIG_NAME, {"auto_map": AUTO_MAP, "custom_pipelines": custom})
     for name, auto_class in PROCESSOR_MAPS.items():
         add_keys(folder / name, {"auto_map": {auto_class: PROCESSOR_CLASS}})
 
 
 def stage(folder: str | Path, target: str | Path, example: str | Path | None = None):
-    """Copy what shall be published from a checkpoint's folder, and add code and an example video.
-
-    Of everything else in the folder, such as optimizer states and logs, nothing is taken.
-
-    Args:
-        folder: of the checkpoint.
-        target: an empty folder.
-        example: an mp4 video to show the model with; by default a made-up one.
+    """Copy the files to publish (see `checkpoint_files`) to an empty folder, and add code and an example video.
 
     Raises:
-        ValueError: if the folder holds no checkpoint or no processor, or the example is no mp4 file.
+        ValueError: if the folder holds no checkpoint or no processor, or the example is not an mp4 file.
     """
     folder, target = Path(folder), Path(target)
     if not (folder / CONFIG_NAME).is_file() or not list(folder.glob("*.safetensors")):
@@ -117,22 +114,22 @@ def stage(folder: str | Path, target: str | Path, example: str | Path | None = N
         copy = target / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    load_processor(folder).save_pretrained(target)
-    (target / CARD_NAME).unlink(missing_ok=True)  # it is written anew
+    read_stored_processor(folder).save_pretrained(target)
+    (target / CARD_NAME).unlink(missing_ok=True)
     write_code(target)
     if example is None:
         write_example(target / EXAMPLE_NAME)
     elif Path(example).suffix == ".mp4" and Path(example).is_file():
         shutil.copyfile(example, target / EXAMPLE_NAME)
     else:
-        raise ValueError(f"example={str(example)!r} is no mp4 file.")
+        raise ValueError(f"example={str(example)!r} is not an mp4 file.")
 
 
 def find_repository(api: HfApi, repo_id: str, private: bool, revision: str | None, repo_type: str = "model") -> str:
-    """The full name of a repository to upload to, made with its branch if it does not exist.
+    """The full name of a repository, which is created with its branch if it does not exist.
 
     Raises:
-        ValueError: if it shall be private, but exists and is public.
+        ValueError: if `private`, but the repository exists and is public.
     """
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
@@ -143,7 +140,7 @@ def find_repository(api: HfApi, repo_id: str, private: bool, revision: str | Non
 
 
 def upload(folder: str | Path, repo_id: str, private: bool, revision: str | None) -> str:
-    """Upload everything in a folder as one commit and give its address; code and weights of another time go."""
+    """Upload a folder in one commit, which deletes old code and weights; returns the URL of the commit."""
     api = HfApi()
     commit = api.upload_folder(
         repo_id=find_repository(api, repo_id, private, revision),
@@ -165,22 +162,22 @@ def publish(
     revision: str | None = None,
     dry_run: bool = False,
 ) -> Publication:
-    """Upload a checkpoint to the Hub: weights, code, processor, an example, results and a card.
+    """Upload a checkpoint to the Hub: weights, code, video processor, example video, results and card.
 
-    Before that, the card's snippet is executed with what will be uploaded, in an interpreter without this package.
+    Before the upload, the snippet of the card runs on these files in an interpreter without this package.
 
     Args:
-        folder: of the checkpoint: `save_model`'s or a conversion's.
+        folder: a checkpoint that was trained or converted.
         repo_id: `user/name`.
-        details: license, and what else the card shall say; the license is by default that of the folder's card.
-        example: an mp4 video to show the model with; by default a made-up one.
+        details: of the card; the license is by default that of the card in the folder.
+        example: an mp4 video for the snippet; by default a synthetic one.
         private: whether a new repository is private.
         revision: branch to upload to.
-        dry_run: whether everything is made, but nothing uploaded.
+        dry_run: whether to prepare everything without the upload.
 
     Raises:
-        ValueError: if there is no license, checkpoint or processor, if the checkpoint cannot be used as the card would
-            say, or if the repository is public against expectation.
+        ValueError: if there is no license, checkpoint or processor, if the snippet fails, or if `private`, but the
+            repository exists and is public.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"There is no folder {str(folder)!r}.")
@@ -191,11 +188,9 @@ def publish(
         stage(folder, place, example)
         warnings = write_card(place, repo_id, details, with_code=True)
         if details.benchmark is not None:
-            results = measured_results(place, details.evaluated_on or evaluated_on(read_run_record(place)))
+            results = measured_results(place, evaluation_dataset(details, read_run_record(place)))
             if not results:
-                raise ValueError(
-                    f"benchmark={details.benchmark!r} needs measured results, there is no {METRICS_NAME}."
-                )
+                raise ValueError(f"benchmark={details.benchmark!r} needs {METRICS_NAME} of these weights.")
             path = Path(place) / ".eval_results" / f"{details.benchmark.rpartition('/')[2]}.yaml"
             path.parent.mkdir()
             path.write_text(eval_result_file(results, details.benchmark, details.benchmark_task), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Results for a model card: measured with the checkpoint, or reported by the authors and marked so."""
+"""Results on model cards: measured with the checkpoint, or reported by the authors and marked as such."""
 
 import json
 import logging
@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 METRICS_NAME = "evaluation/metrics.json"
 PAPER = "https://arxiv.org/abs/2212.04500"
 REPORTED = "reported by the authors"
-PROTOCOLS = {r"(\d+)x(\d+)x(\d+)": "{} frames x {} clips x {} crops", r"(\d+)x(\d+)": "{} frames at a distance of {}"}
-# what an evaluation of classifiers, and one of action detectors, writes: figures by their names on a card
+PROTOCOLS = {r"(\d+)x(\d+)x(\d+)": "{} frames x {} clips x {} crops", r"(\d+)x(\d+)": "{} frames with stride {}"}
+# metrics in the file of an evaluation by their names on a card, of classifiers and of action detectors
 CLASSIFICATION = {"top-1 of videos": "video_top1", "top-5 of videos": "video_top5"}
 CLASSIFICATION |= {"top-1 of single clips": "clip_top1", "top-5 of single clips": "clip_top5"}
 DETECTION = {"mAP": "mAP"}
@@ -26,14 +26,14 @@ DETECTION = {"mAP": "mAP"}
 
 @dataclass
 class Result:
-    """Results on a data set by one protocol.
+    """Results on a data set with one test protocol.
 
     Args:
         dataset: its name.
         protocol: frames x clips x crops, in words.
         metrics: percentages by name.
         reported: whether the authors report them; else they were measured with the checkpoint.
-        remark: what else is to be known.
+        remark: of the table on the card.
     """
 
     dataset: str
@@ -43,7 +43,7 @@ class Result:
     remark: str = ""
 
     def entries(self) -> list[EvalResult]:
-        """The results as a card's metadata have them."""
+        """The results as metadata of a card."""
         source = {"source_name": REPORTED, "source_url": PAPER} if self.reported else {}
         remark = f", {REPORTED}" if self.reported else ""
         return [
@@ -52,7 +52,7 @@ class Result:
                 task_name="Action detection" if name == "mAP" else "Video classification",
                 dataset_type=re.sub(r"[^a-z0-9]+", "-", self.dataset.lower()).strip("-"),
                 dataset_name=f"{self.dataset} ({self.protocol})",
-                # results by other protocols, and by others, are other results
+                # the Hub merges results of equal configuration
                 dataset_config=f"{self.protocol}{remark}",
                 metric_type="mAP" if name == "mAP" else "accuracy",
                 metric_name=f"{name}{remark}",
@@ -64,7 +64,7 @@ class Result:
 
 
 def protocol_in_words(protocol: str) -> str:
-    """`16x5x3` as 16 frames x 5 clips x 3 crops, `16x4` as 16 frames at a distance of 4; else as it is."""
+    """`16x5x3` as 16 frames x 5 clips x 3 crops, `16x4` as 16 frames with stride 4; other text unchanged."""
     for pattern, words in PROTOCOLS.items():
         if match := re.fullmatch(pattern, protocol):
             return words.format(*match.groups())
@@ -72,11 +72,7 @@ def protocol_in_words(protocol: str) -> str:
 
 
 def reported_results(entries: Sequence[Mapping]) -> list[Result]:
-    """Results that the authors report.
-
-    Args:
-        entries: mappings of `dataset`, `protocol`, an optional `remark`, and percentages by metric.
-    """
+    """Results that the authors report: mappings of `dataset`, `protocol`, optional `remark`, percentages by metric."""
     results = []
     for entry in entries:
         remark = f"*{REPORTED}*" + (f"; {entry['remark']}" if "remark" in entry else "")
@@ -86,14 +82,10 @@ def reported_results(entries: Sequence[Mapping]) -> list[Result]:
 
 
 def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
-    """The results that an evaluation left in a folder; those of other weights do not count.
-
-    Args:
-        folder: of the checkpoint.
-        dataset: name of the data set.
+    """The results of an evaluation in the folder of a checkpoint; none if it evaluated other weights.
 
     Raises:
-        ValueError: if the file lacks what it must say, or the name of the data set is not known.
+        ValueError: if the file is incomplete, or `dataset`, the name of the data set, is not given.
     """
     path = Path(folder) / METRICS_NAME
     if not path.is_file():
@@ -102,26 +94,26 @@ def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
     names, unit = (DETECTION, "key_frames") if "mAP" in found else (CLASSIFICATION, "videos")
     absent = [key for key in ("protocol", f"num_{unit}", "missing", "weights", *names.values()) if key not in found]
     if absent:
-        raise ValueError(f"{str(path)!r} does not say {', '.join(absent)}: evaluate again.")
+        raise ValueError(f"{str(path)!r} lacks {', '.join(absent)}: evaluate again.")
     if found["weights"] != digest_of_checkpoint(folder):
-        logger.warning("%s is of other weights than those in the folder and is left out: evaluate again.", path)
+        logger.warning("%s holds results of other weights and is left out: evaluate again.", path)
         return []
     if dataset is None:
-        raise ValueError(f"{str(path)!r} holds results: give evaluated_on, the name of their data set.")
+        raise ValueError(f"{str(path)!r} holds results of an unknown data set: give its name, evaluated_on.")
     remark = f"measured on {found[f'num_{unit}']} {unit.replace('_', ' ')}"
     if found["missing"]:
         is_counted = unit == "key_frames"
-        told = "could not be read and count as not found" if is_counted else "more could not be read"
-        remark += f"; {found['missing']} {told}"
+        effect = "could not be read and count as not detected" if is_counted else "more could not be read"
+        remark += f"; {found['missing']} {effect}"
     metrics = {name: 100 * found[key] for name, key in names.items()}
     return [Result(dataset, protocol_in_words(found["protocol"]), metrics, False, remark)]
 
 
 def eval_result_file(results: Sequence[Result], benchmark: str, task: str) -> str:
-    """Content of a file of `.eval_results/`: measured results on a benchmark of the Hub.
+    """Content of a file in `.eval_results/`: the measured results on a benchmark of the Hub.
 
     Args:
-        results: of which those that the authors report are left out.
+        results: reported ones are left out.
         benchmark, task: Hub id of the data set, and its task.
     """
     firsts = [(next(iter(result.metrics.items())), result) for result in results if not result.reported]

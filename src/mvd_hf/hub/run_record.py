@@ -1,4 +1,4 @@
-"""What a training run leaves behind, `training_run.json`: how it was trained, from what, on what, and how well."""
+"""The record of a training run, `training_run.json`: recipe, source models, data, hardware, time and results."""
 
 import importlib.metadata
 import json
@@ -16,27 +16,27 @@ from huggingface_hub import ModelCard
 RUN_RECORD_NAME = "training_run.json"
 CARD_NAME = "README.md"
 PACKAGES = ("mvd_hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface_hub", "av")
-# of files that hold data or weights, which have the form of a Hub id where they are in a folder
+# a path such as `lists/train.csv` has the form of a Hub id; these suffixes mark files
 FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst", ".parquet", ".tar", ".pth", ".pt")
-# of the last evaluation, what says nothing about the model
+# metrics that depend on the machine, not on the model
 SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "jit_compilation_time", "model_preparation_time")
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
+    """Versions of Python and of the packages that affect results."""
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {"python": platform.python_version(), **versions}
 
 
 def describe_device(device: torch.device) -> str:
-    """The name of an accelerator, or the kind of processor."""
+    """The name of an accelerator, or the architecture of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()})" if device.type == "cpu" else device.type
 
 
 def without_private_parts(value: Any) -> Any:
-    """A recipe's keys without tokens, and with the last part of absolute paths only."""
+    """A recipe without tokens, and with only the last part of absolute paths."""
     if isinstance(value, Mapping):
         return {key: without_private_parts(entry) for key, entry in value.items() if not str(key).endswith("token")}
     if isinstance(value, list | tuple):
@@ -53,11 +53,7 @@ def stored_license(folder: str | os.PathLike) -> str | None:
 
 
 def read_run_record(folder: str | os.PathLike) -> dict | None:
-    """The record of the run that trained the model in a folder, or `None` if there is none.
-
-    Raises:
-        ValueError: if it cannot be read.
-    """
+    """The record in the folder of a model; `None` if there is none. Raises ValueError if it cannot be read."""
     path = Path(folder) / RUN_RECORD_NAME
     if not path.is_file():
         return None
@@ -68,14 +64,14 @@ def read_run_record(folder: str | os.PathLike) -> dict | None:
 
 
 def is_hub_id(name: Any) -> bool:
-    """Whether a name is `user/repository`, and not a file or folder."""
+    """Whether a value is `user/repository`, and not a file or folder."""
     if not isinstance(name, str) or Path(name).suffix in FILE_SUFFIXES or os.path.exists(name):
         return False
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
-def describe_source(model: str) -> dict:
-    """A model that a run starts or learns from: its name, whether it is on this machine, its license, its own run."""
+def source_record(model: str) -> dict:
+    """The record of a model that a run starts or learns from: name, whether it is local, license, its own run."""
     source = {"model": without_private_parts(model), "is_local": os.path.exists(model)}
     if os.path.isdir(model):
         source |= {"license": stored_license(model), "run": read_run_record(model)}
@@ -83,13 +79,13 @@ def describe_source(model: str) -> dict:
 
 
 class RunRecord:
-    """Keeps the time of a run and what its trainer does not know, and writes the record into what is saved.
+    """Measures the time of a run and collects what its trainer does not know.
 
     Attributes:
-        model: the class of the trained model.
-        recipe: the keys the run was started with.
-        hub_dataset: the data set, if it is one of the Hub.
-        sources: the models it starts or learns from, by name: `base`, and the teachers' names.
+        model: name of the class of the trained model.
+        recipe: the keys of the recipe.
+        hub_dataset: Hub id of the data set; `None` for local data.
+        sources: records of the models that the run starts from (`base`) and learns from (names of teachers).
     """
 
     def __init__(self):
@@ -101,39 +97,40 @@ class RunRecord:
         self._since: float | None = None
 
     def set_recipe(self, recipe: Mapping):
-        """Remember the keys of a recipe; a model's folder, file or Hub id among them is where the run starts from."""
+        """Record a recipe, its data set of the Hub, and the model that it starts from."""
         self.recipe = without_private_parts(recipe)
         self.hub_dataset = recipe["dataset"] if is_hub_id(recipe.get("dataset")) else None
         base = recipe.get("model")
         if isinstance(base, str) and (os.path.exists(base) or is_hub_id(base)):
-            self.sources["base"] = describe_source(base)
+            self.sources["base"] = source_record(base)
 
     def resume(self, folder: str | os.PathLike):
-        """Count the time of the run that a checkpoint comes from, too."""
+        """Add the time of the run that wrote a checkpoint."""
         before = read_run_record(folder)
         self._seconds = 0.0 if before is None else before["seconds"]
 
     def start(self):
-        """Training begins."""
+        """Start the clock."""
         self._since = time.monotonic()
 
     def stop(self):
-        """Training ends."""
+        """Stop the clock."""
         self._seconds, self._since = self.seconds, None
 
     @property
     def seconds(self) -> float:
-        """Time of training until now."""
+        """Training time so far."""
         return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
-    def describe(self, args, facts: Mapping) -> dict:
-        """The record so far.
+    def save(self, folder: str | os.PathLike, args, facts: Mapping):
+        """Write the record so far into a folder.
 
         Args:
+            folder: of a saved model.
             args: the training arguments.
-            facts: what was trained on and how far, see [`facts_of`].
+            facts: data, progress and metrics, see [`facts_of`].
         """
-        return {
+        record = {
             "model": self.model,
             "recipe": self.recipe,
             "hub_dataset": self.hub_dataset,
@@ -145,19 +142,16 @@ class RunRecord:
             "hardware": {"device": describe_device(args.device), "count": args.world_size},
             "versions": library_versions(),
         }
-
-    def save(self, folder: str | os.PathLike, args, facts: Mapping):
-        """Write the record into a folder; see [`describe`]."""
-        text = json.dumps(self.describe(args, facts), indent=2, default=str) + "\n"
+        text = json.dumps(record, indent=2, default=str) + "\n"
         (Path(folder) / RUN_RECORD_NAME).write_text(text, encoding="utf-8")
 
 
 def facts_of(trainer, is_average: bool = False) -> dict:
-    """What a trainer trained on, how far, and what it logged last.
+    """Data, progress and last metrics of a trainer, for its record.
 
     Args:
         trainer: the trainer.
-        is_average: whether this is of the averaged weights, whose evaluations have other names.
+        is_average: whether the record is of the averaged weights, whose metrics have the prefix `eval_ema_`.
     """
     args, state = trainer.args, trainer.state
     prefix = "eval_ema_" if is_average else "eval_"

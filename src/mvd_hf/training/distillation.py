@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..data.collation import IS_BLANK
-from ..hub.run_record import describe_source
+from ..hub.run_record import source_record
 from ..model.modeling_mvd import MVDForFeatureDistillation
 from ..model.patches_mvd import select_tokens, split_mask
 from .diagnostics import OnlineProbe, agreement, effective_rank
@@ -131,7 +131,7 @@ class DistillationTrainer(MVDTrainer):
         for teacher in (teacher for teacher in teachers.values() if teacher.config.shard):
             teacher.shard(self.args.device)  # before it goes there as a whole
         self.teachers = {name: teacher.to(self.args.device) for name, teacher in teachers.items()}
-        self.run_record.sources |= {name: describe_source(teacher.config.model) for name, teacher in teachers.items()}
+        self.run_record.sources |= {name: source_record(teacher.config.model) for name, teacher in teachers.items()}
         self.probe = None if probe is None else probe.to(self.args.device)
         self.last_features: torch.Tensor | None = None
         options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
