@@ -889,7 +889,7 @@ def test_encoder_is_taken_out_of_a_first_token_classifier(tmp_path):
 def test_fresh_decoders_are_given_to_an_encoder_when_asked_for(model_class, tmp_path):
     model = tiny(MVDModel)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"missing: [0-9]+ \(decoder.*fresh head"):
+    with pytest.raises(ValueError, match=r"missing: [0-9]+ \(decoder.*ignore_mismatched_sizes"):
         model_class.from_pretrained(tmp_path)
     assert_same_weights(model_class.from_pretrained(tmp_path, ignore_mismatched_sizes=True).mvd, model)
 
@@ -1085,6 +1085,13 @@ def test_device_map_loads_the_same_weights(model_class, tmp_path):
     loaded = model_class.from_pretrained(tmp_path, device_map="cpu")
     assert_same_weights(loaded, model)
     assert_same_output(loaded, model, **inputs_of(model_class))
+
+
+def test_buffers_follow_the_default_device_of_construction():
+    for model_class in MODEL_CLASSES:
+        with torch.device("meta"):
+            model = model_class(tiny_config())
+        assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
 
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)

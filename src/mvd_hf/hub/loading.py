@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForVideoC
 from transformers.utils import CONFIG_NAME
 
 from ..model.configuration_mvd import MVDConfig
-from ..model.loading_mvd import listed, refuse_partial_load
+from ..model.loading_mvd import listed, loading_problems, refuse_partial_load
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..teachers.families import FAMILIES, read_normalization
@@ -161,12 +161,8 @@ def load_classifier(
         )
     except (SafetensorError, OSError) as error:
         raise ValueError(f"The weights of the model {source!r} cannot be read: {error}") from error
-    problems = {
-        "missing": set(report["missing_keys"]),
-        "unexpected": set(report["unexpected_keys"]),
-        "of another shape": {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]},
-    }
-    refuse_partial_load(model, model._head_parts, source, problems, new_head=True, replace_head=True)
+    problems = loading_problems(report)
+    refuse_partial_load(model, source, problems, new_head=True, replace_head=True)
     fresh = problems["missing"] | problems["of another shape"]
     if own is not None and names is not None and sorted(own) != sorted(names):
         fresh |= replace_head(model)

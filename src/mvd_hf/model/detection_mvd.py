@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from .boxes_mvd import enlarge_boxes, pad_people
 from .configuration_mvd import MVDConfig
 from .modeling_mvd import MVDForVideoClassification, MVDModel, MVDPreTrainedModel
+from .patches_mvd import patch_grid
 
 FINAL_NORMS = ("fresh", "fc_norm")
 
@@ -182,8 +183,7 @@ class MVDForActionDetection(MVDPreTrainedModel):
             interpolate_pos_encoding = self.config.detection_positions == "interpolated"
         encoded = self.mvd(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         tokens = encoded.last_hidden_state[:, int(self.config.use_class_token) :]
-        grid = self.mvd.embeddings.grid_of(pixel_values)
-        features = tokens.unflatten(1, grid).mean(dim=1, dtype=torch.float32)
+        features = tokens.unflatten(1, patch_grid(pixel_values, self.config)).mean(dim=1, dtype=torch.float32)
         regions = (
             boxes if self.training else enlarge_boxes(boxes, self.config.detection_margin, pixel_values.shape[-2:])
         )

@@ -24,12 +24,20 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mvd import MVDConfig
-from .loading_mvd import refuse_partial_load
-from .patches_mvd import decoded_ids, pixel_targets, position_table, select_tokens, split_mask, split_patches
+from .loading_mvd import has_other_labels, loading_problems, refuse_partial_load
+from .patches_mvd import (
+    count_masked,
+    decoded_ids,
+    patch_grid,
+    pixel_targets,
+    position_table,
+    select_tokens,
+    split_mask,
+    split_patches,
+)
 
-# what heads add to the encoder, and the arguments of `from_pretrained` that say where a checkpoint is
+# the modules that heads add to the encoder
 HEAD_PARTS = ("decoder", "decoders", "fc_norm", "pooler", "classifier")
-LOCATION_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 def eager_attention_forward(
@@ -42,50 +50,66 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of (B, heads, N, d) with explicit weights: output (B, N, heads, d), weights (B, heads, N, N)."""
+    """Attention over (B, heads, N, d): the output (B, N, heads, d) and the weights (B, heads, N, N)."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
+    # in float32, as the fused kernels compute it
     weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float = 0.0, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention by the implementation that `module.config` names; shapes as in `eager_attention_forward`."""
+    attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention_forward
+    )
+    return attention(
+        module, query, key, value, None, scaling=module.scaling, dropout=dropout, is_causal=False, **kwargs
+    )
+
+
 class MVDPositionTable(nn.Module):
-    """The fixed position code of a grid of patches, recomputed for other grids."""
+    """The fixed position embeddings of a grid of patches, recomputed for other grids."""
 
     def __init__(self, config: MVDConfig, width: int):
         super().__init__()
         self.kind, self.grid, self.width = config.position_embedding_type, config.grid, width
-        self.register_buffer("table", self.compute(self.grid), persistent=False)
+        # computed on the CPU, as not every device has float64, then moved to the default device; that is "meta" while
+        # `from_pretrained` builds the model, so `_init_weights` computes the table again
+        table = self.compute(self.grid).to(torch.get_default_device())
+        self.register_buffer("table", table, persistent=False)
 
     def compute(self, grid: tuple[int, int, int]) -> torch.Tensor:
         return position_table(self.kind, grid, self.width)
 
     def forward(self, grid: tuple[int, int, int], interpolate: bool = False) -> torch.Tensor:
-        """Code (L, width) of a grid (t, h, w): integer positions, or the configured h x w resized (bicubic)."""
+        """Embeddings (L, width) of a grid (t, h, w): of its integer positions, or the configured h x w resized."""
         if grid == self.grid:
             return self.table
         if not interpolate or grid[1:] == self.grid[1:]:
             return self.compute(grid).to(self.table.device)
         table = self.compute((grid[0], *self.grid[1:])).to(self.table.device)
-        slots = table.view(grid[0], *self.grid[1:], self.width).permute(0, 3, 1, 2)
-        slots = nn.functional.interpolate(slots, size=grid[1:], mode="bicubic", align_corners=False)
-        return slots.permute(0, 2, 3, 1).flatten(0, 2)
+        table = table.view(grid[0], *self.grid[1:], self.width).permute(0, 3, 1, 2)
+        table = nn.functional.interpolate(table, size=grid[1:], mode="bicubic", align_corners=False)
+        return table.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class MVDPatchProjection(nn.Conv3d):
-    """The tubelet embedding: a convolution whose stride is its kernel, one product for the patches asked for."""
+    """The tubelet embedding: a convolution without overlap, computed as a matrix product, of all or some patches."""
 
     def __init__(self, config: MVDConfig):
         kernel = (config.tubelet_size, config.patch_size, config.patch_size)
         super().__init__(config.num_channels, config.hidden_size, kernel, stride=kernel)
         self.image_mean, self.image_std = config.image_mean, config.image_std
         for name, value in self.byte_normalization().items():
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value.to(torch.get_default_device()), persistent=False)
 
     def byte_normalization(self) -> dict[str, torch.Tensor]:
-        """Factor and offset, each (C or 1, 1, 1), that normalise bytes: (x / 255 - mean) / std."""
+        """Factor and offset, each (C or 1, 1, 1), that normalise uint8 pixels: (x / 255 - mean) / std."""
         mean, std = (
             torch.tensor(value, dtype=torch.float64, device="cpu").view(-1, 1, 1)
             for value in (self.image_mean, self.image_std)
@@ -95,6 +119,7 @@ class MVDPatchProjection(nn.Conv3d):
     def forward(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """Clips (B, T, C, H, W) to tokens (B, L, D), or (B, n, D) for the patches `ids` (B, n)."""
         patches = split_patches(pixel_values, self.kernel_size[0], self.kernel_size[1])
+        # tokens are in (time, row, column) order
         if ids is not None:
             rows, columns = patches.shape[2:4]
             clip = torch.arange(ids.shape[0], device=ids.device)[:, None]
@@ -103,12 +128,12 @@ class MVDPatchProjection(nn.Conv3d):
             patches = patches.flatten(1, 3)
         if not patches.is_floating_point():
             patches = patches * self.byte_scale + self.byte_offset
-        patches = patches.transpose(2, 3).flatten(2)  # channel first, as in the weight
+        patches = patches.transpose(2, 3).flatten(2)  # channels before frames, as in the weight
         return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
 class MVDEmbeddings(nn.Module):
-    """Patches to tokens, with their positions and an optional class token in front."""
+    """Patches to tokens with position embeddings, behind the class token if there is one."""
 
     def __init__(self, config: MVDConfig):
         super().__init__()
@@ -118,47 +143,28 @@ class MVDEmbeddings(nn.Module):
         class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
         self.register_parameter("class_token", class_token)
 
-    def grid_of(self, pixel_values: torch.Tensor) -> tuple[int, int, int]:
-        """Grid (t, h, w) of a clip; raises ValueError if it does not fit the patches."""
-        config = self.config
-        if pixel_values.dim() != 5 or pixel_values.shape[2] != config.num_channels:
-            raise ValueError(
-                f"pixel_values must be (batch, frames, {config.num_channels} channels, height, width), "
-                f"got {tuple(pixel_values.shape)}."
-            )
-        if not pixel_values.is_floating_point() and pixel_values.dtype != torch.uint8:
-            raise ValueError(f"pixel_values must be uint8 pixels or normalised floats, got {pixel_values.dtype}.")
-        _, frames, _, height, width = pixel_values.shape
-        remainders = frames % config.tubelet_size, height % config.patch_size, width % config.patch_size
-        if any(remainders) or 0 in (frames, height, width):
-            raise ValueError(
-                f"A clip of {frames} frames of {height}x{width} pixels cannot be cut into patches of "
-                f"{config.tubelet_size} frames x {config.patch_size} x {config.patch_size} pixels; "
-                "make each size a positive multiple of the patch."
-            )
-        return frames // config.tubelet_size, height // config.patch_size, width // config.patch_size
-
     def forward(
         self,
         pixel_values: torch.Tensor,
         visible_ids: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> torch.Tensor:
-        positions = self.positions(self.grid_of(pixel_values), interpolate_pos_encoding)
+        positions = self.positions(patch_grid(pixel_values, self.config), interpolate_pos_encoding)
         tokens = self.projection(pixel_values, visible_ids)
         positions = positions.to(tokens.dtype)
         tokens = tokens + (positions if visible_ids is None else positions[visible_ids])
-        if self.class_token is not None:
+        if self.class_token is not None:  # it has no position
             class_token = self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([class_token, tokens], dim=1)
         return tokens
 
 
 class MVDQueryKeyValue(nn.Linear):
-    """Queries, keys and values in one product; the keys have no bias unless `key_bias`."""
+    """Queries, keys and values in one matrix product."""
 
     def __init__(self, width: int, key_bias: bool):
         super().__init__(width, 3 * width, bias=False)
+        # softmax ignores what is added to all keys alike, so only MAE's checkpoints have a key bias
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.register_parameter("k_bias", nn.Parameter(torch.zeros(width)) if key_bias else None)
         self.v_bias = nn.Parameter(torch.zeros(width))
@@ -187,20 +193,7 @@ class MVDAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = hidden_states.shape[:-1]
         query, key, value = self.qkv(hidden_states).view(*shape, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            None,
-            scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
-            is_causal=False,
-            **kwargs,
-        )
+        output, weights = attend(self, query, key, value, self.dropout if self.training else 0.0, **kwargs)
         return self.proj(output.reshape(*shape, -1)), weights
 
 
@@ -218,7 +211,7 @@ class MVDMLP(nn.Module):
 
 
 class MVDLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer block: x + attention(norm1(x)), then x + mlp(norm2(x)), each with stochastic depth."""
+    """Pre-norm transformer layer: x + attention(norm1(x)), then x + mlp(norm2(x)), each with stochastic depth."""
 
     def __init__(self, config: MVDConfig, width: int, num_heads: int, intermediate_size: int, drop_path: float):
         super().__init__()
@@ -242,7 +235,7 @@ def layer_stack(config: MVDConfig, depth: int, width: int, num_heads: int, inter
 
 
 class MVDDecoder(nn.Module):
-    """Small transformer that predicts a vector for every masked patch from the encoded visible ones."""
+    """A small transformer that predicts one vector for each masked patch from the encoded visible patches."""
 
     def __init__(self, config: MVDConfig, output_dim: int):
         super().__init__()
@@ -276,6 +269,7 @@ class MVDDecoder(nn.Module):
         class_token = visible[:, : visible.shape[1] - visible_ids.shape[1]]
         visible = visible[:, class_token.shape[1] :] + positions[visible_ids]
         masked = self.mask_token.to(visible.dtype) + positions[masked_ids]
+        # tokens are not put back in the order of the clip: their position embeddings carry it
         hidden_states = torch.cat([class_token, visible, masked], dim=1)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -283,7 +277,7 @@ class MVDDecoder(nn.Module):
 
 
 class MVDPreTrainedModel(PreTrainedModel):
-    """What all MVD models share: initialisation, masks, and loading that is complete or refused."""
+    """What all MVD models share: initialisation, masked prediction, and loading that is complete or refused."""
 
     config: MVDConfig
     base_model_prefix = "mvd"
@@ -297,11 +291,11 @@ class MVDPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _input_embed_layer = "projection"
+    _input_embed_layer = "projection"  # what `get_input_embeddings` returns
     _can_record_outputs = {"hidden_states": MVDLayer, "attentions": MVDAttention}
-    # parts that only this class has; they may be fresh when a new head is asked for
+    # the modules of this class's head, which `from_pretrained` may initialise anew
     _head_parts: tuple[str, ...] = ()
-    # initialisation of linear layers and class token: "pretrain" (MVD, VideoMAE), "mae" or "finetune"
+    # how weights are initialised: "pretrain" (MVD, VideoMAE), "mae" or "finetune"
     weight_init: str = "pretrain"
 
     def __init__(self, config: MVDConfig, *args, **kwargs):
@@ -310,7 +304,7 @@ class MVDPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Fresh weights as the official programs draw them (`weight_init`); tables are recomputed."""
+        """Initialise a module as the official code does (`weight_init`), and recompute its buffers."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             init_std = getattr(module, "init_std", None)
@@ -318,17 +312,12 @@ class MVDPreTrainedModel(PreTrainedModel):
                 init.trunc_normal_(module.weight, std=init_std or std)
             else:
                 init.xavier_uniform_(module.weight)
-            biases = (
-                (module.q_bias, module.k_bias, module.v_bias)
-                if isinstance(module, MVDQueryKeyValue)
-                else (module.bias,)
-            )
-            for bias in biases:
-                if bias is not None:
-                    init.zeros_(bias)
+            for name, parameter in module.named_parameters(recurse=False):
+                if name != "weight":  # a bias, or those of queries, keys and values
+                    init.zeros_(parameter)
         elif isinstance(module, MVDPatchProjection):
             if self.weight_init == "mae":
-                # Xavier of the flattened kernel; on a view of it, loaded weights would not be recognised and be lost
+                # Xavier of the flattened kernel, written out: `init` cannot see that a view's weights were loaded
                 limit = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
                 init.uniform_(module.weight, -limit, limit)
             else:
@@ -350,38 +339,6 @@ class MVDPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MVDEmbeddings) and module.class_token is not None:
             init.normal_(module.class_token, std=1e-6 if self.weight_init == "pretrain" else std)
 
-    def split_mask(
-        self, bool_masked_pos: torch.Tensor | None, batch_size: int, grid: tuple[int, int, int], num_masked: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Visible and masked patch indices of a mask, checked: see `split_mask`.
-
-        `num_masked` spares the look at the mask's values. Without it, they are read when running eagerly; while
-        compiling or exporting the count is `config.num_masked_patches`, checked by an assertion in the graph.
-        """
-        length = grid[0] * grid[1] * grid[2]
-        if bool_masked_pos is None:
-            raise ValueError("bool_masked_pos (batch, patches) is missing; draw masks with mvd_hf.tube_mask.")
-        if bool_masked_pos.shape != (batch_size, length) or bool_masked_pos.dtype != torch.bool:
-            raise ValueError(
-                f"bool_masked_pos must be ({batch_size}, {length}) bool for {batch_size} clips of {grid[0]}x{grid[1]}x"
-                f"{grid[2]} patches, got {tuple(bool_masked_pos.shape)} {bool_masked_pos.dtype}."
-            )
-        if num_masked is None and torch.compiler.is_compiling():
-            num_masked = self.config.num_masked_patches
-        elif num_masked is None:
-            counts = bool_masked_pos.sum(dim=1).unique().tolist()
-            if len(counts) > 1:
-                raise ValueError(
-                    f"All clips of a batch need equally many masked patches, but of {length} patches the masks have "
-                    f"{', '.join(map(str, counts))}."
-                )
-            num_masked = counts[0]
-        if not 0 < num_masked < length:
-            raise ValueError(
-                f"{num_masked} of {length} patches are masked; at least one must be masked and one visible."
-            )
-        return split_mask(bool_masked_pos, num_masked)
-
     def predict_masked(
         self,
         decoders: Mapping[str, MVDDecoder],
@@ -391,25 +348,31 @@ class MVDPreTrainedModel(PreTrainedModel):
         bool_decoded_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[BaseModelOutput, dict[str, torch.Tensor], torch.Tensor]:
+    ) -> tuple["MVDForFeatureDistillationOutput", torch.Tensor]:
         """Encode the visible patches and let each decoder predict the masked ones, or a part of them.
 
         Returns:
-            The encoder's output, each decoder's predictions (B, M, D_out), and the masked patches (B, M); M are only
-            the decoded ones if `bool_decoded_pos` is given.
+            The predictions (B, M, output_dim) by name of the decoder, with the encoder's output, and the ids (B, M) of
+            the predicted patches.
         """
-        grid = self.mvd.embeddings.grid_of(pixel_values)
-        visible_ids, masked_ids = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, num_masked)
+        visible_ids, masked_ids = self.mvd.split_mask(pixel_values, bool_masked_pos, num_masked)
         if bool_decoded_pos is not None:
             masked_ids = decoded_ids(bool_masked_pos, bool_decoded_pos, self.config.num_decoded_patches)
         encoded = self.mvd(
             pixel_values, visible_ids=visible_ids, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
+        patches = visible_ids, masked_ids, patch_grid(pixel_values, self.config)
         predictions = {
-            name: decoder(encoded.last_hidden_state, visible_ids, masked_ids, grid, interpolate_pos_encoding, **kwargs)
+            name: decoder(encoded.last_hidden_state, *patches, interpolate_pos_encoding, **kwargs)
             for name, decoder in decoders.items()
         }
-        return encoded, predictions, masked_ids
+        output = MVDForFeatureDistillationOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            predictions=predictions,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return output, masked_ids
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
         """Upload weights and configuration; see [`~transformers.PreTrainedModel.push_to_hub`].
@@ -429,7 +392,7 @@ class MVDPreTrainedModel(PreTrainedModel):
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
     def post_init(self):
-        """Finish construction; loading leaves out, without a word, the heads that this model does not have."""
+        """Finish construction; `from_pretrained` skips other models' heads without a warning."""
         super().post_init()
         patterns = {rf"^{part}\." for part in HEAD_PARTS if part not in self._head_parts}
         if self.base_model.layernorm is None:
@@ -440,39 +403,29 @@ class MVDPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Load weights completely or not at all; see [`~transformers.PreTrainedModel.from_pretrained`].
 
-        A missing head is made afresh if labels are given by `num_labels`, `id2label` or `label2id` (or by a `config`
-        whose labels differ from the checkpoint's); a head of another size is replaced with
-        `ignore_mismatched_sizes=True`. Other heads of the checkpoint are left out.
+        A missing head is initialised if the call gives labels: `num_labels`, `id2label`, `label2id`, or a `config`
+        whose labels differ from the checkpoint's. A head of another size is replaced with
+        `ignore_mismatched_sizes=True`. Heads of other model classes are skipped. With `output_loading_info=True` the
+        caller gets the report and nothing is checked.
 
         Raises:
-            CheckpointMismatchError: (a ValueError) naming any other weight that is missing, unexpected or of another
-                shape. With `output_loading_info=True` the report is returned instead and the caller judges it.
+            CheckpointMismatchError: (a ValueError) naming weights that are missing, unexpected or of another shape.
         """
         if kwargs.get("output_loading_info", False) or pretrained_model_name_or_path is None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         replace_head = kwargs.pop("ignore_mismatched_sizes", False)
         new_head = replace_head or not kwargs.keys().isdisjoint(("num_labels", "id2label", "label2id"))
-        location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
         model, report = super().from_pretrained(
             pretrained_model_name_or_path,
             *model_args,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # judged below, by name
+            ignore_mismatched_sizes=True,  # checked below, by name
             **kwargs,
         )
-        problems = {
-            "missing": set(report["missing_keys"]),
-            "unexpected": set(report["unexpected_keys"]),
-            "of another shape": {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]},
-        }
+        problems = loading_problems(report)
         if any(problems.values()):
-            if not new_head:
-                stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **location)
-                labels = {key: stored[key] for key in ("id2label", "num_labels") if key in stored}
-                new_head = cls.config_class(**labels).id2label != model.config.id2label
-            refuse_partial_load(
-                model, cls._head_parts, pretrained_model_name_or_path, problems, new_head, replace_head
-            )
+            new_head = new_head or has_other_labels(model.config, pretrained_model_name_or_path, kwargs)
+            refuse_partial_load(model, pretrained_model_name_or_path, problems, new_head, replace_head)
         return model
 
 
@@ -481,9 +434,9 @@ class MVDModel(MVDPreTrainedModel):
 
     Args:
         config: the configuration.
-        add_final_norm: whether the features pass the final layer norm. Teachers hand out the stream before it, the
+        add_final_norm: whether the features pass a final layer norm. Teachers give the features before it, and the
             mean-pooling classifier has none.
-        weight_init: `"pretrain"`, `"mae"` or `"finetune"`, how fresh weights are drawn.
+        weight_init: how weights are initialised: `"pretrain"`, `"mae"` or `"finetune"`.
     """
 
     def __init__(self, config: MVDConfig, add_final_norm: bool = True, weight_init: str = "pretrain"):
@@ -495,9 +448,22 @@ class MVDModel(MVDPreTrainedModel):
         )
         for part in self.layers.modules():
             if isinstance(part, nn.Linear):
-                part.init_std = config.encoder_init_std  # not the decoders'
+                part.init_std = config.encoder_init_std  # read by `_init_weights`; decoders have none
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if add_final_norm else None
         self.post_init()
+
+    def split_mask(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, num_masked: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of the visible patches (B, V) and of the masked ones (B, M), ascending; arguments as in `forward`.
+
+        `num_masked` avoids a synchronisation with the device. Without it the mask is read, or, while compiling or
+        exporting, the number is `config.num_masked_patches`, and an assertion in the graph checks it.
+        """
+        grid = patch_grid(pixel_values, self.config)
+        if num_masked is None and torch.compiler.is_compiling():
+            num_masked = self.config.num_masked_patches
+        return split_mask(bool_masked_pos, count_masked(bool_masked_pos, pixel_values.shape[0], grid, num_masked))
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -511,26 +477,25 @@ class MVDModel(MVDPreTrainedModel):
     ) -> BaseModelOutput:
         r"""
         Args:
-            pixel_values (`(B, T, C, H, W)`): frames, uint8 as decoded or float as normalised by the processor.
-                Sizes other than the configured ones work: positions are recomputed.
+            pixel_values (`(B, T, C, H, W)`): frames, uint8 as decoded or float as normalised by the processor, of the
+                configured size or of any other that the patches divide.
             bool_masked_pos (`(B, L)` bool, *optional*): True for masked patches, equally many in each row.
             visible_ids (`(B, V)` int64, *optional*): the visible patches, instead of `bool_masked_pos`.
-            interpolate_pos_encoding: for other heights and widths, resize the configured position table (bicubic)
-                instead of recomputing it at integer positions.
+            interpolate_pos_encoding: whether other heights and widths get the configured position embeddings resized
+                (bicubic), not those of their integer positions.
 
         Returns:
-            `last_hidden_state` (`(B, [1 +] V, D)`, V = L without a mask), class token first where there is one;
-            optionally `hidden_states` (input of the first layer and output of each, before the final norm) and
-            `attentions` (needs `attn_implementation="eager"`).
+            `last_hidden_state` (`(B, [1 +] V, D)`, V = L without a mask), behind the class token if there is one;
+            on request `hidden_states` (the input of the first layer and the output of each, before the final norm)
+            and `attentions` (with `attn_implementation="eager"`).
 
         Raises:
-            ValueError: if the clip does not fit the patches or the masks are unequal.
+            ValueError: if the clip does not fit the patches or the mask does not fit the clip.
         """
         if bool_masked_pos is not None:
             if visible_ids is not None:
                 raise ValueError("Give bool_masked_pos or visible_ids, not both.")
-            grid = self.embeddings.grid_of(pixel_values)
-            visible_ids, _ = self.split_mask(bool_masked_pos, pixel_values.shape[0], grid, None)
+            visible_ids, _ = self.split_mask(pixel_values, bool_masked_pos)
         elif visible_ids is not None and (visible_ids.dim() != 2 or visible_ids.shape[0] != pixel_values.shape[0]):
             raise ValueError(
                 f"visible_ids must be ({pixel_values.shape[0]}, visible patches), got {tuple(visible_ids.shape)}."
@@ -545,11 +510,11 @@ class MVDModel(MVDPreTrainedModel):
 
 @dataclass
 class MVDForPixelReconstructionOutput(ModelOutput):
-    """Output of stage 1.
+    """Output of [`MVDForPixelReconstruction`].
 
     Args:
         loss (`()`): mean squared error over the masked patches.
-        logits (`(B, M, tubelet * patch * patch * C)`): predicted pixels, ascending order of the masked patches.
+        logits (`(B, M, tubelet * patch * patch * C)`): predicted pixels of the masked patches, in ascending order.
         hidden_states, attentions: of the encoder, on request.
     """
 
@@ -560,7 +525,7 @@ class MVDForPixelReconstructionOutput(ModelOutput):
 
 
 class MVDForPixelReconstruction(MVDPreTrainedModel):
-    """Stage 1, masked autoencoding of images (MAE) or clips (VideoMAE): its encoder becomes a teacher."""
+    """Stage 1, masked autoencoding of images (MAE) or clips (VideoMAE). Its encoder becomes a teacher."""
 
     _head_parts = ("decoder",)
 
@@ -586,42 +551,37 @@ class MVDForPixelReconstruction(MVDPreTrainedModel):
         Args:
             pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
             bool_masked_pos (`(B, L)` bool): True for masked patches, equally many in each row.
-            num_masked: masked patches of each row, if known: spares a synchronisation with the device.
+            num_masked: the number of masked patches in each row; avoids a synchronisation with the device.
             bool_decoded_pos (`(B, L)` bool, *optional*): the masked patches to decode, `config.num_decoded_patches`
                 in each row; by default all.
-            return_loss: whether to compare with the pixels (`pixel_targets`).
+            return_loss: whether to compute the loss against the pixels (see `pixel_targets`).
             interpolate_pos_encoding: as in [`MVDModel`].
 
         Raises:
-            ValueError: if the mask is missing, of another length, unequal, or masks all or nothing.
+            ValueError: if the mask is missing, does not fit the clip, or masks all or nothing.
         """
-        encoded, predictions, masked_ids = self.predict_masked(
-            {"pixels": self.decoder},
-            pixel_values,
-            bool_masked_pos,
-            num_masked,
-            bool_decoded_pos,
-            interpolate_pos_encoding,
-            **kwargs,
+        masks = bool_masked_pos, num_masked, bool_decoded_pos
+        output, masked_ids = self.predict_masked(
+            {"pixels": self.decoder}, pixel_values, *masks, interpolate_pos_encoding, **kwargs
         )
-        logits = predictions["pixels"]
+        logits = output.predictions["pixels"]
         loss = None
         if return_loss:
             targets = select_tokens(pixel_targets(pixel_values, self.config), masked_ids)
             loss = nn.functional.mse_loss(logits.float(), targets)
         return MVDForPixelReconstructionOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
         )
 
 
 @dataclass
 class MVDForFeatureDistillationOutput(ModelOutput):
-    """Output of the student.
+    """Output of [`MVDForFeatureDistillation`].
 
     Args:
-        last_hidden_state (`(B, [1 +] V, D)`): the encoder's normed features of the visible patches.
-        predictions (`dict` of `(B, M, D_teacher)`): per teacher, the features predicted for the masked patches, in
-            ascending order.
+        last_hidden_state (`(B, [1 +] V, D)`): the encoder's features of the visible patches, after the final norm.
+        predictions (`dict` of `(B, M, D_teacher)`): the predicted features of the masked patches, in ascending order,
+            by name of the teacher.
         hidden_states, attentions: of the encoder, on request.
     """
 
@@ -634,8 +594,8 @@ class MVDForFeatureDistillationOutput(ModelOutput):
 class MVDForFeatureDistillation(MVDPreTrainedModel):
     """Stage 2, the student (paper, Fig. 2 and Alg. 1): predicts each teacher's features at the masked patches.
 
-    One small decoder per entry of `config.teacher_dims`, no shared weights. The loss needs the teachers, which live
-    outside: see `mvd_hf.distillation_losses` and `mvd_hf.DistillationTrainer`.
+    Each entry of `config.teacher_dims` has a small decoder of its own. The loss needs the teachers, which are no part
+    of the model: see `mvd_hf.distillation_losses` and `mvd_hf.DistillationTrainer`.
     """
 
     _head_parts = ("decoders",)
@@ -661,37 +621,14 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MVDForFeatureDistillationOutput:
-        r"""
-        Args:
-            pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
-            bool_masked_pos (`(B, L)` bool): True for masked patches, equally many in each row.
-            num_masked: masked patches of each row, if known: spares a synchronisation with the device.
-            bool_decoded_pos (`(B, L)` bool, *optional*): the masked patches to decode, `config.num_decoded_patches`
-                in each row; by default all.
-            interpolate_pos_encoding: as in [`MVDModel`].
-
-        Raises:
-            ValueError: if the mask is missing, of another length, unequal, or masks all or nothing.
-        """
-        encoded, predictions, _ = self.predict_masked(
-            self.decoders,
-            pixel_values,
-            bool_masked_pos,
-            num_masked,
-            bool_decoded_pos,
-            interpolate_pos_encoding,
-            **kwargs,
-        )
-        return MVDForFeatureDistillationOutput(
-            last_hidden_state=encoded.last_hidden_state,
-            predictions=predictions,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
+        """Predict the teachers' features; arguments and errors as in [`MVDForPixelReconstruction`], without a loss."""
+        masks = bool_masked_pos, num_masked, bool_decoded_pos
+        output, _ = self.predict_masked(self.decoders, pixel_values, *masks, interpolate_pos_encoding, **kwargs)
+        return output
 
 
 class MVDAttentivePooler(nn.Module):
-    """Tokens to one vector: a learned query attends to all of them, then an MLP (V-JEPA, arXiv 2404.08471, 3.3)."""
+    """Tokens to one vector: a learned query attends to all tokens, then an MLP (V-JEPA, arXiv 2404.08471, 3.3)."""
 
     def __init__(self, config: MVDConfig):
         super().__init__()
@@ -714,18 +651,17 @@ class MVDAttentivePooler(nn.Module):
             self.key_value(self.norm1(tokens)).view(batch, count, 2, -1, self.head_dim).transpose(1, 3).unbind(2)
         )
         query = self.query.to(key.dtype).view(1, 1, -1, self.head_dim).transpose(1, 2).expand(batch, -1, -1, -1)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        read, _ = attention(self, query, key, value, None, scaling=self.scaling, dropout=0.0, is_causal=False)
-        pooled = self.query[:, 0].to(key.dtype) + self.proj(read.reshape(batch, -1))
+        output, _ = attend(self, query, key, value)
+        pooled = self.query[:, 0].to(key.dtype) + self.proj(output.reshape(batch, -1))
         return pooled + self.mlp(self.norm2(pooled))
 
 
 class MVDForVideoClassification(MVDPreTrainedModel):
-    """Stage 3, the classifier: mean of the patch tokens, layer norm, linear; or the normed first token, linear.
+    """Stage 3, the classifier.
 
-    With `config.use_attentive_pooling` it is an attentive probe: what a learned query reads from the normed tokens.
+    A linear layer on the mean of the patch tokens after a layer norm of its own; with `use_mean_pooling=False`, on the
+    first token after the encoder's final norm; with `use_attentive_pooling=True`, on what an attentive pooler reads
+    from all tokens after that norm.
     """
 
     _head_parts = ("fc_norm", "pooler", "classifier")
@@ -749,7 +685,7 @@ class MVDForVideoClassification(MVDPreTrainedModel):
             init.trunc_normal_(module.weight, std=self.config.initializer_range * self.config.head_init_scale)
         elif isinstance(module, MVDAttentivePooler):
             init.trunc_normal_(module.query, std=self.config.initializer_range)
-            # not small, as the encoder's own are in fine-tuning: nothing of it is pre-trained
+            # nothing in the pooler is pre-trained, so its weights are larger than those that fine-tuning starts from
             for linear in (module.key_value, module.proj, module.mlp.fc1, module.mlp.fc2):
                 init.xavier_uniform_(linear.weight)
 
@@ -764,7 +700,7 @@ class MVDForVideoClassification(MVDPreTrainedModel):
     def loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Cross entropy with class indices (B,) or soft targets (B, classes); other problem types as in transformers.
 
-        `config.problem_type` is read, never written.
+        Unlike transformers' own models, this one never writes `config.problem_type`.
         """
         if self.config.problem_type in (None, "single_label_classification"):
             return nn.functional.cross_entropy(logits.float(), labels)

@@ -15,6 +15,7 @@ import torch
 from transformers.pipelines.base import ChunkPipeline
 
 from .frame_sampling import PAPER_VIEWS, key_frame_clip
+from .patches_mvd import patch_grid
 from .sliding_windows import SlidingWindows
 from .video_processing_mvd import download, is_encoded, stack_frames
 from .video_reading import VideoReader
@@ -195,7 +196,7 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
         pixel_values, encoder = inputs["pixel_values"], self.model.base_model
         tokens = encoder(pixel_values).last_hidden_state
         patches = tokens[:, int(self.model.config.use_class_token) :]
-        patches = patches.unflatten(1, encoder.embeddings.grid_of(pixel_values))
+        patches = patches.unflatten(1, patch_grid(pixel_values, self.model.config))
         if features == "tokens":
             output = patches
         elif features == "tubelets":

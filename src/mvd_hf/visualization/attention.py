@@ -13,6 +13,7 @@ from matplotlib import colormaps
 
 from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import MVDAttention, MVDModel
+from ..model.patches_mvd import patch_grid
 from .features import ClipPictureArguments, crop_frames
 from .strips import draw_strips, film_of_strips, write_figure, write_pictures
 
@@ -40,7 +41,7 @@ def query_attention(model: MVDModel, clip: torch.Tensor, query: tuple[int, int, 
             f"attn_implementation={model.config._attn_implementation!r} gives no attention weights: load the model "
             "with 'eager'."
         )
-    grid, depth = model.embeddings.grid_of(clip), len(model.layers)
+    grid, depth = patch_grid(clip, model.config), len(model.layers)
     if not -depth <= layer < depth:
         raise ValueError(f"layer={layer} does not exist: choose from {-depth} to {depth - 1}.")
     if not all(0 <= index < size for index, size in zip(query, grid, strict=True)):

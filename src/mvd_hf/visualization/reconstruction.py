@@ -13,7 +13,7 @@ import torch
 from ..data.masking import MASKS, Grid
 from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import MVDForPixelReconstruction
-from ..model.patches_mvd import split_patches
+from ..model.patches_mvd import patch_grid, split_patches
 from .features import ClipPictureArguments, crop_frames
 from .strips import draw_strips, film_of_strips, write_figure, write_pictures
 
@@ -104,7 +104,7 @@ def reconstruct(model: MVDForPixelReconstruction, frames: torch.Tensor, mask: to
         raise ValueError(f"{len(frames)} frames do not fill clips of {config.num_frames}.")
     clips = frames.unflatten(0, (-1, config.num_frames)).to(model.device)
     mask = mask.to(model.device)
-    grid = model.mvd.embeddings.grid_of(clips)
+    grid = patch_grid(clips, config)
     output = model(clips, bool_masked_pos=mask)
     values = torch.zeros(*mask.shape, output.logits.shape[-1], device=model.device)
     values[mask] = output.logits.float().flatten(0, 1)
