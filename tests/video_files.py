@@ -5,6 +5,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
+
+from mvd_hf.data.decoding import read_frames
+from mvd_hf.model.video_reading import Frames
 
 NUM_FRAMES = 60
 
@@ -58,3 +62,18 @@ def write(path: Path, frames: np.ndarray | None = None, times=None, movflags: st
             tag(stream)
         encode(container, stream, frames, times)
     return path
+
+
+def all_frames(path: str | Path) -> np.ndarray:
+    """Every frame of a file, (T, H, W, 3)."""
+    return read_frames(path, range)
+
+
+def first_and_last(total_frames: int, generator) -> np.ndarray:
+    """A frame sampler of a clip of two frames."""
+    return np.array([[0, total_frames - 1]])
+
+
+def whole(frames: Frames, generator) -> dict[int, torch.Tensor]:
+    """An augmentation that leaves the frames as they are, (T, H, W, 3)."""
+    return {0: torch.from_numpy(frames.rgb())}

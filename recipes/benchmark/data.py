@@ -25,8 +25,7 @@ from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from mvd_hf.data.augmentation import MultiScaleCrop, PretrainingAugmentation, resize_frames
-from mvd_hf.data.clips import ClipCutter, ClipDataset, sample_generator
-from mvd_hf.data.collation import collate_clips
+from mvd_hf.data.clips import ClipDataset, ClipSampler, collate_clips, sample_generator
 from mvd_hf.data.masking import tube_mask
 from mvd_hf.data.toy import make_toy_dataset
 from mvd_hf.model.frame_sampling import pretraining_frames
@@ -39,7 +38,7 @@ from .videos import make_videos
 logger = logging.getLogger(__name__)
 
 STAGES = (
-    "open and scan packets", "decode", "colour conversion", "copy of the crop", "resize", "layout (channels first)",
+    "open and scan packets", "decode", "colours of the crop", "resize", "layout (channels first)",
     "mask", "close", "whole clip", "collate",
 )  # fmt: skip
 DATA_TITLES = {
@@ -96,10 +95,10 @@ class DataBenchmarkArguments:
         """Frame numbers (T,) of one random clip."""
         return pretraining_frames(total_frames, self.num_frames, self.stride, generator=generator)[0]
 
-    def cutter(self, num_clips: int = 1, with_mask: bool = True, memory_gib: float = 0.0) -> ClipCutter:
-        """Ours: `num_clips` clips of a video and their masks; `memory_gib` of [`ClipCutter`]."""
+    def clip_sampler(self, num_clips: int = 1, with_mask: bool = True, memory_gib: float = 0.0) -> ClipSampler:
+        """Ours: `num_clips` clips of a video and their masks; `memory_gib` of [`ClipSampler`]."""
         grid = (max(self.num_frames // 2, 1), self.size // 16, self.size // 16)
-        return ClipCutter(
+        return ClipSampler(
             partial(pretraining_frames, num_frames=self.num_frames, stride=self.stride, num_clips=num_clips),
             PretrainingAugmentation([self.size]),
             partial(tube_mask, grid, 0.9) if with_mask else None,
@@ -177,7 +176,7 @@ def clip_methods(paths: Sequence[str], arguments: DataBenchmarkArguments) -> dic
         "PyAV, decode all, then the official way": (exhaustive, official_views),
         "torchcodec, torchvision, uint8": (installed["torchcodec, exact"], uint8_view),
     }
-    ours = ClipDataset(video_rows(paths), arguments.cutter(), seed=arguments.seed)
+    ours = ClipDataset(video_rows(paths), arguments.clip_sampler(), seed=arguments.seed)
     return {OURS: ours} | {
         name: decode and OtherClips(paths, decode, transform, arguments)
         for name, (decode, transform) in others.items()
@@ -313,38 +312,19 @@ class StageClock:
             self.total[name] += 1e3 * (time.process_time() - start)
 
 
-class StagedReader(VideoReader):
-    """A [`VideoReader`] that tells decoding and colour conversion apart."""
-
-    def __init__(self, source: str, clock: StageClock):
-        super().__init__(source)
-        self.clock = clock
-
-    def _decode(self, wanted: list[int]) -> Iterator[tuple]:
-        frames = super()._decode(wanted)
-        while True:
-            with self.clock.stage("decode"):
-                frame = next(frames, None)
-            if frame is None:
-                return
-            yield frame
-
-    def _to_rgb(self, frame) -> np.ndarray:
-        with self.clock.stage("colour conversion"):
-            return super()._to_rgb(frame)
-
-
 def staged_clip(path: str, clock: StageClock, key: tuple[int, int], arguments: DataBenchmarkArguments) -> dict:
     """The clip that [`ClipDataset`] makes for a key (epoch, index), every stage by the clock."""
     generator = sample_generator(arguments.seed, *key)
-    cutter = arguments.cutter()
+    clip_sampler = arguments.clip_sampler()
     with clock.stage("whole clip"):
         with clock.stage("open and scan packets"):
-            reader = StagedReader(path, clock)
+            reader = VideoReader(path)
         with reader:
             indices = arguments.choose(len(reader), generator)
-            with clock.stage("read"):
-                frames = reader.read(indices, partial(cutter.augmentation.crop, generator=generator))
+            with clock.stage("decode"):
+                decoded = reader.decode(indices)
+            with clock.stage("colours of the crop"):
+                frames = decoded.rgb(clip_sampler.augmentation.crop(*decoded.size, generator))
             with clock.stage("resize"):
                 batch = torch.from_numpy(frames).permute(0, 3, 1, 2)
                 size = [arguments.size, arguments.size]
@@ -352,7 +332,7 @@ def staged_clip(path: str, clock: StageClock, key: tuple[int, int], arguments: D
             with clock.stage("layout (channels first)"):
                 clip = {"pixel_values": resized.contiguous()}
             with clock.stage("mask"):
-                clip["bool_masked_pos"] = cutter.mask(generator=generator)
+                clip["bool_masked_pos"] = clip_sampler.mask(generator=generator)
             with clock.stage("close"):
                 reader.close()
     return clip
@@ -373,7 +353,6 @@ def measure_stages(groups: dict[str, list[str]], arguments: DataBenchmarkArgumen
                     collate_clips(batch)
                 batch = []
         total = {name: value / count for name, value in clock.total.items()}
-        total["copy of the crop"] = total.pop("read") - total["decode"] - total["colour conversion"]
         rows += [
             {"files": files, "stage": stage, "cpu_ms": total[stage], "share": total[stage] / total["whole clip"]}
             for stage in STAGES
@@ -456,7 +435,7 @@ def measure_clips_per_video(groups: dict[str, list[str]], arguments: DataBenchma
     for files, paths in groups.items():
         counts = {"1 clip": 1, "2 clips": 2, "4 clips": 4}
         data = {
-            name: ClipDataset(video_rows(paths), arguments.cutter(count), seed=arguments.seed)
+            name: ClipDataset(video_rows(paths), arguments.clip_sampler(count), seed=arguments.seed)
             for name, count in counts.items()
         }
         methods = {name: clips.__getitem__ for name, clips in data.items()}
@@ -477,7 +456,9 @@ def measure_kept(groups: dict[str, list[str]], arguments: DataBenchmarkArguments
     for files, paths in groups.items():
         settings = {"decoded in every epoch": 0.0, "kept in memory (memory_gib: 1)": 1.0}
         methods = {
-            name: ClipDataset(video_rows(paths), arguments.cutter(memory_gib=gib), seed=arguments.seed).__getitem__
+            name: ClipDataset(
+                video_rows(paths), arguments.clip_sampler(memory_gib=gib), seed=arguments.seed
+            ).__getitem__
             for name, gib in settings.items()
         }
         keys = [((epoch, i),) for epoch, i in itertools.product(range(arguments.rounds + 1), range(len(paths)))]
@@ -500,7 +481,7 @@ def measure_memory(arguments: DataBenchmarkArguments) -> list[dict]:
     items.append({"path": None, "bytes": whole[:middle] + bytes(100) + whole[middle + 100 :]})
     small = DataBenchmarkArguments(num_frames=8, stride=2, size=32)
     rows = datasets.Dataset.from_dict({"video": items})
-    clips = ClipDataset(rows, small.cutter(), seed=arguments.seed, on_bad_video="substitute")
+    clips = ClipDataset(rows, small.clip_sampler(), seed=arguments.seed, on_bad_video="substitute")
     process = psutil.Process()
     step = max(min(1000, arguments.memory // 10), 1)
     table = []

@@ -20,9 +20,9 @@ from mvd_hf.curation.fingerprints import (
     small_picture,
     unreadable,
 )
+from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.sources import load_rows
 from mvd_hf.data.toy import toy_frames, write_video
-from mvd_hf.model.video_reading import read_frames
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -186,7 +186,6 @@ def test_a_video_that_takes_too_long_is_given_up_by_name(tmp_path, videos):
         ({"max_pictures": 1000}, "to 320"),
         ({"workers": 0}, "workers=0"),
         ({"time_limit": 0}, "time_limit=0"),
-        ({"backend": "decord"}, "'decord' does not exist"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):

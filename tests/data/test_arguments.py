@@ -12,11 +12,12 @@ from PIL import Image
 from mvd_hf import MVDConfig
 from mvd_hf.data.arguments import DataArguments, load_clips, pretraining_clips
 from mvd_hf.data.augmentation import PretrainingAugmentation
-from mvd_hf.data.clips import ClipCutter, ClipDataset, sample_generator
+from mvd_hf.data.clips import ClipDataset, ClipSampler, sample_generator
 from mvd_hf.data.streaming import StreamingClips
 from mvd_hf.data.toy import make_toy_dataset, toy_frames, write_video
 from mvd_hf.model.frame_sampling import pretraining_frames
-from mvd_hf.model.video_reading import VideoReader, VideoReadError
+from mvd_hf.model.video_reading import VideoReadError
+from video_files import all_frames, first_and_last, whole
 
 FRAMES = partial(pretraining_frames, num_frames=4, stride=2)
 CONFIG = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75)
@@ -37,20 +38,6 @@ def toy(tmp_path_factory) -> Path:
     return make_toy_dataset(folder, num_train=6, num_validation=3, num_frames=16, height=48, width=64)
 
 
-def whole(read, generator) -> dict[int, torch.Tensor]:
-    """An augmentation that leaves the frames as they are, (T, H, W, 3)."""
-    return {0: torch.from_numpy(read(lambda height, width: (0, 0, height, width)))}
-
-
-def first_and_last(total_frames: int, generator) -> np.ndarray:
-    return np.array([[0, total_frames - 1]])
-
-
-def frames_of(path: Path) -> np.ndarray:
-    with VideoReader(path) as reader:
-        return reader.read(range(len(reader)))
-
-
 def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
@@ -67,7 +54,7 @@ def test_list_files_are_known_by_their_suffix(tmp_path, toy, name):
     data = load_clips(str(path), first_and_last, whole, root=str(toy), label_column="label")
     item = data[0]
     assert item["labels"] == 5
-    assert (item["pixel_values"].numpy() == frames_of(toy / "train" / "0001.mp4")[[0, 15]]).all()
+    assert (item["pixel_values"].numpy() == all_frames(toy / "train" / "0001.mp4")[[0, 15]]).all()
 
 
 def test_class_folders_give_labels_in_the_order_of_their_names(tmp_path):
@@ -102,7 +89,7 @@ def test_parquet_folder_holds_the_bytes(tmp_path, toy, typed):
     rows.to_parquet(tmp_path / "train.parquet")
     data = load_clips(str(tmp_path), first_and_last, whole, label_column="label")
     assert [data[i]["labels"].item() for i in range(3)] == [4, 5, 6]
-    assert (data[2]["pixel_values"].numpy() == frames_of(toy / "train" / "0002.mp4")[[0, 15]]).all()
+    assert (data[2]["pixel_values"].numpy() == all_frames(toy / "train" / "0002.mp4")[[0, 15]]).all()
 
 
 def test_max_samples_takes_the_first_videos(toy):
@@ -127,18 +114,20 @@ def test_pretraining_clips_are_cropped_at_the_scales_of_the_recipe(toy):
     for scales in ([1.0, 0.875, 0.75, 0.66], [0.5]):
         keys = {} if len(scales) == 4 else {"crop_scales": scales}
         data = pretraining_clips(DataArguments(dataset=str(toy), **keys), CONFIG)
-        assert data.reader.cutter.augmentation.crop.scales == tuple(scales)
+        assert data.reader.clip_sampler.augmentation.crop.scales == tuple(scales)
 
 
 def test_pretraining_clips_use_the_stride_mask_and_crop_of_the_recipe(toy):
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_type="random", mask_ratio=0.6)
     data = pretraining_clips(DataArguments(dataset=str(toy), stride=3, crop="random_resized"), config)
-    assert (np.diff(data.reader.cutter.frames(16, generator=sample_generator(0, 0, 0))) == 3).all()
+    assert (np.diff(data.reader.clip_sampler.frames(16, generator=sample_generator(0, 0, 0))) == 3).all()
     mask = data[0]["bool_masked_pos"].view(config.grid)
     assert mask.sum() == config.num_masked_patches
     assert not (mask == mask[0]).all()
     direct = PretrainingAugmentation([32], "random_resized")
-    expected = ClipDataset(data.rows, ClipCutter(data.reader.cutter.frames, direct, data.reader.cutter.mask))
+    expected = ClipDataset(
+        data.rows, ClipSampler(data.reader.clip_sampler.frames, direct, data.reader.clip_sampler.mask)
+    )
     assert equal(data[0], expected[0])
 
 
@@ -186,7 +175,7 @@ def parquet(toy, tmp_path_factory) -> str:
     return str(folder)
 
 
-CUTTER = ClipCutter(FRAMES, PretrainingAugmentation([16]))
+CLIP_SAMPLER = ClipSampler(FRAMES, PretrainingAugmentation([16]))
 
 
 def manifest(folder: Path, **use: bool) -> str:
@@ -234,7 +223,7 @@ def test_the_size_of_a_stream_is_declared_or_given(parquet, monkeypatch, declare
     rows.info.splits = splits and datasets.splits.SplitDict(splits)
     monkeypatch.setattr("mvd_hf.data.arguments.load_rows", lambda *args: rows)
     arguments = DataArguments(dataset=parquet, streaming=True, stream_size=given, max_samples=max_samples)
-    assert arguments.clips(CUTTER).size == size
+    assert arguments.clips(CLIP_SAMPLER).size == size
 
 
 def test_a_stream_of_unknown_size_is_refused(parquet, monkeypatch):
@@ -246,7 +235,7 @@ def test_a_stream_of_unknown_size_is_refused(parquet, monkeypatch):
 @pytest.mark.parametrize("readers", [1, 2, 4])
 def test_the_first_videos_of_a_stream_are_the_same_for_any_number_of_readers(parquet, readers):
     data = DataArguments(dataset=parquet, streaming=True, max_samples=4, shuffle_buffer=2)
-    clips = data.clips(CUTTER, label_column="number")
+    clips = data.clips(CLIP_SAMPLER, label_column="number")
     labels = []
     for process in range(readers):
         clips.begin_epoch(0, process=process, num_processes=readers)
@@ -256,20 +245,20 @@ def test_the_first_videos_of_a_stream_are_the_same_for_any_number_of_readers(par
 
 def test_the_first_videos_of_a_stream_are_the_same_for_any_number_of_workers(parquet):
     data = DataArguments(dataset=parquet, streaming=True, max_samples=4, shuffle_buffer=2)
-    clips = data.clips(CUTTER, label_column="number")
+    clips = data.clips(CLIP_SAMPLER, label_column="number")
     loader = torch.utils.data.DataLoader(clips, batch_size=1, num_workers=2)
     assert sorted(batch["labels"].item() for batch in loader) == [0, 1, 2, 3]
 
 
 def test_a_stream_is_evaluated_on_all_rows_of_its_evaluation_split(parquet, toy):
     data = DataArguments(dataset=parquet, eval_split="validation", streaming=True, stream_size=6)
-    clips = data.clips(CUTTER, evaluation=True, label_column="number")
+    clips = data.clips(CLIP_SAMPLER, evaluation=True, label_column="number")
     assert isinstance(clips, ClipDataset)
     assert clips.on_bad_video == "skip"
     assert [row["video"]["path"] for row in clips.rows] == ["validation/0000.mp4", "validation/0001.mp4"]
     assert clips.rows[1]["video"]["bytes"] == (toy / "validation" / "0001.mp4").read_bytes()
     assert [clips[i]["labels"].item() for i in range(2)] == [0, 1]
-    same = DataArguments(dataset=parquet, eval_split="validation").clips(CUTTER, evaluation=True)
+    same = DataArguments(dataset=parquet, eval_split="validation").clips(CLIP_SAMPLER, evaluation=True)
     assert torch.equal(same[1]["pixel_values"], clips[1]["pixel_values"])
     few = DataArguments(dataset=parquet, eval_split="train", streaming=True, stream_size=6, max_samples=3)
     assert numbers_of(few.rows(evaluation=True)) == [0, 1, 2]
@@ -307,8 +296,8 @@ def test_a_stream_with_a_manifest_needs_the_number_of_its_videos(parquet, tmp_pa
     use = {f"train/000{i}.mp4": i < 2 for i in range(6)}
     options = {"dataset": parquet, "streaming": True, "manifest": manifest(tmp_path, **use)}
     with pytest.raises(ValueError, match="how many videos of the manifest it has: give stream_size"):
-        DataArguments(**options).clips(CUTTER)
-    assert DataArguments(**options, stream_size=2).clips(CUTTER).size == 2
+        DataArguments(**options).clips(CLIP_SAMPLER)
+    assert DataArguments(**options, stream_size=2).clips(CLIP_SAMPLER).size == 2
 
 
 @pytest.mark.parametrize("name", ["videos.csv", "videos.parquet", "videos-*.tar", "https://host/videos.TXT"])
@@ -324,8 +313,6 @@ def test_options_that_do_not_exist_are_refused(toy):
         load_clips(str(toy), FRAMES, whole, num_workers=3)
     with pytest.raises(ValueError, match="no on_bad_video='ignore'"):
         load_clips(str(toy), FRAMES, whole, on_bad_video="ignore")
-    with pytest.raises(ValueError, match="backend 'decord' does not exist: use 'pyav' or 'torchcodec'"):
-        load_clips(str(toy), FRAMES, whole, backend="decord")[0]
 
 
 def test_unreadable_videos_are_treated_by_the_rule_in_training_and_left_out_in_evaluation(tmp_path, toy):
@@ -333,8 +320,8 @@ def test_unreadable_videos_are_treated_by_the_rule_in_training_and_left_out_in_e
     path = str(list_file(tmp_path, f"bad.mp4\n{toy}/train/0000.mp4\n"))
     for rule in ("raise", "skip", "substitute"):
         data = DataArguments(dataset=path, eval_dataset=path, on_bad_video=rule)
-        assert data.clips(CUTTER).on_bad_video == rule
-        assert data.clips(CUTTER, evaluation=True)[0]["is_blank"] is True
+        assert data.clips(CLIP_SAMPLER).on_bad_video == rule
+        assert data.clips(CLIP_SAMPLER, evaluation=True)[0]["is_blank"] is True
     with pytest.raises(VideoReadError, match=r"bad\.mp4"):
         load_clips(path, FRAMES, whole)[0]
 

@@ -21,6 +21,7 @@ from mvd_hf.data.augmentation import (
     resize_frames,
     seeded,
 )
+from mvd_hf.model.video_reading import Frames
 
 FRAME_SIZES = [(64, 80), (80, 64), (64, 64), (33, 200), (120, 160), (226, 300), (240, 320)]
 
@@ -44,17 +45,16 @@ def noise(height: int, width: int, num_frames: int = 3) -> np.ndarray:
     return np.stack([frame // 4 + 40 + 20 * number for number, frame in enumerate(large)])
 
 
-class Frames:
-    """Frames that are read like a video's, remembering the boxes."""
+class Watched(Frames):
+    """Frames that remember which boxes were taken of them."""
 
     def __init__(self, frames: np.ndarray):
-        self.frames, self.boxes = frames, []
+        super().__init__(frames.shape[1:3], frames)
+        self.boxes = []
 
-    def __call__(self, box) -> np.ndarray:
-        whole = (0, 0, *self.frames.shape[1:3])
-        top, left, height, width = whole if box is None else box(*whole[2:])
-        self.boxes.append((top, left, height, width))
-        return self.frames[:, top : top + height, left : left + width]
+    def rgb(self, box=None) -> np.ndarray:
+        self.boxes.append((0, 0, *self.size) if box is None else box)
+        return super().rgb(box)
 
 
 @pytest.mark.parametrize("size", [32, 112, 224])
@@ -227,7 +227,7 @@ def test_resizing_equals_pillow_within_two_grey_levels(height, width, interpolat
 def test_all_frames_share_one_crop_which_is_read_once(crop):
     augmentation = PretrainingAugmentation([32], crop)
     for seed in range(10):
-        frames = Frames(gradient(64, 80))
+        frames = Watched(gradient(64, 80))
         clip = augmentation(frames, generator(seed))[32]
         assert len(frames.boxes) == 1
         assert (clip == clip[0]).all()
@@ -237,7 +237,7 @@ def test_all_frames_share_one_crop_which_is_read_once(crop):
 def test_every_size_shows_the_same_region(crop):
     augmentation = PretrainingAugmentation([32, 64, 28], crop)
     for seed in range(10):
-        clips = augmentation(Frames(gradient(120, 160)), generator(seed))
+        clips = augmentation(Watched(gradient(120, 160)), generator(seed))
         assert {size: clip.shape for size, clip in clips.items()} == {
             size: (4, 3, size, size) for size in (32, 64, 28)
         }
@@ -248,7 +248,7 @@ def test_every_size_shows_the_same_region(crop):
 
 
 def test_students_size_comes_first_and_repeated_sizes_once():
-    assert list(PretrainingAugmentation([48, 32, 48])(Frames(gradient(64, 80)), generator())) == [48, 32]
+    assert list(PretrainingAugmentation([48, 32, 48])(Watched(gradient(64, 80)), generator())) == [48, 32]
 
 
 def flips_of_noise(crop: str, method: Image.Resampling, count: int) -> int:
@@ -256,7 +256,7 @@ def flips_of_noise(crop: str, method: Image.Resampling, count: int) -> int:
     augmentation, source, flips = PretrainingAugmentation([32], crop), generator(), 0
     noise = np.random.default_rng(0).integers(40, 216, (1, 64, 80, 3), dtype=np.uint8)
     for _ in range(count):
-        frames = Frames(noise)
+        frames = Watched(noise)
         (clip,) = augmentation(frames, source)[32].permute(0, 2, 3, 1).numpy().astype(int)
         ((top, left, height, width),) = frames.boxes
         cropped = Image.fromarray(noise[0]).crop((left, top, left + width, top + height))
@@ -278,7 +278,7 @@ def test_random_resized_clip_is_pillows_bicubic_crop_and_flipped_half_the_time()
 @pytest.mark.parametrize("crop", ["multi_scale", "random_resized"])
 def test_generator_decides_the_clip_and_the_global_state_stays(crop):
     augmentation, state = PretrainingAugmentation([32], crop), torch.get_rng_state()
-    first, again = ([augmentation(Frames(gradient(64, 80)), generator(seed))[32] for seed in range(6)] for _ in "ab")
+    first, again = ([augmentation(Watched(gradient(64, 80)), generator(seed))[32] for seed in range(6)] for _ in "ab")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(first[0], clip) for clip in first)
     assert torch.equal(torch.get_rng_state(), state)
@@ -514,7 +514,9 @@ def test_clip_stays_if_no_box_fits():
 @pytest.mark.parametrize("rand_augment", ["rand-m7-n4-mstd0.5-inc1", None])
 def test_finetuning_clip_is_a_function_of_the_generator(rand_augment):
     augmentation, state = FinetuningAugmentation(32, rand_augment), torch.get_rng_state()
-    first, again = ([augmentation(Frames(noise(48, 64)), generator(seed))[32] for seed in range(12)] for _ in range(2))
+    first, again = (
+        [augmentation(Watched(noise(48, 64)), generator(seed))[32] for seed in range(12)] for _ in range(2)
+    )
     assert all(clip.shape == (3, 3, 32, 32) and clip.dtype == torch.uint8 and clip.is_contiguous() for clip in first)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({clip.numpy().tobytes() for clip in first}) == 12
@@ -525,13 +527,13 @@ def test_finetuning_clip_is_a_function_of_the_generator(rand_augment):
 def test_frames_of_a_finetuning_clip_share_everything_but_the_noise(rand_augment):
     augmentation = FinetuningAugmentation(32, rand_augment, erasing=0.0)
     for seed in range(20):
-        clip = augmentation(Frames(gradient(48, 64)), generator(seed))[32]
+        clip = augmentation(Watched(gradient(48, 64)), generator(seed))[32]
         assert (clip == clip[0]).all()
 
 
 def test_rand_augment_sees_whole_frames_and_without_it_only_the_crop_is_read():
     for rand_augment, is_whole in (("rand-m7-n4-mstd0.5-inc1", True), (None, False)):
-        frames = Frames(noise(48, 64))
+        frames = Watched(noise(48, 64))
         for seed in range(10):
             FinetuningAugmentation(32, rand_augment)(frames, generator(seed))
         assert len(frames.boxes) == 10
@@ -547,14 +549,14 @@ def test_rand_augment_comes_before_the_crop():
         top, left, height, width = RandomResizedCrop((0.08, 1.0))(48, 64, source)
         region = torch.from_numpy(whole[:, top : top + height, left : left + width]).permute(0, 3, 1, 2)
         expected = torch.nn.functional.interpolate(region.float(), (32, 32), mode="bilinear", align_corners=False)
-        clip = augmentation(Frames(frames), generator(seed))[32]
+        clip = augmentation(Watched(frames), generator(seed))[32]
         assert (clip - expected.round()).abs().max() <= 1
 
 
 def flips_and_areas(flip: float, count: int = 300) -> tuple[int, np.ndarray]:
     """How many of `count` clips without RandAugment are flipped, and the parts of the frame that they show."""
     augmentation, source = FinetuningAugmentation(32, None, flip=flip, erasing=0.0), generator()
-    frames, flips = Frames(noise(48, 64, 1)), 0
+    frames, flips = Watched(noise(48, 64, 1)), 0
     for _ in range(count):
         clip = augmentation(frames, source)[32]
         top, left, height, width = frames.boxes[-1]
@@ -582,7 +584,7 @@ def test_flip_can_be_switched_off():
 def test_finetuning_erases_with_the_models_normalisation():
     augmentation = FinetuningAugmentation(32, None, erasing=1.0, mean=(0.1, 0.5, 0.9), std=(0.01, 0.01, 0.01))
     frames = np.zeros((4, 48, 64, 3), dtype=np.uint8)
-    clip = augmentation(Frames(frames), generator())[32]
+    clip = augmentation(Watched(frames), generator())[32]
     for channel, mean in enumerate((25.5, 127.5, 229.5)):
         erased = clip[:, channel][clip[:, channel] > 0].float()
         assert abs(erased.mean() - mean) < 0.7
@@ -607,13 +609,13 @@ def test_impossible_finetuning_augmentation_is_refused(arguments, message):
 @pytest.mark.parametrize("augmentation", [FinetuningAugmentation(32), ValidationAugmentation(32)])
 def test_augmentation_travels_to_worker_processes(augmentation):
     copy = pickle.loads(pickle.dumps(augmentation))
-    clips = [augment(Frames(noise(48, 64)), generator(3))[32] for augment in (augmentation, copy)]
+    clips = [augment(Watched(noise(48, 64)), generator(3))[32] for augment in (augmentation, copy)]
     assert torch.equal(*clips)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (40, 40), (20, 27), (32, 90), (33, 101)])
 def test_validation_clip_is_the_centre_of_frames_whose_short_side_is_the_clips(height, width):
-    frames = Frames(np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8))
+    frames = Watched(np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8))
     clip = ValidationAugmentation(32)(frames, generator())[32]
     assert clip.shape == (2, 3, 32, 32)
     assert clip.dtype == torch.uint8
@@ -628,6 +630,6 @@ def test_validation_clip_is_the_centre_of_frames_whose_short_side_is_the_clips(h
 def test_validation_needs_no_random_numbers():
     source = generator()
     state = source.get_state()
-    first, again = (ValidationAugmentation(32)(Frames(noise(48, 64)), given)[32] for given in (source, None))
+    first, again = (ValidationAugmentation(32)(Watched(noise(48, 64)), given)[32] for given in (source, None))
     assert torch.equal(first, again)
     assert torch.equal(source.get_state(), state)

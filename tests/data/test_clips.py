@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from mvd_hf.data.augmentation import PretrainingAugmentation
-from mvd_hf.data.clips import MAX_SUBSTITUTES, ClipCutter, ClipDataset, DecodedFrames, sample_generator
-from mvd_hf.data.collation import collate_clips
+from mvd_hf.data.clips import MAX_SUBSTITUTES, ClipDataset, ClipSampler, collate_clips, sample_generator
 from mvd_hf.data.masking import tube_mask
 from mvd_hf.data.toy import make_toy_dataset
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
+from video_files import all_frames, first_and_last, whole
 
 FRAMES = partial(pretraining_frames, num_frames=4, stride=2)
 MASK = partial(tube_mask, (2, 4, 4), 0.75)
@@ -36,19 +36,19 @@ def toy(tmp_path_factory) -> list[str]:
 def decoded(monkeypatch) -> Counter:
     """How often videos are opened and frames of them are decoded."""
     counts = Counter()
-    open_file, read = VideoReader.__init__, VideoReader.read
+    open_file, decode = VideoReader.__init__, VideoReader.decode
 
     def counted_open(self, *args, **kwargs):
         counts["opened"] += 1
         open_file(self, *args, **kwargs)
 
-    def counted_read(self, indices, box=None):
-        counts["read"] += 1
+    def counted_decode(self, indices):
+        counts["decoded"] += 1
         counts["frames"] += len(indices)
-        return read(self, indices, box)
+        return decode(self, indices)
 
     monkeypatch.setattr(VideoReader, "__init__", counted_open)
-    monkeypatch.setattr(VideoReader, "read", counted_read)
+    monkeypatch.setattr(VideoReader, "decode", counted_decode)
     return counts
 
 
@@ -58,7 +58,7 @@ def rows_of(paths: list[str]) -> datasets.Dataset:
 
 
 def clips(paths: list[str], mask=None, repeats: int = 1, frames=FRAMES, **options) -> ClipDataset:
-    return ClipDataset(rows_of(paths), ClipCutter(frames, PretrainingAugmentation([32]), mask, repeats), **options)
+    return ClipDataset(rows_of(paths), ClipSampler(frames, PretrainingAugmentation([32]), mask, repeats), **options)
 
 
 def damaged(toy: list[str], folder: Path, *places: int) -> list[str]:
@@ -72,20 +72,6 @@ def damaged(toy: list[str], folder: Path, *places: int) -> list[str]:
 
 def described(item: dict) -> dict:
     return {key: (tuple(value.shape), value.dtype) for key, value in item.items() if isinstance(value, torch.Tensor)}
-
-
-def whole(read, generator) -> dict[int, torch.Tensor]:
-    """An augmentation that leaves the frames as they are, (T, H, W, 3)."""
-    return {0: torch.from_numpy(read(lambda height, width: (0, 0, height, width)))}
-
-
-def first_and_last(total_frames: int, generator) -> np.ndarray:
-    return np.array([[0, total_frames - 1]])
-
-
-def frames_of(path: str) -> np.ndarray:
-    with VideoReader(path) as reader:
-        return reader.read(range(len(reader)))
 
 
 def equal(one, other) -> bool:
@@ -103,8 +89,8 @@ def as_list(item) -> list[dict]:
 
 
 def test_an_item_has_clips_mask_and_label_of_the_stated_shapes(toy):
-    cutter = ClipCutter(FRAMES, PretrainingAugmentation([32, 48, 24]), MASK)
-    item = ClipDataset(rows_of(toy), cutter, label_column="label")[3]
+    clip_sampler = ClipSampler(FRAMES, PretrainingAugmentation([32, 48, 24]), MASK)
+    item = ClipDataset(rows_of(toy), clip_sampler, label_column="label")[3]
     assert described(item) == {
         "pixel_values": ((4, 3, 32, 32), torch.uint8),
         "pixel_values_48": ((4, 3, 48, 48), torch.uint8),
@@ -119,14 +105,14 @@ def test_an_item_has_clips_mask_and_label_of_the_stated_shapes(toy):
 
 def test_an_item_shows_the_chosen_frames_of_its_video(toy):
     chosen = [15, 3, 3, 0]
-    data = ClipDataset(rows_of(toy), ClipCutter(lambda total, generator: np.array([chosen]), whole))
+    data = ClipDataset(rows_of(toy), ClipSampler(lambda total, generator: np.array([chosen]), whole))
     for i, path in enumerate(toy):
-        assert (data[i]["pixel_values"].numpy() == frames_of(path)[chosen]).all()
+        assert (data[i]["pixel_values"].numpy() == all_frames(path)[chosen]).all()
 
 
 def test_the_number_of_frames_is_handed_to_the_sampler(toy):
     totals = []
-    ClipCutter(lambda total, generator: totals.append(total) or np.array([[0]]), whole)(toy[0], None)
+    ClipSampler(lambda total, generator: totals.append(total) or np.array([[0]]), whole)(toy[0], None)
     assert totals == [16]
 
 
@@ -140,15 +126,15 @@ def test_an_item_may_hold_bytes_or_a_path(toy, kind):
         "plain path": toy[0],
         "plain bytes": content,
     }[kind]
-    (clip,) = ClipCutter(first_and_last, whole)(item, None)
-    assert (clip["pixel_values"].numpy() == frames_of(toy[0])[[0, 15]]).all()
+    (clip,) = ClipSampler(first_and_last, whole)(item, None)
+    assert (clip["pixel_values"].numpy() == all_frames(toy[0])[[0, 15]]).all()
 
 
 def test_an_image_is_a_clip_of_one_repeated_frame(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.png")
     rows = datasets.Dataset.from_dict({"png": [str(tmp_path / "0.png")]})
-    clip = ClipDataset(rows, ClipCutter(FRAMES, whole))[0]["pixel_values"].numpy()
+    clip = ClipDataset(rows, ClipSampler(FRAMES, whole))[0]["pixel_values"].numpy()
     assert clip.shape == (4, 40, 56, 3)
     assert (clip == pixels).all()
 
@@ -199,10 +185,10 @@ def test_an_index_behind_the_last_row_ends_an_iteration(toy):
 
 
 def test_several_clips_of_a_video_are_decoded_at_once(toy, decoded):
-    cutter = ClipCutter(partial(FRAMES, num_clips=3), PretrainingAugmentation([32, 24]), MASK, repeats=2)
-    (items,) = [ClipDataset(rows_of(toy[:1]), cutter, label_column="label")[0]]
+    clip_sampler = ClipSampler(partial(FRAMES, num_clips=3), PretrainingAugmentation([32, 24]), MASK, repeats=2)
+    (items,) = [ClipDataset(rows_of(toy[:1]), clip_sampler, label_column="label")[0]]
     assert len(items) == 6
-    assert decoded["opened"] == decoded["read"] == 1
+    assert decoded["opened"] == decoded["decoded"] == 1
     assert decoded["frames"] <= 12  # no frame twice
     for item in items:
         assert described(item) == {
@@ -214,13 +200,13 @@ def test_several_clips_of_a_video_are_decoded_at_once(toy, decoded):
 
 
 def test_repeats_are_the_same_frames_cropped_and_masked_anew(toy):
-    cutter = ClipCutter(partial(FRAMES, num_clips=2), whole, MASK, repeats=3)
-    whole_clips = cutter(toy[0], sample_generator(0, 0, 0))
+    clip_sampler = ClipSampler(partial(FRAMES, num_clips=2), whole, MASK, repeats=3)
+    whole_clips = clip_sampler(toy[0], sample_generator(0, 0, 0))
     frames = [clip["pixel_values"] for clip in whole_clips]
     assert all(torch.equal(frames[i], frames[0]) for i in (1, 2))
     assert all(torch.equal(frames[i], frames[3]) for i in (4, 5))
     assert not torch.equal(frames[0], frames[3])
-    cropped = ClipCutter(FRAMES, PretrainingAugmentation([32]), MASK, repeats=3)(toy[0], sample_generator(0, 0, 0))
+    cropped = ClipSampler(FRAMES, PretrainingAugmentation([32]), MASK, repeats=3)(toy[0], sample_generator(0, 0, 0))
     for key in ("pixel_values", "bool_masked_pos"):
         for one, other in itertools.combinations(cropped, 2):
             assert not torch.equal(one[key], other[key])
@@ -235,36 +221,28 @@ def test_the_first_of_several_repeats_is_the_single_clip(toy):
 def test_several_clips_are_those_of_the_same_draws(toy):
     """Frames are drawn first, then crop and mask of each clip in turn."""
     augmentation = PretrainingAugmentation([32, 24])
-    cutter = ClipCutter(partial(FRAMES, num_clips=2), augmentation, MASK)
-    clips_of_video = cutter(toy[0], sample_generator(0, 0, 0))
+    clip_sampler = ClipSampler(partial(FRAMES, num_clips=2), augmentation, MASK)
+    clips_of_video = clip_sampler(toy[0], sample_generator(0, 0, 0))
     generator = sample_generator(0, 0, 0)
     chosen = FRAMES(16, num_clips=2, generator=generator)
     with VideoReader(toy[0]) as reader:
         for indices, clip in zip(chosen, clips_of_video, strict=True):
-            sizes = augmentation(lambda box=None, indices=indices: reader.read(indices, box), generator)
+            sizes = augmentation(reader.decode(indices), generator)
             assert torch.equal(clip["pixel_values"], sizes[32])
             assert torch.equal(clip["pixel_values_24"], sizes[24])
             assert torch.equal(clip["bool_masked_pos"], MASK(generator=generator))
 
 
-def test_decoded_frames_are_read_as_from_the_video(toy):
-    with VideoReader(toy[0]) as reader:
-        frames = DecodedFrames(reader, np.array([[9, 2], [2, 5]]))
-        for indices in ([2, 9, 9], [5], np.array([9, 5, 2])):
-            for box in (None, (3, 4, 20, 30), lambda height, width: (height - 10, width - 12, 10, 12)):
-                assert (frames.read(indices, box) == reader.read(indices, box)).all()
-
-
 def test_less_than_one_repeat_is_refused():
     with pytest.raises(ValueError, match="repeats=0 must be at least 1"):
-        ClipCutter(FRAMES, whole, repeats=0)
+        ClipSampler(FRAMES, whole, repeats=0)
 
 
 @pytest.mark.parametrize("label_column", [None, "label"])
 @pytest.mark.parametrize("num_clips", [1, 2])
 def test_a_blank_clip_is_like_a_real_one(toy, label_column, num_clips):
-    cutter = ClipCutter(partial(FRAMES, num_clips=num_clips), PretrainingAugmentation([32, 24]), MASK)
-    data = ClipDataset(rows_of(toy), cutter, label_column=label_column)
+    clip_sampler = ClipSampler(partial(FRAMES, num_clips=num_clips), PretrainingAugmentation([32, 24]), MASK)
+    data = ClipDataset(rows_of(toy), clip_sampler, label_column=label_column)
     real = data[0] if num_clips == 1 else data[0][0]
     blank = data[(7, -1)]
     assert described(blank) == described(real)
@@ -312,7 +290,7 @@ def test_an_unreadable_video_is_skipped_and_told(toy, tmp_path, num_clips):
 
 def test_a_row_without_a_file_is_skipped_too(toy):
     rows = datasets.Dataset.from_dict({"video": [{"path": toy[0], "bytes": None}, None]})
-    data = ClipDataset(rows.cast_column("video", datasets.Video(decode=False)), ClipCutter(FRAMES, whole))
+    data = ClipDataset(rows.cast_column("video", datasets.Video(decode=False)), ClipSampler(FRAMES, whole))
     with pytest.raises(VideoReadError, match="<a row without a file>"):
         data[1]
     data.on_bad_video = "skip"
@@ -320,7 +298,7 @@ def test_a_row_without_a_file_is_skipped_too(toy):
 
 
 def test_a_video_that_fails_while_it_is_read_is_skipped(toy):
-    data = ClipDataset(rows_of(toy), ClipCutter(lambda total, generator: np.array([[99 if total > 1 else 0]]), whole))
+    data = ClipDataset(rows_of(toy), ClipSampler(lambda total, generator: np.array([[99 if total > 1 else 0]]), whole))
     data.on_bad_video = "skip"
     ((file, reason),) = data[0]["bad_videos"]
     assert file == toy[0]
@@ -342,7 +320,7 @@ def test_a_substitute_has_its_own_label_and_the_draws_of_the_sample(toy, tmp_pat
         order = [int(torch.randint(6, (), generator=generator)) for _ in files]
         assert [f"bad {i}.mp4" for i in order[:-1]] == files[1:]
         assert order[-1] == label
-        (clip,) = data.reader.cutter(toy[label], generator)
+        (clip,) = data.reader.clip_sampler(toy[label], generator)
         assert torch.equal(item["pixel_values"], clip["pixel_values"])
         assert "is_blank" not in item
         assert equal(drop(item), drop(data[(epoch, 2)]))
@@ -379,7 +357,7 @@ def test_unknown_rule_and_empty_data_set_are_refused(toy):
 def test_rows_without_videos_are_refused_with_their_columns():
     rows = datasets.Dataset.from_dict({"text": ["a"], "label": [0]})
     with pytest.raises(ValueError, match="No column holds videos or images; the columns are text, label"):
-        ClipDataset(rows, ClipCutter(FRAMES, whole))
+        ClipDataset(rows, ClipSampler(FRAMES, whole))
 
 
 def test_index_alone_means_epoch_0(toy):

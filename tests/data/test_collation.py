@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvd_hf.data.collation import collate_clips
+from mvd_hf.data.clips import collate_clips
 
 
 def clip(value: int, **more) -> dict:

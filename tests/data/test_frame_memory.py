@@ -22,9 +22,9 @@ from mvd_hf.data.arguments import (
     pretraining_clips,
 )
 from mvd_hf.data.augmentation import PretrainingAugmentation
-from mvd_hf.data.clips import ClipCutter, ClipDataset
+from mvd_hf.data.clips import ClipDataset, ClipSampler
+from mvd_hf.data.decoding import open_media
 from mvd_hf.data.frame_memory import FrameMemory
-from mvd_hf.data.sources import open_media
 from mvd_hf.data.toy import make_toy_dataset
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
@@ -55,24 +55,24 @@ def process_memory(monkeypatch) -> FrameMemory:
 def read(monkeypatch) -> Counter:
     """How often files are opened, and frames are decoded."""
     counts = Counter()
-    open_file, decode = VideoReader.__init__, VideoReader.read
+    open_file, decode = VideoReader.__init__, VideoReader.decode
 
     def counted_open(self, *args, **kwargs):
         counts["opened"] += 1
         open_file(self, *args, **kwargs)
 
-    def counted_read(self, indices, box=None):
+    def counted_decode(self, indices):
         counts["frames"] += len(indices)
-        return decode(self, indices, box)
+        return decode(self, indices)
 
     monkeypatch.setattr(VideoReader, "__init__", counted_open)
-    monkeypatch.setattr(VideoReader, "read", counted_read)
+    monkeypatch.setattr(VideoReader, "decode", counted_decode)
     return counts
 
 
 def clips(paths: list[str], memory_gib: float, frames=FRAMES) -> ClipDataset:
     rows = datasets.Dataset.from_dict({"video": paths, "label": list(range(len(paths)))})
-    return ClipDataset(rows, ClipCutter(frames, PretrainingAugmentation([32, 24]), memory_gib=memory_gib))
+    return ClipDataset(rows, ClipSampler(frames, PretrainingAugmentation([32, 24]), memory_gib=memory_gib))
 
 
 def test_clips_are_those_of_the_files_in_every_epoch(toy, read):
@@ -110,25 +110,25 @@ def test_of_a_long_video_only_what_is_wanted_is_decoded(toy, read, monkeypatch):
     memory = FrameMemory(1)
     for indices in ([3, 4], [4, 5], [3, 4, 5]):
         with memory.open(toy[0]) as video:
-            video.read(indices)
+            video.decode(indices)
     assert read == {"opened": 2, "frames": 3}
 
 
 def test_a_damaged_frame_that_no_one_wants_does_no_harm(toy, monkeypatch):
     decode = VideoReader.read
 
-    def without_the_last(self, indices, box=None):
+    def without_the_last(self, indices):
         if 15 in list(indices):
             raise VideoReadError(self.source, "1 of 16 frames cannot be decoded (15)")
-        return decode(self, indices, box)
+        return decode(self, indices)
 
     monkeypatch.setattr(VideoReader, "read", without_the_last)
     memory = FrameMemory(1)
     for _ in range(2):
         with memory.open(toy[0]) as video, VideoReader(toy[0]) as reader:
-            assert (video.read([3, 4]) == decode(reader, [3, 4])).all()
+            assert (video.decode([3, 4]).rgb() == decode(reader, [3, 4])).all()
     with pytest.raises(VideoReadError, match=r"0000\.mp4: 1 of 16 frames cannot"), memory.open(toy[0]) as video:
-        video.read([14, 15])
+        video.decode([14, 15])
 
 
 def test_a_full_memory_keeps_what_it_has_and_goes_on(toy, process_memory, monkeypatch):
@@ -144,14 +144,14 @@ def test_a_full_memory_keeps_what_it_has_and_goes_on(toy, process_memory, monkey
     assert len(memory.videos) < len(toy)
 
 
-@pytest.mark.parametrize("box", [None, (3, 4, 20, 30), lambda height, width: (height - 10, width - 12, 10, 12)])
-def test_a_kept_video_reads_as_its_file(toy, box):
+def test_a_kept_video_reads_as_its_file(toy):
     memory = FrameMemory(1)
     with VideoReader(toy[0]) as reader:
         for indices in ([2, 9, 9], [9, 2], np.array([5, 2]), [15, 0]):
             with memory.open(toy[0]) as video:
                 assert len(video) == len(reader) == 16
-                assert (video.read(indices, box) == reader.read(indices, box)).all()
+                for box in (None, (3, 4, 20, 30)):
+                    assert (video.decode(indices).rgb(box) == reader.decode(indices).rgb(box)).all()
 
 
 def test_bytes_are_told_apart_by_content_not_by_their_name(toy):
@@ -160,7 +160,7 @@ def test_bytes_are_told_apart_by_content_not_by_their_name(toy):
     for _ in range(2):
         for path, content in zip(toy, contents, strict=False):
             with memory.open({"path": "clip.mp4", "bytes": content}) as video, VideoReader(path) as reader:
-                assert (video.read([0, 15]) == reader.read([0, 15])).all()
+                assert (video.decode([0, 15]).rgb() == reader.read([0, 15])).all()
     assert len(memory.videos) == 2
 
 
@@ -170,7 +170,7 @@ def test_a_file_that_changed_is_read_again(toy, tmp_path):
         path.unlink(missing_ok=True)
         path.write_bytes(Path(source).read_bytes())
         with memory.open(str(path)) as video, VideoReader(source) as reader:
-            assert (video.read([0, 15]) == reader.read([0, 15])).all()
+            assert (video.decode([0, 15]).rgb() == reader.read([0, 15])).all()
 
 
 def test_trainings_share_the_memory_of_their_process(toy, read):
@@ -196,7 +196,7 @@ def test_what_cannot_be_read_is_refused_by_name_as_from_the_file(toy, tmp_path):
             reader.read(indices)
         for _ in range(2):
             with pytest.raises(VideoReadError) as found, memory.open(path) as video:
-                video.read(indices)
+                video.decode(indices)
             assert str(found.value) == str(expected.value)
     assert len(memory.videos) == 0
 
@@ -206,13 +206,13 @@ def test_frames_of_two_sizes_are_refused(toy, monkeypatch):
     memory = FrameMemory(1)
     decode = VideoReader.read
     with memory.open(toy[0]) as video:
-        video.read([0])
-    monkeypatch.setattr(VideoReader, "read", lambda self, indices, box=None: decode(self, indices)[:, :30])
+        video.decode([0])
+    monkeypatch.setattr(VideoReader, "read", lambda self, indices: decode(self, indices)[:, :30])
     with (
         pytest.raises(VideoReadError, match=r"0000\.mp4: frames change from 64x48 to 64x30"),
         memory.open(toy[0]) as video,
     ):
-        video.read([0, 1])
+        video.decode([0, 1])
 
 
 def test_a_file_is_closed_after_use(toy, monkeypatch):
@@ -221,7 +221,7 @@ def test_a_file_is_closed_after_use(toy, monkeypatch):
     monkeypatch.setattr(VideoReader, "close", lambda self: closed.append(self.source) or close(self))
     memory = FrameMemory(1)
     with memory.open(toy[0]) as video:
-        len(video), video.read([0]), video.read([1])
+        len(video), video.decode([0]), video.decode([1])
         assert not closed
     assert closed == [toy[0]]
 
@@ -236,7 +236,7 @@ def test_images_are_kept_too(tmp_path, monkeypatch):
     for _ in range(2):
         with memory.open(str(path), is_image=True) as image:
             assert len(image) == 1
-            assert (image.read([0, 0]) == pixels).all()
+            assert (image.decode([0, 0]).rgb() == pixels).all()
     assert len(opened) == 1
 
 

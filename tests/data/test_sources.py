@@ -8,18 +8,13 @@ from pathlib import Path
 
 import datasets
 import fsspec
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from mvd_hf.data import sources
-from mvd_hf.data.clips import ClipCutter, ClipDataset
+from mvd_hf.data.clips import ClipDataset, ClipSampler
+from mvd_hf.data.decoding import open_media
 from mvd_hf.data.sources import (
-    ImageReader,
     LabelReader,
     column_names,
-    fetch,
     field_of,
     first_rows,
     holds_images,
@@ -29,13 +24,12 @@ from mvd_hf.data.sources import (
     media_column,
     media_name,
     num_videos,
-    open_media,
     read_label_names,
     read_list_file,
     read_manifest,
 )
 from mvd_hf.data.toy import make_toy_dataset
-from mvd_hf.model.video_reading import VideoReader, VideoReadError
+from video_files import all_frames, first_and_last, whole
 
 ANIMALS = ("zebra", "ant", "cat")
 
@@ -98,20 +92,6 @@ def undecoded(toy: Path, numbers) -> datasets.Dataset:
 
 def numbers_of(rows) -> list[int]:
     return [row["number"] for row in rows]
-
-
-def whole(read, generator) -> dict[int, torch.Tensor]:
-    """An augmentation that leaves the frames as they are, (T, H, W, 3)."""
-    return {0: torch.from_numpy(read(lambda height, width: (0, 0, height, width)))}
-
-
-def first_and_last(total_frames: int, generator) -> np.ndarray:
-    return np.array([[0, total_frames - 1]])
-
-
-def frames_of(path: Path) -> np.ndarray:
-    with VideoReader(path) as reader:
-        return reader.read(range(len(reader)))
 
 
 def list_file(folder: Path, text: str, name: str = "list.txt") -> Path:
@@ -243,7 +223,7 @@ def test_a_local_list_file_may_name_urls(tmp_path, memory, toy):
     for index, root in ((0, None), (1, "memory://videos")):
         item = read_list_file(path, root)["video"][index]
         with open_media(item) as reader:
-            assert (reader.read([5])[0] == frames_of(toy / "train" / f"000{index}.mp4")[5]).all()
+            assert (reader.read([5])[0] == all_frames(toy / "train" / f"000{index}.mp4")[5]).all()
 
 
 def test_a_list_file_that_cannot_be_fetched_is_named(memory):
@@ -443,7 +423,7 @@ def test_an_unknown_label_is_refused(labels, feature, names, message):
 
 def test_an_unknown_label_is_refused_with_its_file(toy):
     rows = load_rows(str(toy))
-    data = ClipDataset(rows, ClipCutter(first_and_last, whole), label_column="motion", label_names=["up", "down"])
+    data = ClipDataset(rows, ClipSampler(first_and_last, whole), label_column="motion", label_names=["up", "down"])
     assert data[1]["labels"] == 1
     with pytest.raises(ValueError, match=r"0002\.mp4: The label 2 in column 'motion' is not one of 2 classes"):
         data[2]
@@ -500,113 +480,6 @@ def test_only_files_of_the_manifest_are_kept(toy, streaming, by):
     del use[names[3]]
     with pytest.raises(ValueError, match=rf"manifest does not list '{re.escape(names[3])}': it is of other"):
         list(keep_listed(rows, "video", use))
-
-
-def test_an_error_names_the_row_although_its_bytes_are_read(toy):
-    for item, name in (
-        ({"path": "row.mp4", "bytes": b"no video"}, "row.mp4"),
-        ({"path": None, "bytes": b"no video"}, media_name(b"no video")),
-    ):
-        with pytest.raises(VideoReadError, match=rf"^{name}: cannot be opened as a video"), open_media(item):
-            pass
-    item = {"path": "row.mp4", "bytes": (toy / "train" / "0000.mp4").read_bytes()}
-    with pytest.raises(VideoReadError, match=r"^row\.mp4: frame 99 was asked for"), open_media(item) as reader:
-        reader.read([99])
-
-
-def test_a_reader_is_closed_on_leaving(toy, monkeypatch):
-    closed = []
-    monkeypatch.setattr(VideoReader, "close", lambda self: closed.append(self))
-    with pytest.raises(KeyError), open_media(str(toy / "train" / "0000.mp4")) as reader:
-        raise KeyError
-    assert closed == [reader]
-
-
-@pytest.mark.parametrize("is_image", [False, True])
-@pytest.mark.parametrize("item", [None, {"path": None, "bytes": None}])
-def test_a_row_without_a_file_is_an_unreadable_video(item, is_image):
-    with pytest.raises(VideoReadError, match="<a row without a file>: has neither a path nor bytes"):
-        open_media(item, is_image).__enter__()
-
-
-def test_a_url_that_cannot_be_fetched_is_an_unreadable_video(memory, monkeypatch):
-    with pytest.raises(VideoReadError, match=r"memory://videos/none\.mp4: cannot be fetched"):
-        open_media("memory://videos/none.mp4").__enter__()
-
-    class ClientError(Exception):
-        """As the HTTP clients under file systems have them."""
-
-    def fail(*args, **kwargs):
-        raise ClientError("connection lost")
-
-    monkeypatch.setattr(type(memory), "open", fail)
-    with pytest.raises(VideoReadError, match=r"0000\.mp4: cannot be fetched \(connection lost\)"):
-        fetch("memory://videos/0000.mp4")
-
-
-def test_a_missing_package_of_a_protocol_is_no_bad_video(monkeypatch):
-    def fail(*args):
-        raise ImportError("install the package")
-
-    monkeypatch.setattr(sources.fsspec, "open", fail)
-    with pytest.raises(ImportError, match="install the package"):
-        fetch("s3://videos/0000.mp4")
-
-
-def test_an_unknown_backend_is_refused_by_name(toy):
-    with pytest.raises(ValueError, match="backend 'decord' does not exist"):
-        open_media(str(toy / "train" / "0000.mp4"), backend="decord").__enter__()
-
-
-def png(height: int, width: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def test_an_image_is_a_video_of_one_frame():
-    with ImageReader(png(6, 8)) as reader:
-        assert len(reader) == 1
-        frames = reader.read([0, 0, 0])
-        assert frames.shape == (3, 6, 8, 3)
-        assert (frames == np.asarray(Image.open(io.BytesIO(png(6, 8))))).all()
-        assert (reader.read([0], (1, 2, 3, 4)) == frames[:1, 1:4, 2:6]).all()
-
-
-def test_an_image_is_turned_upright_and_read_as_rgb(tmp_path):
-    frame = np.zeros((40, 56), dtype=np.uint8)
-    frame[:, :8] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by a quarter clockwise
-    Image.fromarray(frame).save(tmp_path / "gray.png", exif=exif)
-    with open_media(str(tmp_path / "gray.png"), is_image=True) as reader:
-        (upright,) = reader.read([0])
-        assert upright.shape == (56, 40, 3)
-        assert (upright[:8] == 255).all()
-        assert (upright[8:] == 0).all()
-        assert (
-            reader.read([0, 0], lambda height, width: (4, 2, height - 50, width - 31)) == upright[4:10, 2:11]
-        ).all()
-
-
-def test_an_image_of_too_many_pixels_is_an_unreadable_video(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    item = {"path": "bomb.png", "bytes": png(20, 20)}
-    with pytest.raises(VideoReadError, match=r"bomb\.png: cannot be read as an image \(Image size"):
-        open_media(item, is_image=True).__enter__()
-
-
-def test_whatever_is_wrong_with_an_image_it_is_an_unreadable_video():
-    content, reasons = png(16, 16), set()
-    for place in range(len(content)):
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << place % 8
-        try:
-            ImageReader(bytes(damaged))
-        except VideoReadError as error:
-            reasons.add(error.reason)
-    assert len(reasons) > 5
-    assert not any("0x" in reason for reason in reasons)  # an address would tell the same file as new every time
 
 
 def test_a_kept_stream_is_the_split_that_was_asked_for_and_no_other(shards, toy, tmp_path):

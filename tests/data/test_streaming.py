@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from mvd_hf.data.augmentation import PretrainingAugmentation
-from mvd_hf.data.clips import ClipCutter
-from mvd_hf.data.collation import collate_clips
+from mvd_hf.data.clips import ClipSampler, collate_clips
 from mvd_hf.data.masking import tube_mask
 from mvd_hf.data.sources import load_rows
 from mvd_hf.data.streaming import StreamingClips, part_of
@@ -21,11 +20,11 @@ from mvd_hf.model.video_reading import VideoReader, VideoReadError
 
 FRAMES = partial(pretraining_frames, num_frames=2, stride=2)
 MASK = partial(tube_mask, (1, 4, 4), 0.75)
-CUTTER = ClipCutter(FRAMES, PretrainingAugmentation([16]), MASK)
+CLIP_SAMPLER = ClipSampler(FRAMES, PretrainingAugmentation([16]), MASK)
 
 
 class NumberOnly:
-    """A cutter that gives the number in a file's name, and reads no file."""
+    """A clip_sampler that gives the number in a file's name, and reads no file."""
 
     def __call__(self, item, generator, is_image=False) -> list[dict[str, torch.Tensor]]:
         draw = torch.rand((), generator=generator)
@@ -163,7 +162,7 @@ def test_each_epoch_and_seed_has_an_order_of_its_own():
 
 
 def test_items_are_those_of_the_shape_of_other_data_sets(toy):
-    data = StreamingClips(stream_of(toy), CUTTER, 6, label_column="label", shuffle_buffer=0)
+    data = StreamingClips(stream_of(toy), CLIP_SAMPLER, 6, label_column="label", shuffle_buffer=0)
     items = list(data)
     assert [item["labels"].item() for item in items] == list(range(6))
     assert {key: (tuple(value.shape), value.dtype) for key, value in items[0].items()} == {
@@ -174,8 +173,8 @@ def test_items_are_those_of_the_shape_of_other_data_sets(toy):
 
 
 def test_several_clips_of_a_video_come_together(toy):
-    cutter = ClipCutter(FRAMES, PretrainingAugmentation([16]), MASK, repeats=3)
-    data = StreamingClips(stream_of(toy), cutter, 6, label_column="label", shuffle_buffer=0)
+    clip_sampler = ClipSampler(FRAMES, PretrainingAugmentation([16]), MASK, repeats=3)
+    data = StreamingClips(stream_of(toy), clip_sampler, 6, label_column="label", shuffle_buffer=0)
     data.begin_epoch(0, batch_size=2)
     labels = [batch["labels"].tolist() for batch in loader_of(data, 2)]
     assert labels == [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3], [4, 4, 4, 5, 5, 5]]
@@ -198,7 +197,7 @@ def test_the_clip_of_a_file_depends_on_seed_and_epoch_alone(toy):
     def clips(epoch=0, seed=0, workers=0, shards=(6,), **options):
         paths = iter(toy)
         rows = stream_of(*([next(paths) for _ in range(size)] for size in shards))
-        data = StreamingClips(rows, CUTTER, 6, label_column="label", seed=seed, **options)
+        data = StreamingClips(rows, CLIP_SAMPLER, 6, label_column="label", seed=seed, **options)
         data.begin_epoch(epoch)
         return by_label(data, workers=workers)
 
@@ -216,8 +215,8 @@ def test_the_clip_of_a_file_depends_on_seed_and_epoch_alone(toy):
     ("persistent", "context"), [(False, None), (True, None), pytest.param(True, "spawn", marks=pytest.mark.slow)]
 )
 def test_workers_see_each_epoch_begin(toy, persistent, context):
-    data = StreamingClips(stream_of(toy[:3], toy[3:]), CUTTER, 6, label_column="label", shuffle_buffer=3)
-    alone = StreamingClips(stream_of(toy[:3], toy[3:]), CUTTER, 6, label_column="label", shuffle_buffer=3)
+    data = StreamingClips(stream_of(toy[:3], toy[3:]), CLIP_SAMPLER, 6, label_column="label", shuffle_buffer=3)
+    alone = StreamingClips(stream_of(toy[:3], toy[3:]), CLIP_SAMPLER, 6, label_column="label", shuffle_buffer=3)
     loader = loader_of(data, workers=2, persistent_workers=persistent, multiprocessing_context=context)
     seen = []
     for epoch in (0, 1, 5):
@@ -235,7 +234,7 @@ def test_workers_see_each_epoch_begin(toy, persistent, context):
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
 def test_resuming_gives_the_rest_of_the_epoch(toy, processes, workers):
-    data = StreamingClips(stream_of(toy, toy, toy), CUTTER, 18, label_column="label", shuffle_buffer=4)
+    data = StreamingClips(stream_of(toy, toy, toy), CLIP_SAMPLER, 18, label_column="label", shuffle_buffer=4)
     for process in range(processes):
         place = {"batch_size": 3, "process": process, "num_processes": processes}
         data.begin_epoch(2, **place)
@@ -250,9 +249,9 @@ def test_resuming_gives_the_rest_of_the_epoch(toy, processes, workers):
 
 def test_what_is_skipped_is_not_decoded(toy, monkeypatch):
     decoded = []
-    read = VideoReader.read
-    monkeypatch.setattr(VideoReader, "read", lambda self, *args: decoded.append(self.source) or read(self, *args))
-    data = StreamingClips(stream_of(toy), CUTTER, 6, shuffle_buffer=0)
+    decode = VideoReader.decode
+    monkeypatch.setattr(VideoReader, "decode", lambda self, *args: decoded.append(self.source) or decode(self, *args))
+    data = StreamingClips(stream_of(toy), CLIP_SAMPLER, 6, shuffle_buffer=0)
     data.begin_epoch(0, batch_size=2, skipped_batches=2)
     list(loader_of(data, 2))
     assert decoded == toy[4:]
@@ -260,7 +259,7 @@ def test_what_is_skipped_is_not_decoded(toy, monkeypatch):
 
 def test_an_unreadable_video_ends_the_stream_by_name(toy, tmp_path):
     (tmp_path / "9.mp4").write_bytes(b"no video")
-    data = StreamingClips(stream_of([toy[0], str(tmp_path / "9.mp4")]), CUTTER, 2, shuffle_buffer=0)
+    data = StreamingClips(stream_of([toy[0], str(tmp_path / "9.mp4")]), CLIP_SAMPLER, 2, shuffle_buffer=0)
     with pytest.raises(VideoReadError, match=r"9\.mp4: cannot be opened as a video"):
         list(data)
 
@@ -269,7 +268,9 @@ def test_an_unreadable_video_ends_the_stream_by_name(toy, tmp_path):
 def test_unreadable_videos_are_skipped_and_told(toy, tmp_path, workers):
     (tmp_path / "9.mp4").write_bytes(b"no video")
     paths = [*toy[:3], str(tmp_path / "9.mp4")]
-    data = StreamingClips(stream_of(paths), CUTTER, 4, label_column="label", on_bad_video="skip", shuffle_buffer=0)
+    data = StreamingClips(
+        stream_of(paths), CLIP_SAMPLER, 4, label_column="label", on_bad_video="skip", shuffle_buffer=0
+    )
     data.begin_epoch(0, batch_size=2)
     first, second = loader_of(data, 2, workers)
     assert first["labels"].tolist() == [0, 1]
@@ -277,7 +278,7 @@ def test_unreadable_videos_are_skipped_and_told(toy, tmp_path, workers):
     ((file, reason),) = second["bad_videos"]
     assert file == paths[3]
     assert reason.startswith("cannot be opened as a video")
-    sound = StreamingClips(stream_of(paths[:3]), CUTTER, 3, label_column="label")
+    sound = StreamingClips(stream_of(paths[:3]), CLIP_SAMPLER, 3, label_column="label")
     assert torch.equal(second["pixel_values"][0], by_label(sound)[2]["pixel_values"])
     data.begin_epoch(0)
     assert list(loader_of(data))[3]["is_blank"] is True
@@ -285,16 +286,16 @@ def test_unreadable_videos_are_skipped_and_told(toy, tmp_path, workers):
 
 def test_rules_that_a_stream_cannot_follow_are_refused(toy):
     with pytest.raises(ValueError, match="no other video at hand for on_bad_video='substitute'; choose 'skip'"):
-        StreamingClips(stream_of(toy), CUTTER, 6, on_bad_video="substitute")
+        StreamingClips(stream_of(toy), CLIP_SAMPLER, 6, on_bad_video="substitute")
     with pytest.raises(ValueError, match="no on_bad_video='ignore'; choose raise, skip, substitute"):
-        StreamingClips(stream_of(toy), CUTTER, 6, on_bad_video="ignore")
+        StreamingClips(stream_of(toy), CLIP_SAMPLER, 6, on_bad_video="ignore")
 
 
 def test_an_empty_stream_is_refused(toy):
     with pytest.raises(ValueError, match="data set is empty"):
-        StreamingClips(stream_of([]), CUTTER, 6)
+        StreamingClips(stream_of([]), CLIP_SAMPLER, 6)
     with pytest.raises(ValueError, match="data set is empty"):
-        StreamingClips(stream_of(toy), CUTTER, 0)
+        StreamingClips(stream_of(toy), CLIP_SAMPLER, 0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -328,8 +329,8 @@ def test_a_stream_longer_than_its_rows_begins_them_again_with_other_draws():
 def test_labels_with_names_need_them(toy):
     rows = stream_of(toy).map(lambda row: {**row, "label": "even" if row["label"] % 2 == 0 else "odd"})
     with pytest.raises(ValueError, match="names such as 'even': give label_names"):
-        StreamingClips(rows, CUTTER, 6, label_column="label")
-    data = StreamingClips(rows, CUTTER, 6, label_column="label", label_names=["odd", "even"], shuffle_buffer=0)
+        StreamingClips(rows, CLIP_SAMPLER, 6, label_column="label")
+    data = StreamingClips(rows, CLIP_SAMPLER, 6, label_column="label", label_names=["odd", "even"], shuffle_buffer=0)
     assert [item["labels"].item() for item in data] == [1, 0, 1, 0, 1, 0]
 
 

@@ -43,7 +43,7 @@ def colored(clip: torch.Tensor, channel: int) -> list[int]:
 def test_boxes_stay_on_their_rectangles(seed):
     frames, boxes = scene()
     augmentation = DetectionTrainingAugmentation(48, 56, **PLAIN | {"flip": 0.5})
-    clip, placed, kept = augmentation(lambda box: frames, boxes, seeded(seed))
+    clip, placed, kept = augmentation(frames, boxes, seeded(seed))
     assert clip.shape == (3, 3, 48, 48)
     assert clip.dtype == torch.uint8
     assert kept.tolist() == [0, 1]
@@ -59,11 +59,11 @@ def test_the_crop_goes_everywhere_and_half_of_the_clips_are_mirrored():
     lefts, tops = set(), set()
     mirrored = 0
     for seed in range(200):
-        _, placed, _ = augmentation(lambda box: frames, boxes, seeded(seed))
+        _, placed, _ = augmentation(frames, boxes, seeded(seed))
         x1, y1, x2, _ = placed[0].tolist()
         tops.add(round(y1))
         lefts.add(round(x1))
-        _, other, _ = DetectionTrainingAugmentation(48, 56, **PLAIN)(lambda box: frames, boxes, seeded(seed))
+        _, other, _ = DetectionTrainingAugmentation(48, 56, **PLAIN)(frames, boxes, seeded(seed))
         mirrored += other[0, 0] != pytest.approx(x1, abs=1e-3) or other[0, 2] != pytest.approx(x2, abs=1e-3)
     assert len(tops) == 9
     assert len(lefts) > 20
@@ -74,19 +74,17 @@ def test_who_is_cut_away_stays_as_a_pixel_or_is_left_out():
     frames, _ = scene()
     boxes = torch.tensor([[0.0, 0.0, 0.05, 0.1], [0.9, 0.9, 1.0, 1.0]])  # at opposite corners
     for seed in range(20):
-        everyone = DetectionTrainingAugmentation(30, 60, **PLAIN)(lambda box: frames, boxes, seeded(seed))
+        everyone = DetectionTrainingAugmentation(30, 60, **PLAIN)(frames, boxes, seeded(seed))
         assert everyone[2].tolist() == [0, 1]
         sizes = everyone[1][:, 2:] - everyone[1][:, :2]
         assert sizes.min() >= 0.999
         assert everyone[1].min() >= 0
         assert everyone[1].max() <= 30
-        visible = DetectionTrainingAugmentation(30, 60, **PLAIN, min_visible=0.5)(
-            lambda box: frames, boxes, seeded(seed)
-        )
+        visible = DetectionTrainingAugmentation(30, 60, **PLAIN, min_visible=0.5)(frames, boxes, seeded(seed))
         assert len(visible[1]) == len(visible[2]) <= 1
     nobody = torch.zeros(0, 4)
     for fields in (PLAIN, {}):
-        clip, placed, kept = DetectionTrainingAugmentation(30, 60, **fields)(lambda box: frames, nobody, seeded(0))
+        clip, placed, kept = DetectionTrainingAugmentation(30, 60, **fields)(frames, nobody, seeded(0))
         assert placed.shape == (0, 4)
         assert clip.shape == (3, 3, 30, 30)
         assert kept.tolist() == []
@@ -142,24 +140,24 @@ def test_training_follows_its_generator_alone():
     frames, boxes = scene()
     augmentation = DetectionTrainingAugmentation(48, 56)
     torch.manual_seed(1)
-    one = augmentation(lambda box: frames, boxes, seeded(3))
+    one = augmentation(frames, boxes, seeded(3))
     torch.manual_seed(2)
-    two = augmentation(lambda box: frames, boxes, seeded(3))
-    other = augmentation(lambda box: frames, boxes, seeded(4))
+    two = augmentation(frames, boxes, seeded(3))
+    other = augmentation(frames, boxes, seeded(4))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert not torch.equal(one[0], other[0])
 
 
 def test_evaluation_sees_whole_frames_filled_up_to_whole_patches():
     frames, boxes = scene(60, 90)
-    clip, placed, kept = DetectionTestAugmentation(40, 16, fill=(1, 2, 3))(lambda box: frames, boxes)
+    clip, placed, kept = DetectionTestAugmentation(40, 16, fill=(1, 2, 3))(frames, boxes)
     assert clip.shape == (3, 3, 48, 64)
     assert clip[:, :, 40:].unique().tolist() == [1, 2, 3]
     assert (clip[:, 1, :, 60:] == 2).all()
     assert kept.tolist() == [0, 1]
     torch.testing.assert_close(placed, boxes * torch.tensor([60.0, 40.0, 60.0, 40.0]))
     np.testing.assert_allclose(colored(clip[:, :, :40, :60], 0), placed[0], atol=1.1)
-    exact, _, _ = DetectionTestAugmentation(60, 2)(lambda box: frames, boxes)
+    exact, _, _ = DetectionTestAugmentation(60, 2)(frames, boxes)
     assert np.array_equal(exact.movedim(1, -1).numpy(), frames)
 
 

@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mvd_hf.data.clips import SampleDataset
-from mvd_hf.data.collation import BAD_VIDEOS, IS_BLANK
+from mvd_hf.data.clips import BAD_VIDEOS, IS_BLANK, SampleDataset
 from mvd_hf.data.toy import write_video
 from mvd_hf.detection.augmentation import DetectionTestAugmentation
 from mvd_hf.detection.key_frames import (

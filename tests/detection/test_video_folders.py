@@ -41,8 +41,6 @@ def test_the_frames_around_a_second_are_the_same_in_every_form(root, video, star
     with VideoFolders(root, start).open(video, timestamp, span=8) as (reader, key_frame):
         offsets = np.array([-5, 0, 3, 0, 7])
         assert levels(reader.read(key_frame + offsets)) == [5, 10, 13, 10, 17]
-        region = reader.read([key_frame], lambda height, width: (0, 4, height // 2, width // 4))
-        assert region.shape == (1, 16, 8, 3)
 
 
 def test_only_the_seconds_that_are_wanted_are_opened(root):

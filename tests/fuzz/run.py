@@ -261,13 +261,15 @@ def read_case(case: Case, scratch: Path) -> tuple[str, int, str]:
         "buffer": io.BytesIO(case.data),
         "failing file": FailingFile(case.data, 1 + int(12 * case.order[0])),
     }[case.kind]
-    box = (lambda height, width: (height // 4, width // 4, -(-height // 2), -(-width // 2))) if case.has_box else None
     count = 0
     try:
         with VideoReader(source, max_pixels=MAX_PIXELS) as reader:
             for order in ([0.0], case.order, [0.999], case.order[::-1]):
                 indices = [int(part * len(reader)) for part in order]
-                frames = reader.read(indices, box)
+                decoded = reader.decode(indices)
+                height, width = decoded.size
+                box = (height // 4, width // 4, -(-height // 2), -(-width // 2)) if case.has_box else None
+                frames = decoded.rgb(box)
                 if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) != len(order):
                     return "finding", count, f"wrong result {frames.dtype} {frames.shape}"
                 if frames.shape[1] * frames.shape[2] > MAX_PIXELS:

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
+from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.sources import LabelReader, load_rows, num_videos
 from mvd_hf.hub import datasets as module
 from mvd_hf.hub.datasets import (
@@ -21,7 +22,6 @@ from mvd_hf.hub.datasets import (
     plan_split,
     publish_dataset,
 )
-from mvd_hf.model.video_reading import read_frames
 
 FORMATS = {"parquet": ("video", "label"), "webdataset": ("mp4", "cls")}
 

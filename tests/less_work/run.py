@@ -22,7 +22,7 @@ from transformers import set_seed
 from mvd_hf import DistillationTrainer, MVDForFeatureDistillation, MVDModel, MVDTrainingArguments
 from mvd_hf.arguments import parse_arguments
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
-from mvd_hf.data.collation import collate_clips
+from mvd_hf.data.clips import collate_clips
 from mvd_hf.data.toy import make_toy_dataset
 from mvd_hf.evaluation.probing import logistic_regression
 from recipes.benchmark.reports import as_table

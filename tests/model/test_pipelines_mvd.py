@@ -19,6 +19,7 @@ from mvd_hf import (
     MVDForVideoClassification,
     MVDVideoProcessor,
 )
+from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.mixup import Mixup
 from mvd_hf.data.toy import toy_frames, write_video
 from mvd_hf.model.frame_sampling import key_frame_clip
@@ -28,7 +29,7 @@ from mvd_hf.model.pipelines_mvd import (
     MVDMultiViewClassificationPipeline,
 )
 from mvd_hf.model.sliding_windows import SlidingWindows
-from mvd_hf.model.video_reading import VideoReadError, read_frames
+from mvd_hf.model.video_reading import VideoReadError
 
 SIZES = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 LENGTHS = {"long": 40, "short": 5}

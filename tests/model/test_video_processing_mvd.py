@@ -26,10 +26,11 @@ from transformers.video_utils import VideoMetadata
 
 import mvd_hf.model.video_processing_mvd as video_processing
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDForVideoClassification, MVDVideoProcessor
+from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.toy import toy_frames, write_video
 from mvd_hf.model.frame_sampling import dense_test_frames, uniform_test_frames
 from mvd_hf.model.video_processing_mvd import crop_offsets, resize_bilinear, resize_short_side
-from mvd_hf.model.video_reading import VideoReadError, read_frames
+from mvd_hf.model.video_reading import VideoReadError
 
 SIZE = 16
 RAW = {"do_rescale": False, "do_normalize": False}  # grey levels come out
@@ -526,7 +527,7 @@ def test_as_code_that_comes_with_a_model(tmp_path, videos):
     folder = tmp_path / "model"
     processor().save_pretrained(folder)
     sources = Path(video_processing.__file__).parent
-    siblings = ("video_reading", "torchcodec_reading", "frame_sampling", "saving_mvd", "boxes_mvd")
+    siblings = ("video_reading", "frame_sampling", "saving_mvd", "boxes_mvd")
     for name in ("video_processing_mvd", *siblings):
         shutil.copy(sources / f"{name}.py", folder)
     file = folder / "video_preprocessor_config.json"

@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from mvd_hf.model.video_reading import VideoReader, VideoReadError, read_frames
+from mvd_hf.data.decoding import read_frames
+from mvd_hf.model.video_reading import VideoReader, VideoReadError
 from mvd_hf.model.video_streaming import VideoStream
 from video_files import H264, numbered_frames, write
 

@@ -27,7 +27,7 @@ from mvd_hf import (
     tube_mask,
 )
 from mvd_hf.data.augmentation import PretrainingAugmentation
-from mvd_hf.data.clips import ClipCutter, ClipDataset, SampleDataset
+from mvd_hf.data.clips import ClipDataset, ClipSampler, SampleDataset
 from mvd_hf.data.masking import part_to_decode
 from mvd_hf.data.toy import make_toy_dataset
 from mvd_hf.model.frame_sampling import pretraining_frames
@@ -539,12 +539,12 @@ def videos(tmp_path_factory) -> list[str]:
 
 
 def clips_of(paths: list[str], config: MVDConfig, **options) -> ClipDataset:
-    cutter = ClipCutter(
+    clip_sampler = ClipSampler(
         partial(pretraining_frames, num_frames=config.num_frames, stride=2),
         PretrainingAugmentation([32]),
         partial(tube_mask, config.grid, config.mask_ratio),
     )
-    return ClipDataset(datasets.Dataset.from_dict({"video": paths}), cutter, on_bad_video="skip", **options)
+    return ClipDataset(datasets.Dataset.from_dict({"video": paths}), clip_sampler, on_bad_video="skip", **options)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 8])

@@ -20,16 +20,15 @@ from av.stream import Disposition
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.decoding import fetch, open_media
 from ..data.sources import (
     Rows,
     column_names,
-    fetch,
     field_of,
     holds_images,
     media_column,
     media_name,
     num_videos,
-    open_media,
 )
 from ..model.video_reading import FORMATS_WITHOUT_TIMES, SINGLE_FILE_FORMATS, VideoReadError
 from .workers import run_guarded
@@ -68,7 +67,7 @@ class FileReport:
         overlap: file of the other data set with the same bytes.
         declared_frames: number of frames that the container declares.
         decoded_frames: frames that were decoded to check them.
-        backend: what decoded them: `pyav`, `torchcodec`, or `pillow` for images.
+        backend: what decoded them: `pyav`, or `pillow` for images.
     """
 
     file: str
@@ -102,7 +101,6 @@ class AuditSettings:
     Args:
         num_frames, stride: of a clip; a video with fewer than `num_frames * stride` frames is `short`.
         thorough: decode every frame, instead of the first, the last and three between them.
-        backend: `pyav` or `torchcodec`, as in the training.
         workers: processes, each with one file at a time. Where processes are not forked (macOS, Windows) a script
             needs the guard `if __name__ == "__main__"`.
         time_limit: seconds after which a file is given up as unreadable and its process is ended.
@@ -111,7 +109,6 @@ class AuditSettings:
     num_frames: int = 16
     stride: int = 4
     thorough: bool = False
-    backend: str = "pyav"
     workers: int = 2
     time_limit: float = 60.0
 
@@ -121,8 +118,6 @@ class AuditSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.time_limit <= 0:
             raise ValueError(f"time_limit={self.time_limit} must be more than 0 seconds.")
-        if self.backend not in ("pyav", "torchcodec"):
-            raise ValueError(f"The backend {self.backend!r} does not exist: use 'pyav' or 'torchcodec'.")
 
 
 # one file
@@ -229,23 +224,22 @@ class FileInspector:
 
     Args:
         is_image: whether rows hold images, not videos.
-        thorough, backend: as in [`AuditSettings`].
+        thorough: as in [`AuditSettings`].
     """
 
     is_image: bool = False
     thorough: bool = False
-    backend: str = "pyav"
 
     @property
     def decoder(self) -> str:
         """What decodes the files, as in a `FileReport`."""
-        return "pillow" if self.is_image else self.backend
+        return "pillow" if self.is_image else "pyav"
 
     def __call__(self, item: dict | str | bytes) -> FileReport:
         """Report on a file: `ok`, `no_video` or `unreadable`.
 
         Raises:
-            ImportError: if the backend's package is missing.
+            ImportError: if PyAV is missing.
         """
         report = FileReport(media_name(item), backend=self.decoder)
         try:
@@ -264,19 +258,13 @@ class FileInspector:
         report.bytes, report.digest = size_and_digest(source)
         for name, value in (image_facts if self.is_image else container_facts)(source).items():
             setattr(report, name, value)
-        with open_media(item, self.is_image, self.backend) as reader:
+        with open_media(item, self.is_image) as reader:
             report.num_frames = len(reader)
             last = report.num_frames - 1
             probes = range(last + 1) if self.thorough else np.unique(np.linspace(0, last, NUM_PROBES).round())
-            sizes = []
-
-            def corner(height: int, width: int) -> tuple[int, int, int, int]:
-                """One pixel of a frame: all are decoded, few are kept."""
-                sizes.append((height, width))
-                return 0, 0, 1, 1
-
-            reader.read(np.asarray(probes, dtype=np.int64), corner)
-            report.height, report.width = sizes[0]
+            frames = reader.decode(probes)
+            frames.rgb((0, 0, 1, 1))  # a pixel of each says whether its colours can be converted
+            report.height, report.width = frames.size
             report.decoded_frames, report.status = len(probes), "ok"
 
 
@@ -449,11 +437,11 @@ def audit_videos(
     Raises:
         ValueError: if there is no row, no column of videos or images, no such label column, or `output` is a file
             of another kind.
-        ImportError: if the backend's package is missing.
+        ImportError: if PyAV is missing.
     """
     settings = settings or AuditSettings()
     column, label_of = media_column(rows), label_reader(rows, label_column)
-    inspector = FileInspector(holds_images(rows, column), settings.thorough, settings.backend)
+    inspector = FileInspector(holds_images(rows, column), settings.thorough)
     total = num_videos(rows, str(rows.split))
     reports: list[FileReport] = []
 

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.sources import Rows, holds_images, media_column, media_name, num_videos, open_media
+from ..data.decoding import open_media
+from ..data.sources import Rows, holds_images, media_column, media_name, num_videos
 from ..model.video_reading import VideoReadError
 from .audit import (
     container_facts,
@@ -56,13 +57,11 @@ class SignatureSettings:
 
     Args:
         max_pictures: frames of a long video; more of them find shorter parts of it.
-        backend: `pyav` or `torchcodec`.
         workers: processes, each with one file at a time.
         time_limit: seconds after which a file is given up as unreadable and its process is ended.
     """
 
     max_pictures: int = 64
-    backend: str = "pyav"
     workers: int = 2
     time_limit: float = 60.0
 
@@ -73,8 +72,6 @@ class SignatureSettings:
             raise ValueError(f"workers={self.workers} must be at least 1.")
         if self.time_limit <= 0:
             raise ValueError(f"time_limit={self.time_limit} must be more than 0 seconds.")
-        if self.backend not in ("pyav", "torchcodec"):
-            raise ValueError(f"The backend {self.backend!r} does not exist: use 'pyav' or 'torchcodec'.")
 
 
 def picture_positions(num_frames: int, fps: float | None, max_pictures: int) -> np.ndarray:
@@ -175,12 +172,12 @@ class SignatureReader:
         """The signature of a file; one without pictures, with the reason, if it cannot be read.
 
         Raises:
-            ImportError: if the backend's package is missing.
+            ImportError: if PyAV is missing.
         """
         signature = self.blank(item)
         try:
             item = with_content(item)
-            with open_media(item, self.is_image, self.settings.backend) as reader:
+            with open_media(item, self.is_image) as reader:
                 fps = None if self.is_image else container_facts(source_of(item)).get("fps")
                 positions = picture_positions(len(reader), fps, self.settings.max_pictures)
                 pictures = read_pictures(reader, positions)
@@ -338,7 +335,7 @@ def read_signatures(
 
     Raises:
         ValueError: if there is no row, no column of videos or images, or `cache` is a file of another kind.
-        ImportError: if the backend's package is missing.
+        ImportError: if PyAV is missing.
     """
     settings = settings or SignatureSettings()
     column = media_column(rows)

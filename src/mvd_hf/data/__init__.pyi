@@ -1,9 +1,10 @@
 from .arguments import DataArguments as DataArguments
 from .arguments import load_clips as load_clips
 from .arguments import pretraining_clips as pretraining_clips
-from .clips import ClipCutter as ClipCutter
 from .clips import ClipDataset as ClipDataset
-from .collation import collate_clips as collate_clips
+from .clips import ClipSampler as ClipSampler
+from .clips import collate_clips as collate_clips
+from .decoding import read_frames as read_frames
 from .masking import random_mask as random_mask
 from .masking import tube_mask as tube_mask
 from .sources import load_rows as load_rows

@@ -17,7 +17,7 @@ from ..model.frame_sampling import (
     uniform_test_frames,
 )
 from .augmentation import MULTI_SCALE, FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
-from .clips import ClipCutter, ClipDataset
+from .clips import ClipDataset, ClipSampler
 from .masking import MASKS, part_to_decode, several_masks
 from .mixup import Mixup
 from .sources import (
@@ -72,7 +72,6 @@ class DataArguments:
         shuffle_buffer: videos of a stream, per worker, among which the next is drawn.
         on_bad_video: what to do about training videos that cannot be read: `raise`, `skip` or `substitute`.
             Evaluation leaves them out and says how many are missing.
-        backend: `pyav` or `torchcodec`.
         memory_gib: GiB of decoded frames of training videos that each process which reads them (a data worker, or
             the training itself) keeps for later epochs, and for later trainings. For many epochs of small videos;
             clips are the same.
@@ -94,7 +93,6 @@ class DataArguments:
     stream_size: int | None = None
     shuffle_buffer: int = 256
     on_bad_video: str = "raise"
-    backend: str = "pyav"
     memory_gib: float = 0.0
     stride: int = 4
     crop: str = "multi_scale"
@@ -126,7 +124,7 @@ class DataArguments:
 
     def clips(
         self,
-        cutter: ClipCutter,
+        clip_sampler: ClipSampler,
         *,
         evaluation: bool = False,
         label_column: str | None = None,
@@ -137,16 +135,16 @@ class DataArguments:
         if evaluation and self.eval_split is None and self.eval_dataset is None:
             return None
         options = {"label_column": label_column, "label_names": label_names, "seed": seed}
-        return self.clips_of(self.rows(evaluation), cutter, evaluation=evaluation, **options)
+        return self.clips_of(self.rows(evaluation), clip_sampler, evaluation=evaluation, **options)
 
     def clips_of(
-        self, rows: Rows, cutter: ClipCutter, *, evaluation: bool = False, **options
+        self, rows: Rows, clip_sampler: ClipSampler, *, evaluation: bool = False, **options
     ) -> ClipDataset | StreamingClips:
         """Clips of rows for training, or for evaluation: options as in [`clips`]."""
         if evaluation:
-            return ClipDataset(rows, cutter, **options, on_bad_video="skip")
+            return ClipDataset(rows, clip_sampler, **options, on_bad_video="skip")
         if isinstance(rows, datasets.Dataset):
-            return ClipDataset(rows, cutter, **options, on_bad_video=self.on_bad_video)
+            return ClipDataset(rows, clip_sampler, **options, on_bad_video=self.on_bad_video)
         # what a stream declares counts the files that the manifest leaves out
         size = self.stream_size or (None if self.manifest is not None else num_videos(rows, self.split))
         if self.max_samples is not None:
@@ -157,7 +155,7 @@ class DataArguments:
                 f"The stream {self.dataset!r} does not say how many videos{of_manifest} it has: give stream_size."
             )
         return StreamingClips(
-            rows, cutter, size, **options, on_bad_video=self.on_bad_video, shuffle_buffer=self.shuffle_buffer
+            rows, clip_sampler, size, **options, on_bad_video=self.on_bad_video, shuffle_buffer=self.shuffle_buffer
         )
 
 
@@ -177,7 +175,7 @@ def load_clips(
 
     Args:
         source: where the videos are, see `mvd_hf.data.sources.load_rows`.
-        frames, augmentation, mask, repeats: how clips are cut out, see `mvd_hf.data.clips.ClipCutter`.
+        frames, augmentation, mask, repeats: how clips are cut out, see `mvd_hf.data.clips.ClipSampler`.
         label_column, label_names, seed: see [`ClipDataset`].
         options: further fields of `mvd_hf.data.arguments.DataArguments`: `split`, `root`, `max_samples`, `streaming`,
             `on_bad_video`, ...
@@ -189,8 +187,8 @@ def load_clips(
         data = DataArguments(dataset=source, **options)
     except TypeError as error:
         raise ValueError(f"load_clips cannot take these options: {error}.") from error
-    cutter = ClipCutter(frames, augmentation, mask, repeats, data.backend, memory_gib=data.memory_gib)
-    return data.clips(cutter, label_column=label_column, label_names=label_names, seed=seed)
+    clip_sampler = ClipSampler(frames, augmentation, mask, repeats, memory_gib=data.memory_gib)
+    return data.clips(clip_sampler, label_column=label_column, label_names=label_names, seed=seed)
 
 
 @dataclass
@@ -279,9 +277,9 @@ def finetuning_clips(
         raise ValueError(f"sampling={keys.sampling} and flip={keys.flip} must be chosen: see recipes/own_videos.")
     frames = {"num_frames": config.num_frames} | ({"stride": data.stride} if keys.sampling == "dense" else {})
     if evaluation:
-        cutter = ClipCutter(partial(centre_frames, **frames), ValidationAugmentation(height), backend=data.backend)
+        clip_sampler = ClipSampler(partial(centre_frames, **frames), ValidationAugmentation(height))
     else:
-        cutter = ClipCutter(
+        clip_sampler = ClipSampler(
             partial(dense_frames if keys.sampling == "dense" else uniform_frames, **frames),
             FinetuningAugmentation(
                 height,
@@ -293,13 +291,12 @@ def finetuning_clips(
                 std=config.image_std,
             ),
             repeats=keys.repeats,
-            backend=data.backend,
             memory_gib=data.memory_gib,
         )
     options = {"label_column": keys.label_column, "label_names": keys.label_names, "seed": seed}
     if rows is None:
-        return data.clips(cutter, evaluation=evaluation, **options)
-    return data.clips_of(rows, cutter, evaluation=evaluation, **options)
+        return data.clips(clip_sampler, evaluation=evaluation, **options)
+    return data.clips_of(rows, clip_sampler, evaluation=evaluation, **options)
 
 
 def pretraining_clips(
@@ -334,12 +331,11 @@ def pretraining_clips(
         mask = partial(several_masks, mask, masks_per_clip)
     if config.num_decoded_patches < config.num_masked_patches and not evaluation:
         decoded = partial(part_to_decode, count=config.num_decoded_patches)
-    cutter = ClipCutter(
+    clip_sampler = ClipSampler(
         partial(pretraining_frames, num_frames=config.num_frames, stride=data.stride, num_clips=num_clips),
         PretrainingAugmentation([height, *sizes], data.crop, data.crop_scales),
         mask,
-        backend=data.backend,
         decoded=decoded,
         memory_gib=0.0 if evaluation else data.memory_gib,
     )
-    return data.clips(cutter, evaluation=evaluation, label_column=label_column, seed=seed)
+    return data.clips(clip_sampler, evaluation=evaluation, label_column=label_column, seed=seed)

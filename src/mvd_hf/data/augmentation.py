@@ -16,8 +16,7 @@ from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..model.video_processing_mvd import crop_offsets, resize_short_side
-
-Box = tuple[int, int, int, int]
+from ..model.video_reading import Box, Frames
 
 # (top, left) of a multi-scale crop in quarters of the free height and width
 CROP_OFFSETS = (
@@ -145,18 +144,12 @@ class PretrainingAugmentation:
         self.crop = MultiScaleCrop(self.sizes[0], scales) if crop == "multi_scale" else RandomResizedCrop()
         self.interpolation, self.flip = ("bilinear", 0.0) if crop == "multi_scale" else ("bicubic", 0.5)
 
-    def __call__(self, read, generator: torch.Generator) -> dict[int, torch.Tensor]:
-        """Clips by size, each (T, 3, size, size) uint8.
-
-        Args:
-            read: gives the frames (T, height, width, 3) of a box; called with a function of the frames' height and
-                width that gives the box.
-            generator: source of randomness.
-        """
-        frames = read(lambda height, width: self.crop(height, width, generator))
+    def __call__(self, frames: Frames, generator: torch.Generator) -> dict[int, torch.Tensor]:
+        """Clips by size, each (T, 3, size, size) uint8."""
+        pixels = frames.rgb(self.crop(*frames.size, generator))
         if chance(self.flip, generator):
-            frames = np.ascontiguousarray(frames[:, :, ::-1])
-        return {size: resize_frames(frames, size, self.interpolation) for size in self.sizes}
+            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+        return {size: resize_frames(pixels, size, self.interpolation) for size in self.sizes}
 
 
 def affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
@@ -333,21 +326,12 @@ class FinetuningAugmentation:
         self.rand_augment = None if rand_augment is None else RandAugment(rand_augment)
         self.erasing = RandomErasing(erasing, mean=mean, std=std)
 
-    def __call__(self, read, generator: torch.Generator) -> dict[int, torch.Tensor]:
-        """The clip by its size, (T, 3, size, size) uint8.
-
-        Args:
-            read: gives the frames (T, height, width, 3) of a box; called with a function of the frames' height and
-                width that gives the box, or with `None` for whole frames.
-            generator: source of randomness.
-        """
-        if self.rand_augment is None:
-            frames = read(lambda height, width: self.crop(height, width, generator))
-        else:
-            frames = self.rand_augment(read(None), generator)
-            top, left, height, width = self.crop(*frames.shape[1:3], generator)
-            frames = frames[:, top : top + height, left : left + width]
-        clip = resize_frames(frames, self.size, antialias=False)
+    def __call__(self, frames: Frames, generator: torch.Generator) -> dict[int, torch.Tensor]:
+        """The clip by its size, (T, 3, size, size) uint8."""
+        if self.rand_augment is not None:
+            frames = Frames(frames.size, self.rand_augment(frames.rgb(), generator))
+        pixels = frames.rgb(self.crop(*frames.size, generator))
+        clip = resize_frames(pixels, self.size, antialias=False)
         if chance(self.flip, generator):
             clip = clip.flip(-1)
         return {self.size: self.erasing(clip, generator)}
@@ -363,13 +347,8 @@ class ValidationAugmentation:
     def __init__(self, size: int):
         self.size = size
 
-    def __call__(self, read, generator: torch.Generator | None = None) -> dict[int, torch.Tensor]:
-        """The clip by its size, (T, 3, size, size) uint8.
-
-        Args:
-            read: gives the frames (T, height, width, 3); called with `None` for whole frames.
-            generator: not used; other augmentations have one.
-        """
-        resized = resize_short_side(torch.from_numpy(read(None)).permute(0, 3, 1, 2), self.size)
+    def __call__(self, frames: Frames, generator: torch.Generator | None = None) -> dict[int, torch.Tensor]:
+        """The clip by its size, (T, 3, size, size) uint8; the generator is not used."""
+        resized = resize_short_side(torch.from_numpy(frames.rgb()).permute(0, 3, 1, 2), self.size)
         ((top, left),) = crop_offsets(*resized.shape[-2:], self.size)
         return {self.size: resized[..., top : top + self.size, left : left + self.size].contiguous()}

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 import datasets
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
-from ..model.video_reading import VideoReadError
-from .collation import BAD_VIDEOS, IS_BLANK
+from ..model.video_reading import Frames, VideoReadError
+from .decoding import Item, open_media
 from .frame_memory import PROCESS_MEMORY, check_memory
-from .sources import LabelReader, holds_images, media_column, media_name, open_media
+from .sources import LabelReader, holds_images, media_column, media_name
 
+# what an item says about itself beside its tensors
+BAD_VIDEOS, IS_BLANK = "bad_videos", "is_blank"
 BAD_VIDEO_RULES = ("raise", "skip", "substitute")
 # so many other videos are tried for one that cannot be read
 MAX_SUBSTITUTES = 10
@@ -29,30 +32,7 @@ def sample_generator(seed: int, epoch: int, *sample: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
-class DecodedFrames:
-    """Some frames of a video in memory, decoded once, with the interface of `VideoReader`.
-
-    Args:
-        reader: the video.
-        indices: (n,) numbers of the frames.
-    """
-
-    def __init__(self, reader, indices: Sequence[int] | np.ndarray):
-        numbers = np.unique(indices)
-        self.position = {int(number): i for i, number in enumerate(numbers)}
-        self.frames = reader.read(numbers)
-
-    def read(self, indices: Sequence[int] | np.ndarray, box=None) -> np.ndarray:
-        """Frames (n, height, width, 3) by number, or a region of them."""
-        height, width = self.frames.shape[1:3]
-        if callable(box):
-            box = box(height, width)
-        top, left, height, width = (0, 0, height, width) if box is None else box
-        region = self.frames[:, top : top + height, left : left + width]
-        return region[[self.position[int(index)] for index in indices]]
-
-
-class ClipCutter:
+class ClipSampler:
     """Cuts clips out of a video: frames, crop and mask, all drawn from one generator.
 
     Args:
@@ -60,7 +40,6 @@ class ClipCutter:
         augmentation: makes clips of frames, see `mvd_hf.data.augmentation`.
         mask: draws a mask (L,), or several (m, L) of the same clip, called with `generator=`, if masks are wanted.
         repeats: clips made of the same frames, each with its own crop (repeated augmentation).
-        backend: `pyav` or `torchcodec`.
         decoded: chooses among the masked patches of a mask those to decode, called with the mask and `generator=`,
             if not all are.
         memory_gib: GiB of decoded frames that a process which cuts out clips keeps for the next time
@@ -73,40 +52,47 @@ class ClipCutter:
         augmentation,
         mask: Callable[..., torch.Tensor] | None = None,
         repeats: int = 1,
-        backend: str = "pyav",
         decoded: Callable[..., torch.Tensor] | None = None,
         memory_gib: float = 0.0,
     ):
         if repeats < 1:
             raise ValueError(f"repeats={repeats} must be at least 1.")
         self.frames, self.augmentation, self.mask = frames, augmentation, mask
-        self.repeats, self.backend, self.decoded = repeats, backend, decoded
+        self.repeats, self.decoded = repeats, decoded
         check_memory(memory_gib)
         self.memory_gib = memory_gib
 
     def __call__(
-        self, item: dict | str | bytes, generator: torch.Generator, is_image: bool = False
+        self, item: Item, generator: torch.Generator, is_image: bool = False
     ) -> list[dict[str, torch.Tensor]]:
         """The clips of a row's file, which is opened and decoded at most once.
 
         Raises:
             VideoReadError: if the file cannot be read.
         """
-        with self._open(item, is_image) as reader:
-            chosen = np.repeat(self.frames(len(reader), generator=generator), self.repeats, axis=0)
-            source = reader if len(chosen) == 1 else DecodedFrames(reader, chosen)
-            return [self._cut(source, indices, generator) for indices in chosen]
+        with self._open(item, is_image) as video:
+            chosen = self.frames(len(video), generator=generator)
+            if len(chosen) * self.repeats == 1:
+                return [self._clip(video.decode(chosen[0]), generator)]
+            numbers, places = np.unique(chosen, return_inverse=True)
+            frames = video.decode(numbers)
+            decoded = list(frames.rgb())  # converted once, as clips share frames
+            return [
+                self._clip(Frames(frames.size, [decoded[place] for place in clip]), generator)
+                for clip in places.reshape(chosen.shape)
+                for _ in range(self.repeats)
+            ]
 
-    def _open(self, item: dict | str | bytes, is_image: bool):
-        """Reader of a row's file, or of what is kept of it."""
+    def _open(self, item: Item, is_image: bool):
+        """The video or image of a row, from memory where it is kept."""
         if self.memory_gib == 0:
-            return open_media(item, is_image, self.backend)
+            return open_media(item, is_image)
         PROCESS_MEMORY.allow(self.memory_gib)  # here, as this may be a worker's process
-        return PROCESS_MEMORY.open(item, is_image, self.backend)
+        return PROCESS_MEMORY.open(item, is_image)
 
-    def _cut(self, source, indices: np.ndarray, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def _clip(self, frames: Frames, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """One clip, in each of the augmentation's sizes, and its mask."""
-        clips = self.augmentation(lambda box=None: source.read(indices, box), generator)
+        clips = self.augmentation(frames, generator)
         first, *others = clips
         clip = {"pixel_values": clips[first], **{f"pixel_values_{size}": clips[size] for size in others}}
         if self.mask is not None:
@@ -118,17 +104,9 @@ class ClipCutter:
     def blank(self) -> dict[str, torch.Tensor]:
         """A black clip of the shapes that videos give."""
         generator = torch.Generator().manual_seed(0)
-        indices = self.frames(1, generator=generator)[0]
-        black = DecodedFrames(BlackVideo(), indices)
-        return self._cut(black, indices, generator)
-
-
-class BlackVideo:
-    """One black frame, with the interface of `VideoReader`."""
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Black frames (n, 64, 64, 3)."""
-        return np.zeros((len(indices), 64, 64, 3), dtype=np.uint8)
+        black = np.zeros((64, 64, 3), dtype=np.uint8)
+        num_frames = len(self.frames(1, generator=generator)[0])
+        return self._clip(Frames(black.shape[:2], [black] * num_frames), generator)
 
 
 class RowReader:
@@ -136,13 +114,13 @@ class RowReader:
 
     Args:
         rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.
-        cutter: cuts clips out of a video.
+        clip_sampler: cuts clips out of a video.
         label_column: column of the labels, if labels are wanted.
         label_names: names of the classes, if the data set does not know them.
     """
 
-    def __init__(self, rows, cutter: ClipCutter, label_column: str | None = None, label_names=None):
-        self.cutter, self.column = cutter, media_column(rows)
+    def __init__(self, rows, clip_sampler: ClipSampler, label_column: str | None = None, label_names=None):
+        self.clip_sampler, self.column = clip_sampler, media_column(rows)
         self.is_image = holds_images(rows, self.column)
         self.labels = None if label_column is None else LabelReader(rows, label_column, label_names)
 
@@ -153,7 +131,7 @@ class RowReader:
             VideoReadError: if the file cannot be read.
             ValueError: naming the file, if its label is none of the classes.
         """
-        clips = self.cutter(row[self.column], generator, self.is_image)
+        clips = self.clip_sampler(row[self.column], generator, self.is_image)
         if self.labels is not None:
             try:
                 label = torch.tensor(self.labels(row))
@@ -164,7 +142,7 @@ class RowReader:
 
     def blank(self, *bad_videos: tuple[str, str]) -> dict:
         """A black clip that counts nothing, in place of a row that could not be read."""
-        clip = {**self.cutter.blank(), IS_BLANK: True, BAD_VIDEOS: list(bad_videos)}
+        clip = {**self.clip_sampler.blank(), IS_BLANK: True, BAD_VIDEOS: list(bad_videos)}
         return clip if self.labels is None else {**clip, "labels": torch.tensor(0)}
 
     def refusal(self, error: VideoReadError) -> VideoReadError:
@@ -255,7 +233,7 @@ class ClipDataset(SampleDataset):
 
     Args:
         rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.
-        cutter: cuts clips out of a video.
+        clip_sampler: cuts clips out of a video.
         label_column: column of the labels, if labels are wanted.
         label_names: names of the classes, if the data set does not know them.
         seed: seed of all random choices.
@@ -269,7 +247,7 @@ class ClipDataset(SampleDataset):
     def __init__(
         self,
         rows: datasets.Dataset,
-        cutter: ClipCutter,
+        clip_sampler: ClipSampler,
         label_column: str | None = None,
         label_names: Sequence[str] | str | None = None,
         seed: int = 0,
@@ -277,4 +255,30 @@ class ClipDataset(SampleDataset):
     ):
         if len(rows) == 0:  # before the reader looks at the first row
             raise ValueError("The data set is empty: it names no video.")
-        super().__init__(rows, RowReader(rows, cutter, label_column, label_names), seed, on_bad_video)
+        super().__init__(rows, RowReader(rows, clip_sampler, label_column, label_names), seed, on_bad_video)
+
+
+def collate_clips(items: list) -> dict | None:
+    """A batch of the clips of a [`ClipDataset`] or [`StreamingClips`]; those of one video lie next to each other.
+
+    Clips that stand for an unreadable video are left out. A batch of nothing else keeps one of them, all black, and
+    says so with `is_blank`: its loss counts nothing, so that other processes are not left waiting. `bad_videos`
+    lists (file, reason) of every video of the batch that could not be read.
+
+    Args:
+        items: clips, or lists of clips, as dicts of tensors; all `None` (skipped while resuming) gives `None`.
+    """
+    if all(item is None for item in items):
+        return None
+    clips = [clip for item in items for clip in (item if isinstance(item, list) else [item])]
+    good = [clip for clip in clips if not clip.get(IS_BLANK)]
+    kept = good or clips[:1]
+    batch = default_collate(
+        [{key: value for key, value in clip.items() if key not in (BAD_VIDEOS, IS_BLANK)} for clip in kept]
+    )
+    if not good:
+        batch[IS_BLANK] = True
+    bad_videos = [event for clip in clips for event in clip.get(BAD_VIDEOS, ())]
+    if bad_videos:
+        batch[BAD_VIDEOS] = bad_videos
+    return batch

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..model.video_reading import VideoReadError
-from .sources import media_name, open_media
+from ..model.video_reading import Frames, VideoReadError
+from .decoding import Item, open_media
+from .sources import media_name
 
-Item = dict | str | bytes
 # a video of no more frames is decoded whole when it is opened: that takes no longer than opening it once more
 WHOLE_FRAMES = 64
 
@@ -37,7 +37,7 @@ def check_memory(gib: float):
 
 
 @dataclass
-class KeptFrames:
+class CachedFrames:
     """What is known of a video: its number of frames, and those frames (height, width, 3) that were decoded."""
 
     total: int
@@ -58,7 +58,7 @@ class FrameMemory:
 
     def __init__(self, gib: float = 0.0):
         self.capacity = self.size = 0
-        self.videos: dict[Hashable, KeptFrames] = {}
+        self.videos: dict[Hashable, CachedFrames] = {}
         self.allow(gib)
 
     def allow(self, gib: float):
@@ -66,30 +66,30 @@ class FrameMemory:
         check_memory(gib)
         self.capacity = max(self.capacity, int(gib * 2**30))
 
-    def open(self, item: Item, is_image: bool = False, backend: str = "pyav") -> "KeptVideo":
-        """A row's video, see `mvd_hf.data.sources.open_media`."""
-        return KeptVideo(self, item, is_image, backend)
+    def open(self, item: Item, is_image: bool = False) -> "CachedVideo":
+        """A row's video, see `mvd_hf.data.decoding.open_media`."""
+        return CachedVideo(self, item, is_image)
 
     def keep(self, key: Hashable, total: int, frames: dict[int, np.ndarray]):
         """Keep frames of a video of `total` frames, if they fit in."""
         size = sum(frame.nbytes for frame in frames.values())
         if self.size + size <= self.capacity:
             self.size += size
-            self.videos.setdefault(key, KeptFrames(total)).frames.update(frames)
+            self.videos.setdefault(key, CachedFrames(total)).frames.update(frames)
 
 
-class KeptVideo:
+class CachedVideo:
     """A video with the interface of `VideoReader`, opened only for frames that are not in memory. Use it in `with`.
 
     It gives, and refuses, what `VideoReader` does: a damaged frame that no one asks for does no harm.
     """
 
-    def __init__(self, memory: FrameMemory, item: Item, is_image: bool, backend: str):
-        self.memory, self.item, self.key = memory, item, (media_key(item), is_image, backend)
-        self.is_image, self.backend = is_image, backend
+    def __init__(self, memory: FrameMemory, item: Item, is_image: bool):
+        self.memory, self.item, self.key = memory, item, (media_key(item), is_image)
+        self.is_image = is_image
         self.opened, self.reader = ExitStack(), None
 
-    def __enter__(self) -> "KeptVideo":
+    def __enter__(self) -> "CachedVideo":
         return self
 
     def __exit__(self, *exception):
@@ -102,7 +102,7 @@ class KeptVideo:
     def _open(self):
         """The reader of the file, which stays open to the end of the `with` block."""
         if self.reader is None:
-            self.reader = self.opened.enter_context(open_media(self.item, self.is_image, self.backend))
+            self.reader = self.opened.enter_context(open_media(self.item, self.is_image))
         return self.reader
 
     def _frames(self, wanted: set[int]) -> dict[int, np.ndarray]:
@@ -127,8 +127,8 @@ class KeptVideo:
                 pass  # a frame is damaged or of another size: if it is a wanted one, the next lines say so
         return dict(zip(missing, reader.read(missing), strict=True))
 
-    def read(self, indices: Sequence[int] | np.ndarray, box=None) -> np.ndarray:
-        """Frames (n, height, width, 3) uint8 by number, or a region of them (`VideoReader.read`).
+    def decode(self, indices: Sequence[int] | np.ndarray) -> Frames:
+        """Frames by number, as those of `VideoReader.decode`.
 
         Raises:
             VideoReadError: if they cannot be read, or are of different sizes.
@@ -141,10 +141,7 @@ class KeptVideo:
             if (found_height, found_width) != (height, width):
                 reason = f"frames change from {width}x{height} to {found_width}x{found_height}"
                 raise VideoReadError(media_name(self.item), reason)
-        if callable(box):
-            box = box(height, width)
-        top, left, height, width = (0, 0, height, width) if box is None else box
-        return np.stack([frames[number][top : top + height, left : left + width] for number in numbers])
+        return Frames((height, width), [frames[number] for number in numbers])
 
 
 # of this process: all that read training videos share it, one after another or side by side

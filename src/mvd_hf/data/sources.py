@@ -2,20 +2,14 @@
 
 import csv
 import hashlib
-import io
 import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 import fsspec
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-
-from ..model.video_reading import VideoReader, VideoReadError, open_video
 
 LIST_FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst")
 FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -346,74 +340,3 @@ def keep_listed(rows: Rows, column: str, use: dict[str, bool]) -> Rows:
     if isinstance(rows, datasets.IterableDataset):
         return rows.filter(is_used, input_columns=column)
     return rows.select([i for i, item in enumerate(rows[column]) if is_used(item)])
-
-
-class ImageReader:
-    """An image as a video of one frame, with the interface of `VideoReader`."""
-
-    def __init__(self, source: str | bytes):
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                self.pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except UnidentifiedImageError as error:  # whose message may hold an address in memory
-            raise VideoReadError(source, "cannot be read as an image (of no known format)") from error
-        except Exception as error:  # damaged files meet errors of all kinds in Pillow's decoders
-            raise VideoReadError(source, f"cannot be read as an image ({error})") from error
-
-    def __len__(self) -> int:
-        return 1
-
-    def __enter__(self) -> "ImageReader":
-        return self
-
-    def __exit__(self, *exception):
-        """Nothing is left open."""
-
-    def read(self, indices, box=None) -> np.ndarray:
-        """The image (n, height, width, 3) once per index, or a region of it."""
-        height, width = self.pixels.shape[:2]
-        if callable(box):
-            box = box(height, width)
-        top, left, height, width = (0, 0, height, width) if box is None else box
-        return np.repeat(self.pixels[None, top : top + height, left : left + width], len(indices), axis=0)
-
-
-def fetch(url: str) -> bytes:
-    """Content of a URL; raises VideoReadError if it cannot be had."""
-    try:
-        with fsspec.open(url, "rb") as file:
-            return file.read()
-    except ImportError:  # the protocol's package is missing, which no file is to blame for
-        raise
-    except Exception as error:  # file systems raise their HTTP clients' own errors too
-        raise VideoReadError(url, f"cannot be fetched ({error})") from error
-
-
-def media_content(item: dict | str | bytes) -> str | bytes:
-    """What a reader opens of a row's file (`{"path", "bytes"}`: bytes win): bytes or a local path. URLs are fetched.
-
-    Raises:
-        VideoReadError: if the row has no file, or its URL cannot be fetched.
-    """
-    content = item["bytes"] if isinstance(item, dict) and item["bytes"] is not None else item
-    content = content["path"] if isinstance(content, dict) else content
-    if content is None:
-        raise VideoReadError(media_name(item), "has neither a path nor bytes")
-    return fetch(content) if isinstance(content, str) and "://" in content else content
-
-
-@contextmanager
-def open_media(
-    item: dict | str | bytes, is_image: bool = False, backend: str = "pyav"
-) -> Iterator[VideoReader | ImageReader]:
-    """Reader of a row's file, see [`media_content`], closed on leaving.
-
-    Raises:
-        VideoReadError: naming the row's file, if it cannot be fetched or read, also while the reader is in use.
-    """
-    try:
-        source = media_content(item)
-        with ImageReader(source) if is_image else open_video(source, backend) as reader:
-            yield reader
-    except VideoReadError as error:
-        raise VideoReadError(media_name(item), error.reason or str(error)) from error

@@ -8,7 +8,7 @@ import datasets
 import torch
 
 from ..model.video_reading import VideoReadError
-from .clips import ClipCutter, RowReader, check_rule, sample_generator
+from .clips import ClipSampler, RowReader, check_rule, sample_generator
 from .sources import media_name
 
 
@@ -44,7 +44,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
 
     Args:
         rows: stream of videos with optional labels, see `mvd_hf.data.sources.load_rows`.
-        cutter: cuts clips out of a video.
+        clip_sampler: cuts clips out of a video.
         size: number of videos of the stream.
         label_column, label_names: as in [`ClipDataset`].
         seed: seed of all random choices.
@@ -58,7 +58,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
     def __init__(
         self,
         rows: datasets.IterableDataset,
-        cutter: ClipCutter,
+        clip_sampler: ClipSampler,
         size: int,
         label_column: str | None = None,
         label_names: Sequence[str] | str | None = None,
@@ -73,7 +73,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
             raise ValueError("A stream has no other video at hand for on_bad_video='substitute'; choose 'skip'.")
         self.rows, self.size, self.seed = rows, size, seed
         self.on_bad_video, self.shuffle_buffer = on_bad_video, shuffle_buffer
-        self.reader = RowReader(rows, cutter, label_column, label_names)
+        self.reader = RowReader(rows, clip_sampler, label_column, label_names)
         # what the workers, which may outlive an epoch, read at its beginning
         self.epoch_place = torch.zeros(6, dtype=torch.int64).share_memory_()
         self.begin_epoch(0)

@@ -5,7 +5,6 @@ are (T, H, W, 3) uint8, clips (T, 3, height, width) uint8.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,17 +118,17 @@ class DetectionTrainingAugmentation:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 0 (none) and 5; 1 is as published.")
 
     def __call__(
-        self, read: Callable, boxes: torch.Tensor, generator: torch.Generator
+        self, frames: np.ndarray, boxes: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The clip (T, 3, size, size), the boxes (people left, 4), and the numbers (people left,) of who is left.
 
         Args:
-            read: gives the frames (T, H, W, 3); called with `None`.
+            frames: (T, H, W, 3) uint8.
             boxes: (P, 4), relative.
             generator: source of randomness.
         """
         boxes = jitter_boxes(boxes, self.box_jitter, generator)
-        frames = resize_short_side(torch.from_numpy(read(None)).movedim(-1, 1), self.short_side)
+        frames = resize_short_side(torch.from_numpy(frames).movedim(-1, 1), self.short_side)
         height, width = frames.shape[-2:]
         top, left = (int(torch.randint(side - self.size + 1, (), generator=generator)) for side in (height, width))
         clip = frames[..., top : top + self.size, left : left + self.size]
@@ -160,10 +159,10 @@ class DetectionTestAugmentation:
     fill: tuple[int, int, int] = (124, 116, 104)
 
     def __call__(
-        self, read: Callable, boxes: torch.Tensor, generator: torch.Generator | None = None
+        self, frames: np.ndarray, boxes: torch.Tensor, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As [`DetectionTrainingAugmentation`], with nothing random."""
-        frames = resize_short_side(torch.from_numpy(read(None)).movedim(-1, 1), self.short_side)
+        frames = resize_short_side(torch.from_numpy(frames).movedim(-1, 1), self.short_side)
         num_frames, _, height, width = frames.shape
         rows, columns = (math.ceil(side / self.size_divisor) * self.size_divisor for side in (height, width))
         clip = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None].repeat(num_frames, 1, rows, columns)

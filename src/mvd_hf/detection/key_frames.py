@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..data.collation import BAD_VIDEOS, IS_BLANK
+from ..data.clips import BAD_VIDEOS, IS_BLANK
 from ..model.boxes_mvd import LARGEST_PART, pad_people
 from ..model.frame_sampling import key_frame_clip
 from ..model.video_reading import VideoReadError
@@ -228,9 +228,7 @@ class KeyFrameReader:
             chosen = torch.arange(len(row.boxes))
             if self.max_people is not None and len(chosen) > self.max_people:
                 chosen = torch.randperm(len(chosen), generator=generator)[: self.max_people]
-            clip, boxes, kept = self.augmentation(
-                lambda box=None: reader.read(indices, box), row.boxes[chosen], generator
-            )
+            clip, boxes, kept = self.augmentation(reader.read(indices), row.boxes[chosen], generator)
         sample = {"pixel_values": clip, "boxes": boxes, "key_frame": torch.tensor(row.number)}
         return [sample if row.labels is None else {**sample, "labels": row.labels[chosen[kept]]}]
 

@@ -11,8 +11,7 @@ import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..data.clips import SampleDataset
-from ..data.collation import IS_BLANK
+from ..data.clips import IS_BLANK, SampleDataset
 from ..data.hashing import digest_of_weights
 from ..model.configuration_mvd import MVDConfig
 from ..model.detection_mvd import MVDForActionDetection

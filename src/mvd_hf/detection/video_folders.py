@@ -79,14 +79,14 @@ class SecondFiles:
     def __exit__(self, *exception):
         self._stack.close()
 
-    def read(self, indices: Sequence[int] | np.ndarray, box=None) -> np.ndarray:
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames (n, height, width, 3) by number."""
         indices = np.asarray(indices)
         owners = np.searchsorted(self._ends, indices, side="right")
         frames: dict[int, np.ndarray] = {}
         for owner in np.unique(owners):
             reader = self._readers[owner]
-            frames[owner] = reader.read(indices[owners == owner] - (self._ends[owner] - len(reader)), box)
+            frames[owner] = reader.read(indices[owners == owner] - (self._ends[owner] - len(reader)))
         if len({part.shape[1:] for part in frames.values()}) > 1:
             raise VideoReadError(self.folder, "its files have frames of different sizes")
         result = np.empty((len(indices), *next(iter(frames.values())).shape[1:]), dtype=np.uint8)

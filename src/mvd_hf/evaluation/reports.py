@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..data.sources import media_column, open_media
+from ..data.decoding import open_media
+from ..data.sources import media_column
 from ..model.video_reading import VideoReadError
 from .multiview import Evaluation
 

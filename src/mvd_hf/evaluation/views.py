@@ -19,8 +19,9 @@ from pyarrow import feather
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from ..data.decoding import media_content
 from ..data.hashing import digest_of_names
-from ..data.sources import media_column, media_content, media_name
+from ..data.sources import media_column, media_name
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReadError
 

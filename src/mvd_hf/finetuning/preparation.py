@@ -21,7 +21,8 @@ from ..curation.splitting import (
     write_duplicates,
 )
 from ..data.arguments import DataArguments, FinetuningClipArguments
-from ..data.sources import LabelReader, Rows, media_column, media_name, open_media, split_names
+from ..data.decoding import open_media
+from ..data.sources import LabelReader, Rows, media_column, media_name, split_names
 from ..evaluation.multiview import read_labels
 from ..model.video_reading import VideoReadError
 

@@ -242,6 +242,6 @@ class FinetuningTrainer(MVDTrainer):
 
     def describe(self) -> str:
         """What the run arrived at, and how many clips each video gives."""
-        repeats = self.train_dataset.reader.cutter.repeats
+        repeats = self.train_dataset.reader.clip_sampler.repeats
         clips = f" Each video gives {repeats} clips of the same frames." if repeats > 1 else ""
         return super().describe() + clips

@@ -13,6 +13,8 @@ import logging
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +98,44 @@ class Segment:
         return range(self.first_frame, self.first_frame + len(self.order))
 
 
+class Frames:
+    """Chosen frames of a video, of which a region can be taken before anything is converted or copied.
+
+    Args:
+        size: (height, width) of all of them, upright.
+        frames: the frames in their order; repeats are the same object.
+        to_rgb: gives a frame as upright (height, width, 3) uint8; arrays are taken as they are.
+    """
+
+    def __init__(self, size: tuple[int, int], frames: Sequence, to_rgb: Callable[[Any], np.ndarray] = np.asarray):
+        self.size, self.frames, self.to_rgb = size, frames, to_rgb
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def rgb(self, box: Box | None = None) -> np.ndarray:
+        """The frames, or a region of them: (n, height, width, 3) uint8.
+
+        Args:
+            box: (top, left, height, width) of the region in pixels; `None` for whole frames.
+
+        Raises:
+            ValueError: if the box is not inside the frames.
+            VideoReadError: if the colours of a file cannot be converted.
+        """
+        top, left, height, width = box = (0, 0, *self.size) if box is None else box
+        bottom, right = top + height, left + width
+        if min(top, left) < 0 or min(height, width) < 1 or bottom > self.size[0] or right > self.size[1]:
+            raise ValueError(
+                f"The box {box} (top, left, height, width) is not inside frames of {self.size[0]}x{self.size[1]}."
+            )
+        output = np.empty((len(self.frames), height, width, 3), dtype=np.uint8)
+        for i, frame in enumerate(self.frames):
+            is_repeated = i > 0 and frame is self.frames[i - 1]
+            output[i] = output[i - 1] if is_repeated else self.to_rgb(frame)[top:bottom, left:right]
+        return output
+
+
 class VideoReader:
     """An open video: `len(reader)` frames, `reader.read(indices)` decodes some. Use it in a `with` block.
 
@@ -141,23 +181,17 @@ class VideoReader:
         self._container.close()
         self._whole, self._entries, self._cache = None, [], None
 
-    def read(
-        self, indices: Sequence[int] | np.ndarray, box: Box | Callable[[int, int], Box] | None = None
-    ) -> np.ndarray:
-        """Frames by number, repeats allowed, as upright RGB.
+    def decode(self, indices: Sequence[int] | np.ndarray) -> Frames:
+        """Frames by number, repeats allowed, whose colours are converted when they are taken.
 
         Args:
             indices: (n,) frame numbers from 0.
-            box: (top, left, height, width) of an upright region, or a function of the upright (height, width) that
-                gives one; only that region is converted and copied.
-
-        Returns:
-            (n, height, width, 3) uint8.
 
         Raises:
             VideoReadError: if an index is not in the video, or a wanted frame is damaged or of another size.
         """
-        wanted = sorted({int(index) for index in indices})
+        indices = [int(index) for index in indices]
+        wanted = sorted(set(indices))
         if not wanted:
             raise VideoReadError(self.source, "no frame was asked for")
         if wanted[0] < 0 or wanted[-1] >= self._num_frames:
@@ -165,29 +199,22 @@ class VideoReader:
             raise VideoReadError(
                 self.source, f"frame {outside} was asked for, the video has {self._num_frames} frames"
             )
-        rows: dict[int, list[int]] = {}
-        for row, index in enumerate(indices):
-            rows.setdefault(int(index), []).append(row)
-        output = size = None
+        decoded: dict[int, av.VideoFrame] = {}
+        size = None
         for index, frame in self._decode(wanted):
-            if output is None:
-                self._check_size(frame.width, frame.height)  # it may differ from what the container says
-                size = frame.height, frame.width
-                turn = orientation(frame)
-                region, upright = self._region(size, turn, box)
-                output = np.empty((len(indices), *upright, 3), dtype=np.uint8)
-            if (frame.height, frame.width) != size:
-                raise VideoReadError(
-                    self.source, f"frames change from {size[1]}x{size[0]} to {frame.width}x{frame.height}"
-                )
-            pixels = self._to_rgb(frame)[region]
-            if turn[0]:
-                pixels = pixels.swapaxes(0, 1)
-            output[rows.pop(index)] = pixels[:: -1 if turn[1] else 1, :: -1 if turn[2] else 1]
-        if rows:
-            missing = ", ".join(map(str, sorted(rows)[:4]))
-            raise VideoReadError(self.source, f"{len(rows)} of {len(wanted)} frames cannot be decoded ({missing})")
-        return output
+            size = self._check_frame(frame, size)
+            decoded[index] = frame
+        if len(decoded) < len(wanted):
+            missing = [index for index in wanted if index not in decoded]
+            names = ", ".join(map(str, missing[:4]))
+            raise VideoReadError(self.source, f"{len(missing)} of {len(wanted)} frames cannot be decoded ({names})")
+        turn = orientation(next(iter(decoded.values())))
+        upright_size = size[::-1] if turn[0] else size
+        return Frames(upright_size, [decoded[index] for index in indices], partial(self._to_rgb, turn=turn))
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Frames by number, repeats allowed, as upright RGB: (n, height, width, 3) uint8; see [`decode`]."""
+        return self.decode(indices).rgb()
 
     def times(self) -> np.ndarray:
         """Seconds (frames,) at which the frames are shown, counted from the first one.
@@ -506,88 +533,29 @@ class VideoReader:
 
     # pixels
 
-    @staticmethod
-    def _region(
-        size: tuple[int, int], turn: tuple[bool, bool, bool], box
-    ) -> tuple[tuple[slice, slice], tuple[int, int]]:
-        """Slices of a decoded frame of `size` that hold the upright `box`, and the box's (height, width)."""
-        swap, flip_rows, flip_columns = turn
-        upright_height, upright_width = size[::-1] if swap else size
-        if box is None:
-            box = 0, 0, upright_height, upright_width
-        elif callable(box):
-            box = box(upright_height, upright_width)
-        top, left, height, width = box
-        if (
-            min(top, left) < 0
-            or min(height, width) < 1
-            or top + height > upright_height
-            or left + width > upright_width
-        ):
-            raise ValueError(
-                f"The box {box} (top, left, height, width) is not inside {upright_height}x{upright_width}."
+    def _check_frame(self, frame: "av.VideoFrame", size: tuple[int, int] | None) -> tuple[int, int]:
+        """(height, width) of a decoded frame, which those before it, if there are any, must have had too."""
+        if size is None:
+            self._check_size(frame.width, frame.height)  # it may differ from what the container says
+        elif (frame.height, frame.width) != size:
+            raise VideoReadError(
+                self.source, f"frames change from {size[1]}x{size[0]} to {frame.width}x{frame.height}"
             )
-        if flip_rows:
-            top = upright_height - top - height
-        if flip_columns:
-            left = upright_width - left - width
-        rows, columns = slice(top, top + height), slice(left, left + width)
-        return (columns, rows) if swap else (rows, columns), (height, width)
+        return frame.height, frame.width
 
-    def _to_rgb(self, frame) -> np.ndarray:
-        """A frame as (H, W, 3) uint8, sharing the memory of the conversion's buffer."""
+    def _to_rgb(self, frame: "av.VideoFrame", turn: tuple[bool, bool, bool]) -> np.ndarray:
+        """A frame as upright (height, width, 3) uint8, sharing the memory of the conversion's buffer."""
+        # the whole frame: for the region alone its planes would have to be copied, to save less than 1 % of a clip
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         except av.error.FFmpegError as error:  # such as colours of a kind that is tagged as reserved
             raise VideoReadError(self.source, f"its colours cannot be converted to RGB ({error})") from error
         plane = rgb.planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
-        return rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
+        pixels = rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
+        swap, flip_rows, flip_columns = turn
+        pixels = pixels.swapaxes(0, 1) if swap else pixels
+        return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def open_video(source: Source, backend: str = "pyav", **options) -> VideoReader:
-    """Open a video with the decoder of choice.
-
-    Args:
-        source: path, bytes or binary file object.
-        backend: "pyav" for [`VideoReader`], which reads every video and refuses damaged frames; "torchcodec" for
-            `TorchCodecReader`, which refuses videos that torchcodec may read wrongly.
-        options: num_threads and max_pixels, as in [`VideoReader`].
-
-    Raises:
-        ValueError: if there is no such backend.
-        ImportError: if its package is missing.
-        VideoReadError: as in [`VideoReader`].
-    """
-    if backend == "pyav":
-        return VideoReader(source, **options)
-    if backend == "torchcodec":
-        from .torchcodec_reading import TorchCodecReader  # which imports this file
-
-        return TorchCodecReader(source, **options)
-    raise ValueError(f"The backend {backend!r} does not exist: use 'pyav' or 'torchcodec'.")
-
-
-def read_frames(
-    source: Source,
-    indices: Sequence[int] | Callable[[int], Sequence[int]],
-    num_threads: int = 1,
-    max_pixels: int = MAX_PIXELS,
-    backend: str = "pyav",
-) -> np.ndarray:
-    """Frames of a video by number, upright RGB: (n, H, W, 3) uint8.
-
-    Args:
-        source: path, bytes or binary file object.
-        indices: (n,) frame numbers from 0, repeats allowed; or a function of the number of frames that gives them.
-        num_threads, max_pixels: as in [`VideoReader`].
-        backend: "pyav" or "torchcodec", as in [`open_video`].
-
-    Raises:
-        VideoReadError: (a ValueError) naming the file and the reason.
-    """
-    with open_video(source, backend, num_threads=num_threads, max_pixels=max_pixels) as reader:
-        return reader.read(indices(len(reader)) if callable(indices) else indices)
-
-
-__all__ = ["VideoReader", "VideoReadError", "open_video", "read_frames"]
+__all__ = ["Frames", "VideoReader", "VideoReadError"]

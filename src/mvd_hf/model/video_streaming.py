@@ -35,7 +35,7 @@ class VideoStream(VideoReader):
                 its size, or if there is none.
         """
         failed: list = []
-        follows_damage, size, number = False, None, -1
+        follows_damage, size, turn, number = False, None, None, -1
         for number, frame in enumerate(self._decode_packets(self._packets(), failed)):
             self._refuse_lost_frames(failed, number)
             follows_damage = frame.is_corrupt or (follows_damage and not frame.key_frame)
@@ -44,16 +44,9 @@ class VideoStream(VideoReader):
                 continue
             if follows_damage:
                 raise VideoReadError(self.source, f"frame {number} is damaged, or follows a damaged frame")
-            if size is None:
-                self._check_size(frame.width, frame.height)  # it may differ from what the container says
-                size, turn = (frame.height, frame.width), orientation(frame)
-            if (frame.height, frame.width) != size:
-                raise VideoReadError(
-                    self.source, f"frames change from {size[1]}x{size[0]} to {frame.width}x{frame.height}"
-                )
-            pixels = self._to_rgb(frame)
-            pixels = pixels.swapaxes(0, 1) if turn[0] else pixels
-            yield pixels[:: -1 if turn[1] else 1, :: -1 if turn[2] else 1].copy()
+            turn = orientation(frame) if size is None else turn
+            size = self._check_frame(frame, size)
+            yield self._to_rgb(frame, turn).copy()
         self._refuse_lost_frames(failed, number + 1)
         if number < 0:
             raise VideoReadError(self.source, "no frame can be decoded")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..data.collation import IS_BLANK
+from ..data.clips import IS_BLANK
 from ..hub.run_record import source_record
 from ..model.modeling_mvd import MVDForFeatureDistillation
 from ..model.patches_mvd import select_tokens, split_mask

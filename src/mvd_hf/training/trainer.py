@@ -19,8 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from ..data.clips import ClipDataset, SampleDataset
-from ..data.collation import BAD_VIDEOS, IS_BLANK, collate_clips
+from ..data.clips import BAD_VIDEOS, IS_BLANK, ClipDataset, SampleDataset, collate_clips
 from ..data.streaming import StreamingClips
 from ..hub.cards import CardDetails, checkpoint_files, write_card
 from ..hub.licenses import check_license

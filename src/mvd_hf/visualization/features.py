@@ -12,7 +12,8 @@ import datasets
 import numpy as np
 import torch
 
-from ..data.sources import media_column, media_name, open_media
+from ..data.decoding import open_media
+from ..data.sources import media_column, media_name
 from ..model.frame_sampling import dense_test_frames
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader, VideoReadError

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
+from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.sources import load_rows
-from mvd_hf.model.video_reading import read_frames
 from recipes.study.scenes import (
     DIRECTIONS,
     LOOKS,

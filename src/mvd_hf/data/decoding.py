@@ -1,0 +1,98 @@
+"""From a row's file, or a file of yours, to frames: videos by `VideoReader`, images as videos of one frame."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import fsspec
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..model.video_reading import Frames, Source, VideoReader, VideoReadError
+from .sources import media_name
+
+Item = dict | str | bytes
+
+
+def read_frames(source: Source, indices: Sequence[int] | Callable[[int], Sequence[int]], **options) -> np.ndarray:
+    """Frames of a video by number, upright RGB: (n, height, width, 3) uint8.
+
+    Args:
+        source: path, bytes or binary file object.
+        indices: (n,) frame numbers from 0, repeats allowed; or a function of the number of frames that gives them.
+        options: `num_threads` and `max_pixels`, see `VideoReader`.
+
+    Raises:
+        VideoReadError: (a ValueError) naming the file and the reason.
+    """
+    with VideoReader(source, **options) as reader:
+        return reader.read(indices(len(reader)) if callable(indices) else indices)
+
+
+class ImageReader:
+    """An image as a video of one frame, with the interface of `VideoReader`."""
+
+    def __init__(self, source: str | bytes):
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                self.pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except UnidentifiedImageError as error:  # whose message may hold an address in memory
+            raise VideoReadError(source, "cannot be read as an image (of no known format)") from error
+        except Exception as error:  # damaged files meet errors of all kinds in Pillow's decoders
+            raise VideoReadError(source, f"cannot be read as an image ({error})") from error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __enter__(self) -> "ImageReader":
+        return self
+
+    def __exit__(self, *exception):
+        """Nothing is left open."""
+
+    def decode(self, indices: Sequence[int]) -> Frames:
+        """The image, once per index."""
+        return Frames(self.pixels.shape[:2], [self.pixels] * len(indices))
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """The image (n, height, width, 3) uint8, once per index."""
+        return self.decode(indices).rgb()
+
+
+def fetch(url: str) -> bytes:
+    """Content of a URL; raises VideoReadError if it cannot be had."""
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read()
+    except ImportError:  # the protocol's package is missing, which no file is to blame for
+        raise
+    except Exception as error:  # file systems raise their HTTP clients' own errors too
+        raise VideoReadError(url, f"cannot be fetched ({error})") from error
+
+
+def media_content(item: Item) -> str | bytes:
+    """What a reader opens of a row's file (`{"path", "bytes"}`: bytes win): bytes or a local path. URLs are fetched.
+
+    Raises:
+        VideoReadError: if the row has no file, or its URL cannot be fetched.
+    """
+    content = item["bytes"] if isinstance(item, dict) and item["bytes"] is not None else item
+    content = content["path"] if isinstance(content, dict) else content
+    if content is None:
+        raise VideoReadError(media_name(item), "has neither a path nor bytes")
+    return fetch(content) if isinstance(content, str) and "://" in content else content
+
+
+@contextmanager
+def open_media(item: Item, is_image: bool = False) -> Iterator[VideoReader | ImageReader]:
+    """Reader of a row's file, see [`media_content`], closed on leaving.
+
+    Raises:
+        VideoReadError: naming the row's file, if it cannot be fetched or read, also while the reader is in use.
+    """
+    try:
+        source = media_content(item)
+        with ImageReader(source) if is_image else VideoReader(source) as reader:
+            yield reader
+    except VideoReadError as error:
+        raise VideoReadError(media_name(item), error.reason or str(error)) from error
