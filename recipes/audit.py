@@ -18,7 +18,15 @@ import sys
 from dataclasses import dataclass, field
 
 from mvd_hf.arguments import parse_arguments
-from mvd_hf.curation.audit import DROP, AuditSettings, audit_videos, check_drop, describe, find_overlap, write_manifest
+from mvd_hf.curation.audit import (
+    DROP,
+    AuditSettings,
+    audit_videos,
+    check_drop,
+    describe_audit,
+    find_overlap,
+    write_manifest,
+)
 from mvd_hf.data.sources import load_rows
 from mvd_hf.detection.ava_audit import AvaAuditArguments, audit_ava, describe_ava
 
@@ -75,7 +83,7 @@ def main(arguments: list[str]) -> int:
         find_overlap(reports, against, settings)
     num_used = write_manifest(audit.output, reports, audit.drop)
     num_bad = sum(report.status in ("unreadable", "no_video") for report in reports)
-    logging.info("%s", describe(reports))
+    logging.info("%s", describe_audit(reports))
     logging.info("Training uses %d of %d files with --manifest %s", num_used, len(reports), audit.output)
     if num_bad:
         logging.error("%d files cannot be used; exit code 1. The manifest says why.", num_bad)

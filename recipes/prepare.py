@@ -1,10 +1,10 @@
-"""List files of the official splits of a data set, for `recipes/finetune.py` and `recipes/three_splits.py`.
+"""Write list files of the official splits of a data set, for `recipes/finetune.py` and `recipes/three_splits.py`.
 
     python recipes/prepare.py ucf101 --videos UCF-101 --splits ucfTrainTestlist --output data/ucf101
 
-The first argument is `ucf101`, `hmdb51`, `ssv2` or `kinetics`. Written are `train_1.csv`, `test_1.csv` and so on, or
-`train.csv` and `validation.csv`, and `classes.txt`, which recipes take as `dataset`, `eval_dataset` and `label_names`.
-Folders of one's own need no preparation: `recipes/finetune.py` splits them.
+The first argument is `ucf101`, `hmdb51`, `ssv2` or `kinetics`. The output is `train_1.csv`, `test_1.csv` and so on, or
+`train.csv` and `validation.csv`, and `classes.txt`: the `dataset`, `eval_dataset` and `label_names` of other recipes.
+Your own folders of videos need no preparation: `recipes/finetune.py` splits them.
 """
 
 import logging
@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from mvd_hf.arguments import parse_arguments
-from mvd_hf.curation.official_splits import PROTOCOLS, find_videos, write_lists
+from mvd_hf.curation.official_splits import SPLIT_READERS, find_videos, write_lists
 
 
 @dataclass
@@ -20,11 +20,11 @@ class PrepareArguments:
     """Which official splits, and where videos and list files are.
 
     Args:
-        data_set: the first argument.
+        data_set: name of the data set, the first argument.
         videos: folder of the videos, with folders for the classes or without.
         splits: folder of the official split files.
         output: folder of the list files.
-        allow_missing: leave out videos that are not there; how many is logged.
+        allow_missing: leave out videos that are missing, and log their number.
     """
 
     data_set: str
@@ -34,16 +34,16 @@ class PrepareArguments:
     allow_missing: bool = False
 
     def __post_init__(self):
-        if self.data_set not in PROTOCOLS:
-            raise ValueError(f"There is no data set {self.data_set!r}: one of {', '.join(PROTOCOLS)}.")
+        if self.data_set not in SPLIT_READERS:
+            raise ValueError(f"data_set={self.data_set!r} must be one of {', '.join(SPLIT_READERS)}.")
 
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     (prepare,) = parse_arguments(arguments, PrepareArguments, first="data_set")
-    protocol = PROTOCOLS[prepare.data_set](prepare.splits)
-    lists = find_videos(protocol, prepare.videos, allow_missing=prepare.allow_missing)
-    write_lists(prepare.output, lists, protocol.class_names)
+    splits = SPLIT_READERS[prepare.data_set](prepare.splits)
+    lists = find_videos(splits, prepare.videos, allow_missing=prepare.allow_missing)
+    write_lists(prepare.output, lists, splits.label_names)
     for name, videos in lists.items():
         logging.info("%s/%s.csv: %d videos", prepare.output, name, len(videos))
 

@@ -1,7 +1,6 @@
-"""Signatures of videos: what the pictures hold, files that cannot be read, the file they are kept in."""
+"""Fingerprints of videos: what the thumbnails hold, files that cannot be read, and the file that stores them."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import datasets
@@ -10,16 +9,18 @@ import pytest
 from PIL import Image
 
 from mvd_hf.curation import fingerprints as module
+from mvd_hf.curation import workers
 from mvd_hf.curation.fingerprints import (
-    Signature,
-    SignatureSettings,
+    FingerprintSettings,
+    VideoFingerprint,
     flat,
-    load_signatures,
-    picture_positions,
-    read_signatures,
-    small_picture,
+    load_fingerprints,
+    read_fingerprints,
+    thumbnail,
+    thumbnail_positions,
     unreadable,
 )
+from mvd_hf.curation.workers import Journal, write_rows
 from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.sources import load_rows
 from mvd_hf.data.toy import toy_frames, write_video
@@ -57,8 +58,8 @@ def rows_of(folder: Path, contents: dict[str, bytes | None]) -> datasets.Dataset
     )
 
 
-def assert_same(one: Signature, other: Signature):
-    for item in dataclasses.fields(Signature):
+def assert_same(one: VideoFingerprint, other: VideoFingerprint):
+    for item in dataclasses.fields(VideoFingerprint):
         np.testing.assert_array_equal(getattr(one, item.name), getattr(other, item.name))
 
 
@@ -66,7 +67,7 @@ def assert_same(one: Signature, other: Signature):
 def count_reads(monkeypatch):
     """Names of the files that are read, in the order of the jobs."""
     read = []
-    guarded = module.run_guarded
+    guarded = workers.run_guarded
 
     def counting(function, jobs, *args):
         def counted():
@@ -76,56 +77,45 @@ def count_reads(monkeypatch):
 
         return guarded(function, counted(), *args)
 
-    monkeypatch.setattr(module, "run_guarded", counting)
+    monkeypatch.setattr(workers, "run_guarded", counting)
     return read
 
 
-# pictures
+# thumbnails
 
 
-def test_a_picture_holds_the_mean_grey_of_each_cell():
+def test_a_thumbnail_holds_the_mean_gray_of_each_cell():
     frame = np.zeros((24, 36, 3), dtype=np.uint8)
     frame[:, 18:] = 200
     frame[0, 0] = 255  # one of the six pixels of a cell
-    picture = small_picture(frame)
-    assert picture.shape == (12, 12)
-    assert picture.dtype == np.uint16
-    assert (picture[:, 6:] == 200 * 257).all()
-    assert picture[0, 0] == round(255 / 6 * 257)  # which 8 bits could not hold
-    assert picture[1:, :6].max() == 0
+    found = thumbnail(frame)
+    assert found.shape == (12, 12)
+    assert found.dtype == np.uint16
+    assert (found[:, 6:] == 200 * 257).all()
+    assert found[0, 0] == round(255 / 6 * 257)  # which 8 bits could not hold
+    assert found[1:, :6].max() == 0
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "fps", "expected"),
-    [
-        (1, 25, 1),
-        (3, None, 3),
-        (16, 30, 16),
-        (60, 30, 16),
-        (120, 30, 28),
-        (120, 15, 56),
-        (9000, 30, 64),
-        (280, None, 64),
-    ],
-)
-def test_pictures_are_evenly_spaced_from_the_first_frame_to_the_last(num_frames, fps, expected):
-    positions = picture_positions(num_frames, fps, 64)
-    assert len(positions) == expected == len(set(positions))
-    assert (positions[0], positions[-1]) == (0, num_frames - 1)
-    assert np.ptp(np.diff(positions)) <= 1 if expected > 1 else True
+def test_thumbnails_are_evenly_spaced_from_the_first_frame_to_the_last():
+    counts = {(1, 25): 1, (3, None): 3, (16, 30): 16, (60, 30): 16, (120, 30): 28, (120, 15): 56, (9000, 30): 64}
+    for (num_frames, fps), expected in {**counts, (280, None): 64}.items():
+        positions = thumbnail_positions(num_frames, fps, 64)
+        assert len(positions) == expected == len(set(positions))
+        assert (positions[0], positions[-1]) == (0, num_frames - 1)
+        assert expected == 1 or np.ptp(np.diff(positions)) <= 1
 
 
-def test_signatures_of_a_data_set(tmp_path, videos):
+def test_fingerprints_of_a_data_set(tmp_path, videos):
     names = ("a", "black", "text", "missing", "b", "single")
     contents = {name: videos.get(name) for name in names}
     rows = rows_of(tmp_path, contents)
     rows = datasets.concatenate_datasets([rows, datasets.Dataset.from_list([{"video": None}], features=rows.features)])
-    found = read_signatures(rows)
-    assert [Path(signature.file).name for signature in found] == [*names, "row 6"]
-    assert [signature.num_frames for signature in found] == [24, 20, 0, 0, 40, 1, 0]
+    found = read_fingerprints(rows)
+    assert [Path(fingerprint.file).name for fingerprint in found] == [*names, "row 6"]
+    assert [fingerprint.num_frames for fingerprint in found] == [24, 20, 0, 0, 40, 1, 0]
     assert found[0].fps == 25
     assert found[0].bytes == len(videos["a"])
-    assert len(found[4].pictures) == len(found[4].positions) == 16
+    assert len(found[4].thumbnails) == len(found[4].positions) == 16
     assert flat(found) == [str(tmp_path / "black")]
     reasons = unreadable(found)
     assert [Path(name).name for name in reasons] == ["text", "missing", "row 6"]
@@ -134,82 +124,74 @@ def test_signatures_of_a_data_set(tmp_path, videos):
     assert "neither a path nor bytes" in reasons["row 6"]
 
 
-def test_pictures_are_those_of_the_frames(tmp_path, videos):
+def test_thumbnails_are_those_of_the_frames(tmp_path, videos):
     (tmp_path / "a.mp4").write_bytes(videos["a"])
-    (found,) = read_signatures(rows_of(tmp_path, {"a.mp4": None}))
+    (found,) = read_fingerprints(rows_of(tmp_path, {"a.mp4": None}))
     frames = read_frames(tmp_path / "a.mp4", found.positions)
-    np.testing.assert_array_equal(found.pictures, [small_picture(frame) for frame in frames])
+    np.testing.assert_array_equal(found.thumbnails, [thumbnail(frame) for frame in frames])
 
 
 def test_large_frames_are_read_in_parts(tmp_path, videos, monkeypatch):
     rows = rows_of(tmp_path, {"b": videos["b"]})
-    (whole,) = read_signatures(rows)
+    (whole,) = read_fingerprints(rows)
     sizes = []
     reader = module.open_media(rows[0]["video"])
     with reader as opened:
         read = opened.read
         opened.read = lambda indices: sizes.append(len(indices)) or read(indices)
         monkeypatch.setattr(module, "MAX_READ_BYTES", 4 * 32 * 48 * 3)
-        pictures = module.read_pictures(opened, whole.positions)
+        thumbnails = module.read_thumbnails(opened, whole.positions)
     assert sizes == [1, 4, 4, 4, 3]
-    np.testing.assert_array_equal(pictures, whole.pictures)
+    np.testing.assert_array_equal(thumbnails, whole.thumbnails)
 
 
 def test_a_video_of_which_few_frames_show_something_is_flat():
-    pictures = np.zeros((20, 12, 12), dtype=np.uint16)
-    pictures[:3, :6] = 60_000
-    assert Signature("mostly black", num_frames=20, pictures=pictures).is_flat
-    pictures[:4, :6] = 60_000
-    assert not Signature("less black", num_frames=20, pictures=pictures).is_flat
-    assert not Signature("unreadable", reason="no such file").is_flat
+    thumbnails = np.zeros((20, 12, 12), dtype=np.uint16)
+    thumbnails[:3, :6] = 60_000
+    assert VideoFingerprint("mostly black", num_frames=20, thumbnails=thumbnails).is_flat
+    thumbnails[:4, :6] = 60_000
+    assert not VideoFingerprint("less black", num_frames=20, thumbnails=thumbnails).is_flat
+    assert not VideoFingerprint("unreadable", reason="no such file").is_flat
 
 
 def test_images_are_videos_of_one_frame(tmp_path):
     Image.fromarray(toy_frames("rings", "up", 1, 40, 40, np.random.default_rng(0))[0]).save(tmp_path / "a.png")
     column = {"image": [{"path": str(tmp_path / "a.png"), "bytes": None}]}
     features = datasets.Features({"image": datasets.Image(decode=False)})
-    (found,) = read_signatures(datasets.Dataset.from_dict(column, features=features))
-    assert (found.num_frames, found.fps, found.pictures.shape) == (1, None, (1, 12, 12))
+    (found,) = read_fingerprints(datasets.Dataset.from_dict(column, features=features))
+    assert (found.num_frames, found.fps, found.thumbnails.shape) == (1, None, (1, 12, 12))
 
 
 def test_a_video_that_takes_too_long_is_given_up_by_name(tmp_path, videos):
     rows = rows_of(tmp_path, {"a": videos["a"]})
-    (found,) = read_signatures(rows, SignatureSettings(time_limit=1e-6))
+    (found,) = read_fingerprints(rows, FingerprintSettings(time_limit=1e-6))
     assert "within" in found.reason
     assert found.bytes == len(videos["a"])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_pictures": 8}, "max_pictures=8 must be from 16"),
-        ({"max_pictures": 1000}, "to 320"),
-        ({"workers": 0}, "workers=0"),
-        ({"time_limit": 0}, "time_limit=0"),
-    ],
-)
-def test_settings_that_cannot_be(settings, message):
-    with pytest.raises(ValueError, match=message):
-        SignatureSettings(**settings)
+def test_settings_that_cannot_be():
+    for name, value in (("max_thumbnails", 8), ("max_thumbnails", 1000), ("workers", 0), ("time_limit", 0)):
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            FingerprintSettings(**{name: value})
 
 
 def test_a_data_set_without_rows():
     features = datasets.Features({"video": datasets.Video(decode=False)})
     with pytest.raises(ValueError, match="names no video"):
-        read_signatures(datasets.Dataset.from_dict({"video": []}, features=features))
+        read_fingerprints(datasets.Dataset.from_dict({"video": []}, features=features))
 
 
 # the file
 
 
-def test_signatures_are_kept_and_each_video_is_read_once(tmp_path, videos, count_reads):
+def test_fingerprints_are_stored_and_each_video_is_read_once(tmp_path, videos, count_reads):
     rows = rows_of(tmp_path / "videos", {"a": videos["a"], "b": videos["b"], "text": videos["text"]})
-    cache = tmp_path / "kept" / "signatures.csv"
-    first = read_signatures(rows, cache=cache)
+    cache = tmp_path / "new" / "fingerprints.csv"
+    first = read_fingerprints(rows, cache=cache)
     assert count_reads == ["a", "b", "text"]
     assert not Path(f"{cache}.partial").exists()
-    assert len(load_signatures(cache)) == 2
-    second = read_signatures(rows, cache=cache)
+    assert sorted(found.num_frames for found in load_fingerprints(cache)) == [0, 24, 40]
+    second = read_fingerprints(rows, cache=cache)
     assert count_reads == ["a", "b", "text", "text"]  # what could not be read is tried again
     for one, other in zip(first, second, strict=True):
         assert_same(one, other)
@@ -217,97 +199,93 @@ def test_signatures_are_kept_and_each_video_is_read_once(tmp_path, videos, count
 
 def test_a_changed_file_or_other_settings_are_read_again(tmp_path, videos, count_reads):
     rows = rows_of(tmp_path / "videos", {"a": videos["a"], "b": videos["b"]})
-    cache = tmp_path / "signatures.csv"
-    read_signatures(rows, cache=cache)
+    cache = tmp_path / "fingerprints.csv"
+    read_fingerprints(rows, cache=cache)
     (tmp_path / "videos" / "a").write_bytes(videos["single"])
-    assert read_signatures(rows, cache=cache)[0].num_frames == 1
+    assert read_fingerprints(rows, cache=cache)[0].num_frames == 1
     assert count_reads == ["a", "b", "a"]
-    assert read_signatures(rows, cache=cache)[0].num_frames == 1
+    assert read_fingerprints(rows, cache=cache)[0].num_frames == 1
     assert count_reads == ["a", "b", "a"]
-    read_signatures(rows, SignatureSettings(max_pictures=32), cache=cache)
+    read_fingerprints(rows, FingerprintSettings(max_thumbnails=32), cache=cache)
     assert count_reads == ["a", "b", "a", "a", "b"]
 
 
 def test_several_data_sets_share_a_file(tmp_path, videos, count_reads):
-    cache = tmp_path / "signatures.csv"
+    cache = tmp_path / "fingerprints.csv"
     train = rows_of(tmp_path / "train", {"a": videos["a"]})
     validation = rows_of(tmp_path / "validation", {"a": videos["b"]})
     for _ in range(2):
-        found = [read_signatures(rows, cache=cache)[0].num_frames for rows in (train, validation)]
+        found = [read_fingerprints(rows, cache=cache)[0].num_frames for rows in (train, validation)]
         assert found == [24, 40]
     assert count_reads == ["a", "a"]
 
 
-def test_an_interrupted_run_goes_on_where_it_ended(tmp_path, videos, count_reads, monkeypatch):
+def test_an_interrupted_run_continues_where_it_ended(tmp_path, videos, count_reads, monkeypatch):
     rows = rows_of(tmp_path / "videos", {"a": videos["a"], "b": videos["b"], "single": videos["single"]})
-    cache = tmp_path / "signatures.csv"
-    add, added = module.SignatureCache.add, []
+    cache = tmp_path / "fingerprints.csv"
+    add, added = Journal.add, []
 
-    def interrupt(self, signature):
-        add(self, signature)
-        added.append(signature.file)
+    def interrupt(self, fingerprint):
+        add(self, fingerprint)
+        added.append(fingerprint.file)
         if len(added) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.SignatureCache, "add", interrupt)
+        patch.setattr(Journal, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            read_signatures(rows, SignatureSettings(workers=1), cache=cache)
+            read_fingerprints(rows, FingerprintSettings(workers=1), cache=cache)
     assert not cache.exists()
     partial = Path(f"{cache}.partial")
     partial.write_bytes(partial.read_bytes() + b"/videos/cut,12")  # a line that was being written
     count_reads.clear()
-    found = read_signatures(rows, cache=cache)
+    found = read_fingerprints(rows, cache=cache)
     assert count_reads == ["single"]
-    assert [signature.num_frames for signature in found] == [24, 40, 1]
-    assert len(load_signatures(cache)) == 3
+    assert [fingerprint.num_frames for fingerprint in found] == [24, 40, 1]
+    assert len(load_fingerprints(cache)) == 3
 
 
-def test_contents_in_memory_are_told_apart_by_digest(tmp_path, videos):
-    cache = tmp_path / "signatures.csv"
+def test_contents_in_memory_are_distinguished_by_hash(tmp_path, videos):
+    cache = tmp_path / "fingerprints.csv"
     features = datasets.Features({"video": datasets.Video(decode=False)})
 
     def rows(content: bytes) -> datasets.Dataset:
         return datasets.Dataset.from_dict({"video": [{"path": "0.mp4", "bytes": content}]}, features=features)
 
     for name, expected in (("a", 24), ("b", 40), ("a", 24)):
-        (found,) = read_signatures(rows(videos[name]), cache=cache)
+        (found,) = read_fingerprints(rows(videos[name]), cache=cache)
         assert (found.file, found.num_frames) == ("0.mp4", expected)
-        assert len(found.digest) == 32
+        assert len(found.hash) == 32
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("file,label\na,1\n", "is not a file of signatures"),
-        (f"{','.join(module.COLUMNS)}\na,12,,24,25.0,64,AAAA\n", "Line 2 .* is damaged"),
-        (f"{','.join(module.COLUMNS)}\na,12,,many,25.0,64,AAAA\n", "Line 2 .* is damaged"),
-        (f"{','.join(module.COLUMNS)}\na,12\n", "Line 2 .* is damaged"),
-    ],
-)
-def test_a_file_of_another_kind_or_a_damaged_one_is_refused_and_left_alone(tmp_path, videos, content, message):
-    cache = tmp_path / "signatures.csv"
-    cache.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        read_signatures(rows_of(tmp_path / "videos", {"a": videos["a"]}), cache=cache)
-    assert cache.read_text(encoding="utf-8") == content
-    assert os.listdir(tmp_path).count("signatures.csv.partial") == 0
+def test_a_file_of_another_kind_or_a_damaged_one_is_refused_and_left_alone(tmp_path, videos):
+    cache, header = tmp_path / "fingerprints.csv", ",".join(module.COLUMNS)
+    rows = rows_of(tmp_path / "videos", {"a": videos["a"]})
+    for content, message in {
+        "file,label\na,1\n": r"fingerprints\.csv",
+        f"{header}\na,,12,,24,25.0,64,AAAA\n": r"Line 2 of .*fingerprints\.csv",
+        f"{header}\na,,12,,many,25.0,64,AAAA\n": "Line 2 of .*'many'",
+    }.items():
+        cache.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            read_fingerprints(rows, cache=cache)
+        assert cache.read_text(encoding="utf-8") == content
+        assert not Path(f"{cache}.partial").exists()
 
 
-def test_pictures_survive_packing():
-    pictures = np.random.default_rng(0).integers(0, 65536, (9, 12, 12), dtype=np.uint16)
-    np.testing.assert_array_equal(module.unpack(module.pack(pictures)), pictures)
-    with pytest.raises(ValueError, match="not the pictures"):
+def test_thumbnails_survive_packing():
+    thumbnails = np.random.default_rng(0).integers(0, 65536, (9, 12, 12), dtype=np.uint16)
+    np.testing.assert_array_equal(module.unpack(module.pack(thumbnails)), thumbnails)
+    with pytest.raises(ValueError, match="not thumbnails"):
         module.unpack("no base64!")
 
 
-def test_the_longest_signature_fits_in_a_line_of_the_file(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 65536, (320, 12, 12), dtype=np.uint16)
-    signature = Signature("a", num_frames=4000, fps=25.0, max_pictures=320, pictures=pictures)
-    with module.SignatureCache(tmp_path / "signatures.csv") as cache:
-        cache.add(signature)
-    (found,) = load_signatures(tmp_path / "signatures.csv")
-    assert_same(found, signature)
+def test_the_longest_fingerprint_fits_in_a_line_of_the_file(tmp_path):
+    thumbnails = np.random.default_rng(0).integers(0, 65536, (320, 12, 12), dtype=np.uint16)
+    fingerprint = VideoFingerprint("a", num_frames=4000, fps=25.0, max_thumbnails=320, thumbnails=thumbnails)
+    write_rows(tmp_path / "fingerprints.csv", [module.row_of(fingerprint)], module.COLUMNS)
+    (found,) = load_fingerprints(tmp_path / "fingerprints.csv")
+    assert_same(found, fingerprint)
 
 
 def test_a_folder_with_labels(tmp_path, videos):
@@ -315,5 +293,5 @@ def test_a_folder_with_labels(tmp_path, videos):
         path = tmp_path / name
         path.parent.mkdir()
         path.write_bytes(videos[path.stem])
-    found = read_signatures(load_rows(str(tmp_path)))
-    assert sorted(signature.num_frames for signature in found) == [24, 40]
+    found = read_fingerprints(load_rows(str(tmp_path)))
+    assert sorted(fingerprint.num_frames for fingerprint in found) == [24, 40]

@@ -1,16 +1,16 @@
-"""Sources of videos by their names: segments of one video are told from videos that are merely numbered."""
+"""Groups of videos by their names: segments of one video, as opposed to videos that are merely numbered."""
 
 import pytest
 
-from mvd_hf.curation.name_groups import overlapping, sources_by_name
+from mvd_hf.curation.name_groups import name_groups, overlapping
 
 
 def grouped(names: list[str], labels=None, label_names=None) -> list[list[str]]:
-    """The files of each source, in the order of the first."""
+    """The files of each group, in the order of the first."""
     groups: dict[str, list[str]] = {}
-    for name, source in zip(names, sources_by_name(names, labels, label_names), strict=True):
-        if source is not None:
-            groups.setdefault(source, []).append(name)
+    for name, group in zip(names, name_groups(names, labels, label_names), strict=True):
+        if group is not None:
+            groups.setdefault(group, []).append(name)
     return list(groups.values())
 
 
@@ -27,49 +27,34 @@ def test_times_of_kinetics_and_others():
     assert grouped(names) == [names[:2], names[2:]]
 
 
-@pytest.mark.parametrize(
-    "endings",
-    [
-        ("_seg3", "_seg12"),
-        ("-part2", "-part3"),
-        (".clip04", ".clip5"),
-        ("-Scene-003", "-Scene-004"),
-        (" (part 1 of 2)", " (part 2 of 2)"),
-        ("_segment_1", "_segment_2"),
-        (" copy", " copy 2"),
-        (" - Copy", " - Copy (2)"),
-        ("[cut 1]", "[cut 2]"),
-        ("_shot#1", "_shot#2"),
-    ],
-)
-def test_numbers_with_a_word_for_a_segment(endings):
-    names = [f"{name}{ending}.mp4" for name in ("match", "final game") for ending in endings]
-    assert grouped(names) == [names[:2], names[2:]]
-    assert grouped([*names[:2], "match.mp4"]) == [[*names[:2], "match.mp4"]]  # the whole of which they are parts
-    assert grouped(names[:2]) == [names[:2]]
+def test_numbers_with_a_word_for_a_segment():
+    for pair in (
+        "_seg3|_seg12",
+        "-part2|-part3",
+        ".clip04|.clip5",
+        "-Scene-003|-Scene-004",
+        " (part 1 of 2)| (part 2 of 2)",
+        "_segment_1|_segment_2",
+        " copy| copy 2",
+        " - Copy| - Copy (2)",
+        "[cut 1]|[cut 2]",
+        "_shot#1|_shot#2",
+    ):
+        names = [f"{name}{ending}.mp4" for name in ("match", "final game") for ending in pair.split("|")]
+        assert grouped(names) == [names[:2], names[2:]]
+        assert grouped([*names[:2], "match.mp4"]) == [[*names[:2], "match.mp4"]]  # the whole of which they are parts
+        assert grouped(names[:2]) == [names[:2]]
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "{:04d}",
-        "video_{}",
-        "clip{}",
-        "clip {:02d}",
-        "IMG_{:04d}",
-        "walk ({})",
-        "walk_{:03d}",
-        "walk_clip{}",
-        "person-{}",
-    ],
-)
-def test_plain_numbering_is_no_source(pattern):
-    names = [f"{name}/{pattern.replace('walk', name).format(i)}.mp4" for name in ("walk", "run") for i in range(1, 6)]
+def test_plain_numbering_is_no_group():
     labels = [0] * 5 + [1] * 5
-    assert grouped(names, labels) == []
-    assert grouped(names, labels, ["walk", "run"]) == []
-    assert grouped([name.split("/")[1] for name in names], labels, ["walk", "run"]) == []
-    assert grouped([f"all/{name.split('/')[0]}_{name.split('/')[1]}" for name in names], labels, ["walk", "run"]) == []
+    patterns = ("{:04d}", "video_{}", "clip{}", "clip {:02d}", "IMG_{:04d}", "person-{}")
+    for pattern in (*patterns, "walk ({})", "walk_{:03d}", "walk_clip{}"):
+        files = [(name, pattern.replace("walk", name).format(i)) for name in ("walk", "run") for i in range(1, 6)]
+        in_folders = [f"{name}/{file}.mp4" for name, file in files]
+        assert grouped(in_folders, labels) == []
+        for names in (in_folders, [f"{file}.mp4" for _, file in files], [f"all/{a}_{b}.mp4" for a, b in files]):
+            assert grouped(names, labels, ["walk", "run"]) == []
 
 
 def test_plain_numbering_in_one_folder_without_names_of_classes():
@@ -82,7 +67,7 @@ def test_plain_numbering_in_one_folder_without_names_of_classes():
     assert grouped([*(f"video_part{i}.mp4" for i in (1, 2)), "a.mp4", "b.mp4"]) == []
 
 
-def test_counted_names_are_sources_where_numbers_start_anew():
+def test_counted_names_are_groups_where_numbers_start_anew():
     names = [f"{person}_{i}.mp4" for person in ("anna", "bob", "carl") for i in (1, 2)]
     assert grouped(names) == [names[:2], names[2:4], names[4:]]
     assert grouped([*names, "anna.mp4"])[0] == [*names[:2], "anna.mp4"]
@@ -109,7 +94,7 @@ def test_hmdb51():
     assert grouped(names)[-1] == names[3:]
 
 
-def test_folders_name_sources_of_numbered_files():
+def test_folders_name_groups_of_numbered_files():
     names = ["walk/film1/0001.mp4", "walk/film1/0002.mp4", "walk/007/seg1.mp4", "walk/007/seg2.mp4", "run/a/1.mp4"]
     assert grouped(names, [0, 0, 0, 0, 1]) == [names[:2], names[2:4]]
     sides = ["train/walk/1.mp4", "train/walk/2.mp4", "val/walk/1.mp4", "train/run/1.mp4", "val/run/2.mp4"]
@@ -120,13 +105,13 @@ def test_folders_name_sources_of_numbered_files():
 def test_backslashes_and_no_folder():
     names = [r"C:\clips\match_part1.mp4", r"C:\clips\match_part2.mp4", "match_part3.mp4"]
     assert grouped(names) == [names]
-    assert sources_by_name(["match_part1.mp4"]) == ["match"]
-    assert sources_by_name([]) == []
+    assert name_groups(["match_part1.mp4"]) == ["match"]
+    assert name_groups([]) == []
 
 
 def test_labels_must_be_as_many_as_names():
     with pytest.raises(ValueError, match="2 names have 1 labels"):
-        sources_by_name(["a", "b"], [0])
+        name_groups(["a", "b"], [0])
 
 
 def test_overlapping_ranges():

@@ -1,4 +1,4 @@
-"""Near-duplicates: copies and parts are found however they were made anew, other takes and other places are not."""
+"""Near-duplicates: copies and parts are found however they were encoded, other takes and other places are not."""
 
 import itertools
 from pathlib import Path
@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from mvd_hf.curation import near_duplicates as module
-from mvd_hf.curation.fingerprints import Signature, picture_positions, read_signatures, small_picture
-from mvd_hf.curation.near_duplicates import Film, coarse_pairs, find_near_duplicates, match
+from mvd_hf.curation.fingerprints import VideoFingerprint, read_fingerprints, thumbnail, thumbnail_positions
+from mvd_hf.curation.near_duplicates import ComparableVideo, coarse_pairs, find_near_duplicates, match
 
 HEIGHT, WIDTH = 96, 128
 
 
 def place(rng: np.random.Generator) -> np.ndarray:
-    """A picture (H, W, 3) with structure of all sizes, as a room or a street has."""
+    """A thumbnail (H, W, 3) with structure of all sizes, as a room or a street has."""
     layers = [
         np.asarray(
             Image.fromarray(rng.integers(0, 256, (n, n + 1, 3), dtype=np.uint8)).resize(
@@ -56,11 +56,11 @@ def cropped(frames: np.ndarray, top: float, left: float, bottom: float, right: f
     return frames[:, rows, round(left * width) : width - round(right * width)]
 
 
-def signature(frames: np.ndarray, fps: float | None = 25.0, name: str = "") -> Signature:
-    """The signature of frames, without the detour of a file."""
-    positions = picture_positions(len(frames), fps, 64)
-    pictures = np.stack([small_picture(np.ascontiguousarray(frames[i])) for i in positions])
-    return Signature(name, num_frames=len(frames), fps=fps, pictures=pictures)
+def fingerprint(frames: np.ndarray, fps: float | None = 25.0, name: str = "") -> VideoFingerprint:
+    """The fingerprint of frames, without the detour of a file."""
+    positions = thumbnail_positions(len(frames), fps, 64)
+    thumbnails = np.stack([thumbnail(np.ascontiguousarray(frames[i])) for i in positions])
+    return VideoFingerprint(name, num_frames=len(frames), fps=fps, thumbnails=thumbnails)
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +82,12 @@ VERSIONS = {
 }
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_version_of_a_video_is_the_same(footage, version):
-    frames, fps = VERSIONS[version](footage)
-    (pair,) = find_near_duplicates([signature(footage), signature(frames, fps)])
-    assert (pair.first, pair.second, pair.kind) == (0, 1, "same")
-    assert pair.share == 1
-    assert 0.78 <= pair.likeness <= 1
+def test_versions_of_a_video_are_the_same(footage):
+    for name, version in VERSIONS.items():
+        frames, fps = version(footage)
+        (pair,) = find_near_duplicates([fingerprint(footage), fingerprint(frames, fps)])
+        assert (pair.first, pair.second, pair.kind, pair.share) == (0, 1, "same", 1), name
+        assert 0.78 <= pair.similarity <= 1, name
 
 
 PARTS = {
@@ -99,35 +98,35 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_part_of_a_video_is_found_and_comes_first(footage, part):
-    frames, fps = PARTS[part](footage)
-    whole, cut = signature(footage), signature(frames, fps)
-    (pair,) = find_near_duplicates([whole, cut])
-    assert (pair.first, pair.second, pair.kind) == (1, 0, "part")
-    assert pair.share >= 0.9
-    (turned,) = find_near_duplicates([cut, whole])
-    assert (turned.first, turned.second, turned.kind) == (0, 1, "part")
+def test_a_part_of_a_video_is_found_and_comes_first(footage):
+    whole = fingerprint(footage)
+    for name, part in PARTS.items():
+        frames, fps = part(footage)
+        cut = fingerprint(frames, fps)
+        (pair,), (turned,) = find_near_duplicates([whole, cut]), find_near_duplicates([cut, whole])
+        assert (pair.first, pair.second, pair.kind) == (1, 0, "part"), name
+        assert pair.share >= 0.9, name
+        assert (turned.first, turned.second, turned.kind) == (0, 1, "part"), name
 
 
 def test_videos_that_overlap_are_found_and_by_how_much(footage):
-    (pair,) = find_near_duplicates([signature(footage[:40]), signature(footage[24:])])
+    (pair,) = find_near_duplicates([fingerprint(footage[:40]), fingerprint(footage[24:])])
     assert pair.kind == "overlap"
     assert pair.share == pytest.approx(16 / 40, abs=0.05)
-    assert find_near_duplicates([signature(footage[:32]), signature(footage[32:])]) == []  # the rest of one shot
-    assert find_near_duplicates([signature(footage[:36]), signature(footage[31:])]) == []  # too little in common
+    assert find_near_duplicates([fingerprint(footage[:32]), fingerprint(footage[32:])]) == []  # the rest of one shot
+    assert find_near_duplicates([fingerprint(footage[:36]), fingerprint(footage[31:])]) == []  # too little in common
 
 
 def test_takes_of_one_place_are_no_duplicates():
     rng = np.random.default_rng(3)
-    takes = [signature(take(background, rng)) for background in [place(rng)] * 8]
-    assert len(coarse_pairs(takes)) == 28  # all of them look alike
+    takes = [fingerprint(take(background, rng)) for background in [place(rng)] * 8]
+    assert len(coarse_pairs(takes)) == 28  # all of them are coarsely similar
     assert find_near_duplicates(takes) == []
 
 
 def test_other_places_are_no_duplicates():
     rng = np.random.default_rng(4)
-    videos = [signature(take(place(rng), rng, num_frames=40)) for _ in range(40)]
+    videos = [fingerprint(take(place(rng), rng, num_frames=40)) for _ in range(40)]
     assert find_near_duplicates(videos) == []
     assert len(coarse_pairs(videos)) < 0.02 * 40 * 39 / 2  # most are not even aligned
 
@@ -136,29 +135,29 @@ def test_black_videos_are_in_no_pair(footage):
     black = np.zeros_like(footage)
     noise = np.random.default_rng(0).integers(0, 3, footage.shape, dtype=np.uint8)
     white = np.full_like(footage, 255)
-    found = find_near_duplicates([signature(frames) for frames in (black, black, noise, white, white)])
+    found = find_near_duplicates([fingerprint(frames) for frames in (black, black, noise, white, white)])
     assert found == []
     faded = footage.copy()
     faded[:20] = 0
-    (pair,) = find_near_duplicates([signature(black), signature(faded), signature(footage)])
+    (pair,) = find_near_duplicates([fingerprint(black), fingerprint(faded), fingerprint(footage)])
     assert (pair.first, pair.second, pair.kind) == (1, 2, "same")
 
 
 def test_unreadable_videos_are_in_no_pair(footage):
-    bad = Signature("bad.mp4", reason="no such file")
-    found = find_near_duplicates([bad, signature(footage), bad, signature(footage)])
+    bad = VideoFingerprint("bad.mp4", reason="no such file")
+    found = find_near_duplicates([bad, fingerprint(footage), bad, fingerprint(footage)])
     assert [(pair.first, pair.second) for pair in found] == [(1, 3)]
     assert find_near_duplicates([bad, bad]) == []
     assert find_near_duplicates([]) == []
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 3])
-def test_videos_of_a_few_frames_are_compared_as_pictures(num_frames):
+def test_videos_of_a_few_frames_are_compared_as_images():
     rng = np.random.default_rng(5)
-    rooms = [np.repeat(place(rng)[None], num_frames, axis=0).astype(np.uint8) for _ in range(3)]
-    videos = [signature(frames) for frames in (*rooms, resized(rooms[1], 48, 64))]
-    (pair,) = find_near_duplicates(videos)
-    assert (pair.first, pair.second, pair.kind) == (1, 3, "same")
+    for num_frames in (1, 2, 3):
+        rooms = [np.repeat(place(rng)[None], num_frames, axis=0).astype(np.uint8) for _ in range(3)]
+        videos = [fingerprint(frames) for frames in (*rooms, resized(rooms[1], 48, 64))]
+        (pair,) = find_near_duplicates(videos)
+        assert (pair.first, pair.second, pair.kind) == (1, 3, "same")
 
 
 def test_any_lengths_and_rates_can_be_compared():
@@ -166,7 +165,7 @@ def test_any_lengths_and_rates_can_be_compared():
     room = place(rng)
     frames = take(room, rng, num_frames=300)
     cases = itertools.product((1, 2, 3, 17, 300), (None, 0.5, 25.0, 1000.0))
-    videos = [signature(frames[:length], fps) for length, fps in cases]
+    videos = [fingerprint(frames[:length], fps) for length, fps in cases]
     pairs = {(pair.first, pair.second) for pair in find_near_duplicates(videos)}
     assert {(i, j) for i, j in itertools.combinations(range(16, 20), 2)} <= pairs
     assert {(i, j) for i, j in itertools.combinations(range(4), 2)} <= pairs
@@ -178,45 +177,45 @@ def test_a_video_in_which_nothing_moves_is_no_part_of_takes_of_its_place():
     still = np.repeat(background[None], 30, axis=0).astype(np.uint8)
     moving = take(background, rng)
     moving[:30] = still
-    videos = [signature(still), signature(moving), signature(still[:10])]
+    videos = [fingerprint(still), fingerprint(moving), fingerprint(still[:10])]
     (pair,) = find_near_duplicates(videos)
     assert (pair.first, pair.second) == (0, 2)
 
 
-def film_of(greys: np.ndarray) -> Film:
-    """The film of pictures (T, 12, 12) of grey levels, finer than those of frames can be made."""
-    pictures = np.round(greys * 257).astype(np.uint16)
-    return Film.of(Signature("", num_frames=len(pictures), fps=7.0, pictures=pictures))
+def video_of(greys: np.ndarray) -> ComparableVideo:
+    """A video of thumbnails (T, 12, 12) of gray levels, finer than frames have."""
+    thumbnails = np.round(greys * 257).astype(np.uint16)
+    return ComparableVideo.of(VideoFingerprint("", num_frames=len(thumbnails), fps=7.0, thumbnails=thumbnails))
 
 
-def test_what_hardly_moves_tells_nothing():
+def test_what_hardly_moves_proves_nothing():
     rng = np.random.default_rng(12)
     room = rng.uniform(20, 230, (12, 12))
     drift = np.sin(np.arange(64) / 3)[:, None, None] * rng.choice((-1, 1), (12, 12))
     own = [room + rng.normal(0, 4, (12, 12)) * np.sin(np.arange(24) / rate)[:, None, None] for rate in (5, 8)]
     for size in (0.3, 3):  # light that changes alike at the end of one take and at the beginning of another
         common = room + size * drift[:40]
-        found = match(film_of(np.concatenate([own[0], common])), film_of(np.concatenate([common, own[1]])))
+        found = match(video_of(np.concatenate([own[0], common])), video_of(np.concatenate([common, own[1]])))
         assert (found is not None) == (size == 3)
-    moving = film_of(room + drift)
-    still = film_of(np.repeat(room[None], 64, axis=0))
+    moving = video_of(room + drift)
+    still = video_of(np.repeat(room[None], 64, axis=0))
     assert (moving.is_still, still.is_still) == (False, True)
     assert match(moving, still) is None
     assert match(still, moving) is None
     assert match(still, still).share == 1
 
 
-def test_a_part_between_the_pictures_that_are_looked_for_finds_the_whole():
+def test_a_part_between_the_thumbnails_that_are_looked_for_finds_the_whole():
     rng = np.random.default_rng(13)
     scenes = [take(place(rng), rng, num_frames=20) for _ in range(9)]
-    whole = signature(np.concatenate(scenes))
+    whole = fingerprint(np.concatenate(scenes))
     for part in (1, 4, 7):
-        (pair,) = find_near_duplicates([whole], [signature(scenes[0][:3]), signature(scenes[part])])
+        (pair,) = find_near_duplicates([whole], [fingerprint(scenes[0][:3]), fingerprint(scenes[part])])
         assert (pair.first, pair.second, pair.kind) == (0, 1, "part")
 
 
 def test_the_number_of_alignments_is_bounded(footage):
-    short, long = Film.of(signature(footage[:3])), Film.of(signature(footage))
+    short, long = ComparableVideo.of(fingerprint(footage[:3])), ComparableVideo.of(fingerprint(footage))
     long.num_frames = 1_000_000
     for first, second in ((short, long), (long, short)):
         assert all(len(offsets) <= 1002 for _, offsets in module.alignments(first, second))
@@ -224,9 +223,9 @@ def test_the_number_of_alignments_is_bounded(footage):
 
 def test_two_sets(footage):
     rng = np.random.default_rng(7)
-    others = [signature(take(place(rng), rng)) for _ in range(2)]
-    train = [others[0], signature(footage), others[1]]
-    validation = [signature(footage[:30]), others[1], signature(take(place(rng), rng))]
+    others = [fingerprint(take(place(rng), rng)) for _ in range(2)]
+    train = [others[0], fingerprint(footage), others[1]]
+    validation = [fingerprint(footage[:30]), others[1], fingerprint(take(place(rng), rng))]
     found = find_near_duplicates(validation, train)
     assert [(pair.first, pair.second, pair.kind) for pair in found] == [(0, 1, "part"), (1, 2, "same")]
     found = find_near_duplicates(train, validation)
@@ -235,29 +234,29 @@ def test_two_sets(footage):
 
 def test_blocks_do_not_matter(monkeypatch):
     rng = np.random.default_rng(8)
-    videos = [signature(take(place(rng), rng, num_frames=20)) for _ in range(6)]
+    videos = [fingerprint(take(place(rng), rng, num_frames=20)) for _ in range(6)]
     videos = [*videos, *videos[2:4]]
     expected = find_near_duplicates(videos)
     assert [(pair.first, pair.second) for pair in expected] == [(2, 6), (3, 7)]
-    monkeypatch.setattr(module, "NUM_BLOCK_PROBES", 5)
-    monkeypatch.setattr(module, "NUM_BLOCK_PICTURES", 30)
+    monkeypatch.setattr(module, "NUM_BLOCK_QUERIES", 5)
+    monkeypatch.setattr(module, "NUM_BLOCK_THUMBNAILS", 30)
     assert find_near_duplicates(videos) == expected
 
 
 def test_a_match_is_the_same_from_both_sides(footage):
-    one, other = Film.of(signature(footage)), Film.of(signature(footage[20:50]))
+    one, other = ComparableVideo.of(fingerprint(footage)), ComparableVideo.of(fingerprint(footage[20:50]))
     there, back = match(one, other), match(other, one)
     assert (there.share_of_first, there.share_of_second) == (back.share_of_second, back.share_of_first)
-    assert there.likeness == back.likeness
+    assert there.similarity == back.similarity
     assert there.share_of_second == pytest.approx(1, abs=0.05)
     assert there.share_of_first == pytest.approx(30 / 64, abs=0.05)
 
 
-def test_the_likeness_of_changes_is_what_its_formula_says():
+def test_the_similarity_of_changes_is_what_its_formula_says():
     rng = np.random.default_rng(9)
-    first, second = (Film.of(signature(take(place(rng), rng, num_frames=10))) for _ in range(2))
+    first, second = (ComparableVideo.of(fingerprint(take(place(rng), rng, num_frames=10))) for _ in range(2))
     count, places, changes, size = module.fit(first, second, 1.0, np.zeros(1))
-    a, b = first.pictures, second.pictures
+    a, b = first.thumbnails, second.thumbnails
     means = a.mean(axis=0), b.mean(axis=0)
     cov = np.mean(((a - means[0]) * (b - means[1])).sum(axis=1))
     variances = sum(np.square(x - mean).sum(axis=1).mean() for x, mean in zip((a, b), means, strict=True))
@@ -268,14 +267,14 @@ def test_the_likeness_of_changes_is_what_its_formula_says():
     assert size[0] == pytest.approx(np.sqrt(variances / 2) * contrast)
 
 
-def test_pictures_between_pictures_are_interpolated(footage):
-    first, second = Film.of(signature(footage[1:])), Film.of(signature(footage))
+def test_thumbnails_between_thumbnails_are_interpolated(footage):
+    first, second = ComparableVideo.of(fingerprint(footage[1:])), ComparableVideo.of(fingerprint(footage))
     offset = 0.5
     _, _, changes, _ = module.fit(first, second, 1.0, np.array([offset]))
     times = first.times + offset
     inside = times <= len(footage) - 0.5
-    shown = np.stack([np.interp(times[inside], second.times, cell) for cell in second.pictures.T], axis=1)
-    a, b = first.pictures[inside], shown
+    shown = np.stack([np.interp(times[inside], second.times, cell) for cell in second.thumbnails.T], axis=1)
+    a, b = first.thumbnails[inside], shown
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     assert changes[0] == pytest.approx(2 * (a * b).sum() / (np.square(a).sum() + np.square(b).sum()))
 
@@ -304,7 +303,7 @@ def test_encoded_versions_of_several_videos_are_found_and_nothing_else(tmp_path)
         write(tmp_path / f"{i}_cut.mp4", cropped(frames[13:57], 0.04, 0.04, 0.04, 0.04), crf="28")
     paths = sorted(tmp_path.glob("*.mp4"))
     rows = datasets.Dataset.from_dict({"video": [{"path": str(path), "bytes": None} for path in paths]})
-    found = {(pair.first, pair.second, pair.kind) for pair in find_near_duplicates(read_signatures(rows))}
+    found = {(pair.first, pair.second, pair.kind) for pair in find_near_duplicates(read_fingerprints(rows))}
     source = [path.name[0] for path in paths]
     wanted = {(i, j) for i, j in itertools.combinations(range(len(paths)), 2) if source[i] == source[j]}
     assert {tuple(sorted(pair[:2])) for pair in found} == wanted

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from launching import ROOT
-from mvd_hf.curation import official_splits
 from mvd_hf.curation.official_splits import (
-    PROTOCOLS,
-    Protocol,
+    SPLIT_READERS,
+    OfficialSplits,
     find_videos,
     read_hmdb51,
     read_kinetics,
@@ -75,39 +74,39 @@ KINETICS = {
 
 
 def test_ucf101(tmp_path):
-    protocol = read_ucf101(write(tmp_path, UCF101))
-    assert protocol.class_names == ["ApplyEyeMakeup", "Archery"]
-    assert list(protocol.lists) == ["train_1", "test_1", "train_2", "test_2"]
-    assert protocol.lists["train_1"] == [
+    splits = read_ucf101(write(tmp_path, UCF101))
+    assert splits.label_names == ["ApplyEyeMakeup", "Archery"]
+    assert list(splits.lists) == ["train_1", "test_1", "train_2", "test_2"]
+    assert splits.lists["train_1"] == [
         ("ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi", 0),
         ("Archery/v_Archery_g08_c01.avi", 1),
     ]
-    assert protocol.lists["test_1"] == protocol.lists["train_2"]
+    assert splits.lists["test_1"] == splits.lists["train_2"]
 
 
 def test_hmdb51(tmp_path):
-    protocol = read_hmdb51(write(tmp_path, HMDB51))
-    assert protocol.class_names == ["brush_hair", "wave"]
-    assert protocol.lists["train_1"] == [("brush_hair/April_09_brush_hair_0.avi", 0), ("wave/A_wave_1.avi", 1)]
-    assert protocol.lists["test_1"] == [
+    splits = read_hmdb51(write(tmp_path, HMDB51))
+    assert splits.label_names == ["brush_hair", "wave"]
+    assert splits.lists["train_1"] == [("brush_hair/April_09_brush_hair_0.avi", 0), ("wave/A_wave_1.avi", 1)]
+    assert splits.lists["test_1"] == [
         ("brush_hair/Blonde!_brush_hair_0.avi", 0),
         ("wave/20060723_wave_f_cm_0.avi", 1),
     ]
-    assert protocol.lists["test_2"] == protocol.lists["train_1"]
+    assert splits.lists["test_2"] == splits.lists["train_1"]
 
 
 @pytest.mark.parametrize("prefix", ["something-something-v2-", ""])
 def test_ssv2(tmp_path, prefix):
     files = {name.replace("something-something-v2-", prefix): text for name, text in SSV2.items()}
-    protocol = read_ssv2(write(tmp_path, files))
-    assert protocol.class_names == ["Poking one", "Holding something next to something"]
-    assert protocol.lists == {"train": [("78687.webm", 1), ("42326.webm", 0)], "validation": [("7.webm", 0)]}
+    splits = read_ssv2(write(tmp_path, files))
+    assert splits.label_names == ["Poking one", "Holding something next to something"]
+    assert splits.lists == {"train": [("78687.webm", 1), ("42326.webm", 0)], "validation": [("7.webm", 0)]}
 
 
 def test_kinetics(tmp_path):
-    protocol = read_kinetics(write(tmp_path / "a", KINETICS))
-    assert protocol.class_names == ["cooking, on fire", "testifying"]
-    assert protocol.lists == {
+    splits = read_kinetics(write(tmp_path / "a", KINETICS))
+    assert splits.label_names == ["cooking, on fire", "testifying"]
+    assert splits.lists == {
         "train": [("---QUuC4vJs_000084_000094.mp4", 1), ("-0-_x_000007_000017.mp4", 0)],
         "validation": [("zzz_000000_000010.mp4", 1)],
     }
@@ -123,7 +122,7 @@ BAD = [
     ("ucf101", UCF101, {"trainlist01.txt": "\nArchery/a.avi 2\nBowling/b.avi 3\n"}, "Line 3 of .* 'Bowling/b.avi 3'"),
     ("ucf101", UCF101, {"testlist01.txt": "v_Archery_g01_c01.avi\n"}, "Line 1 of .*testlist01"),
     ("ucf101", UCF101, {"trainlist01.txt": "\n"}, "'train_1' names no video"),
-    ("ucf101", UCF101, {"classInd.txt": "1 ApplyEyeMakeup\n2 Archery\n3 Bowling\n"}, "classes 'Bowling'"),
+    ("ucf101", UCF101, {"classInd.txt": "1 ApplyEyeMakeup\n2 Archery\n3 Bowling\n"}, "1 \\(Bowling\\)"),
     ("hmdb51", HMDB51, {"wave_test_split2.txt": None}, "wave_test_split2.txt' cannot be read"),
     ("hmdb51", HMDB51, {"wave_test_split1.txt": "a.avi 2\nb.avi 3\n"}, "Line 2 of .*wave_test_split1.txt'"),
     ("hmdb51", HMDB51, {"wave_test_split1.txt": "a.avi\n"}, "Line 1 of .* 1 .training. or 2 .test.: 'a.avi'"),
@@ -161,7 +160,7 @@ BAD = [
         "kinetics",
         KINETICS,
         {"val.csv": KINETICS["val.csv"] + "new,b,1,4,val\n"},
-        "'validation' are not in training: 'new'",
+        r"'validation' .* 1 \(new\)",
     ),
 ]
 
@@ -170,14 +169,14 @@ BAD = [
 def test_bad_split_files_are_refused_by_file_and_line(tmp_path, name, files, changed, message):
     files = {file: text for file, text in {**files, **changed}.items() if text is not None}
     with pytest.raises(ValueError, match=message):
-        PROTOCOLS[name](write(tmp_path, files))
+        SPLIT_READERS[name](write(tmp_path, files))
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", SPLIT_READERS)
 def test_a_folder_without_split_files(tmp_path, name):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=r"cannot be read|has no file named"):
-            PROTOCOLS[name](folder)
+            SPLIT_READERS[name](folder)
 
 
 def test_a_file_that_is_no_text(tmp_path):
@@ -186,17 +185,17 @@ def test_a_file_that_is_no_text(tmp_path):
         read_ucf101(tmp_path)
 
 
-def test_videos_named_twice_or_in_two_lists_are_told(caplog):
-    protocol = Protocol(
+def test_videos_named_twice_or_in_two_lists_are_reported(caplog):
+    splits = OfficialSplits(
         ["a", "b"], {"train_1": [("x", 0), ("y", 1), ("x", 0)], "test_1": [("x", 0)], "test_2": [("y", 1)]}
     )
-    assert protocol.lists["train_1"] == [("x", 0), ("y", 1)]
+    assert splits.lists["train_1"] == [("x", 0), ("y", 1)]
     assert [record.getMessage() for record in caplog.records] == [
         "train_1 names 1 videos twice",
-        "train_1 and test_1 have 1 videos in common: 'x'",
+        "train_1 and test_1 have videos in common: 1 (x)",
     ]
-    with pytest.raises(ValueError, match="'train' has videos with two classes: 'x'"):
-        Protocol(["a", "b"], {"train": [("x", 0), ("x", 1)]})
+    with pytest.raises(ValueError, match=r"'train' .* 1 \(x\)"):
+        OfficialSplits(["a", "b"], {"train": [("x", 0), ("x", 1)]})
 
 
 # videos
@@ -204,20 +203,20 @@ def test_videos_named_twice_or_in_two_lists_are_told(caplog):
 LISTS = {"train_1": [("A/v_1.avi", 0), ("B/v_2.avi", 1)], "test_1": [("A/v_3.avi", 0), ("B/v_4.avi", 1)]}
 
 
-@pytest.mark.parametrize(
-    "pattern", ["A/v_{}.avi", "v_{}.avi", "deep/er/v_{}.mp4", "UCF-101/A/v_{}.webm", "x/v_{}.AVI"]
-)
-def test_videos_are_found_in_any_layout_with_any_suffix(tmp_path, pattern):
-    names = [pattern.replace("A/", "AABAB"[i] + "/").format(i) for i in (1, 2, 3, 4)]
-    touch(tmp_path, [*names, "notes.txt", "v_1.txt"])
-    lists = find_videos(Protocol(["A", "B"], LISTS), tmp_path)
-    assert lists["train_1"] == [(str(tmp_path / names[0]), 0), (str(tmp_path / names[1]), 1)]
-    assert lists["test_1"] == [(str(tmp_path / names[2]), 0), (str(tmp_path / names[3]), 1)]
+def test_videos_are_found_in_any_layout_with_any_suffix(tmp_path):
+    patterns = ("A/v_{}.avi", "v_{}.avi", "deep/er/v_{}.mp4", "UCF-101/A/v_{}.webm", "x/v_{}.AVI")
+    for number, pattern in enumerate(patterns):
+        folder = tmp_path / str(number)
+        names = [pattern.replace("A/", "AABAB"[i] + "/").format(i) for i in (1, 2, 3, 4)]
+        touch(folder, [*names, "notes.txt", "v_1.txt"])
+        lists = find_videos(OfficialSplits(["A", "B"], LISTS), folder)
+        assert lists["train_1"] == [(str(folder / names[0]), 0), (str(folder / names[1]), 1)]
+        assert lists["test_1"] == [(str(folder / names[2]), 0), (str(folder / names[3]), 1)]
 
 
 def test_the_folder_of_the_class_decides(tmp_path):
     touch(tmp_path, ["A/v_1.mp4", "B/v_1.avi", "B/v_2.avi", "old/v_2.avi", "A/v_3.avi", "A/v_3.mp4", "B/v_4.avi"])
-    lists = find_videos(Protocol(["A", "B"], LISTS), tmp_path)
+    lists = find_videos(OfficialSplits(["A", "B"], LISTS), tmp_path)
     assert [Path(path).relative_to(tmp_path).as_posix() for videos in lists.values() for path, _ in videos] == [
         "A/v_1.mp4",
         "B/v_2.avi",
@@ -228,37 +227,35 @@ def test_the_folder_of_the_class_decides(tmp_path):
 
 def test_a_file_in_the_folder_of_another_class_is_another_video(tmp_path):
     touch(tmp_path, ["B/v_1.avi", "B/v_2.avi", "A/v_3.avi", "B/v_4.avi"])
-    with pytest.raises(ValueError, match=r"1 of 4 videos are not in .*'A/v_1.avi'"):
-        find_videos(Protocol(["A", "B"], LISTS), tmp_path)
+    with pytest.raises(ValueError, match=r"1 \(A/v_1.avi\)"):
+        find_videos(OfficialSplits(["A", "B"], LISTS), tmp_path)
 
 
 def test_several_files_that_could_be_meant(tmp_path):
     touch(tmp_path, ["A/v_1.mp4", "A/v_1.webm", "B/v_2.avi", "A/v_3.avi", "B/v_4.avi"])
-    with pytest.raises(ValueError, match=r"'A/v_1.avi' may be any of 'A/v_1.mp4', 'A/v_1.webm'"):
-        find_videos(Protocol(["A", "B"], LISTS), tmp_path)
+    with pytest.raises(ValueError, match=r"'A/v_1.avi': 2 \(A/v_1.mp4, A/v_1.webm\)"):
+        find_videos(OfficialSplits(["A", "B"], LISTS), tmp_path)
 
 
 def test_missing_videos(tmp_path, caplog):
     videos = {f"{kind}_1": [(f"{'AB'[i % 2]}/{kind}{i}.avi", i % 2) for i in range(20)] for kind in ("train", "test")}
-    protocol = Protocol(["A", "B"], videos)
+    splits = OfficialSplits(["A", "B"], videos)
     present = [video for found in videos.values() for video, _ in found][:-8]
     touch(tmp_path, present)
-    with pytest.raises(
-        ValueError, match=r"8 of 40 videos are not in .*: 'A/test12.avi', .* and 3 more\. Give .*allow_missing"
-    ):
-        find_videos(protocol, tmp_path)
-    lists = find_videos(protocol, tmp_path, allow_missing=True)
+    with pytest.raises(ValueError, match=r"8 \(A/test12\.avi, .*allow_missing"):
+        find_videos(splits, tmp_path)
+    lists = find_videos(splits, tmp_path, allow_missing=True)
     assert [len(found) for found in lists.values()] == [20, 12]
     assert [record.getMessage() for record in caplog.records] == ["test_1: 8 of 20 videos are missing and left out"]
     for video, label in videos["test_1"]:
         if label == 1:
             (tmp_path / video).unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r"All videos of 'B' in the list 'test_1' are missing"):
-        find_videos(protocol, tmp_path, allow_missing=True)
+    with pytest.raises(ValueError, match=r"'test_1' .*1 \(B\)"):
+        find_videos(splits, tmp_path, allow_missing=True)
 
 
 def test_a_folder_that_is_missing_or_empty(tmp_path):
-    with pytest.raises(ValueError, match="There is no folder of videos"):
+    with pytest.raises(ValueError, match="nowhere"):
         video_index(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="has no video"):
         video_index(write(tmp_path, {"readme.txt": "nothing"}))
@@ -300,21 +297,20 @@ def test_lists_are_read_back_as_they_were_written(tmp_path, monkeypatch):
 def test_lists_that_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match=r"'two\\nlines' is not one line"):
         write_lists(tmp_path / "data", {}, ["two\nlines"])
-    with pytest.raises(ValueError, match=r"'.*blake2b:00' are none: extract"):
+    with pytest.raises(ValueError, match="blake2b:00"):
         write_lists(tmp_path / "data", {"train": [("blake2b:00", 0)]}, ["a"])
 
 
 def test_official_splits_from_files_to_rows(tmp_path):
-    protocol = read_ucf101(write(tmp_path / "splits", UCF101))
-    touch(tmp_path / "videos", {video for videos in protocol.lists.values() for video, _ in videos})
-    write_lists(tmp_path / "data", find_videos(protocol, tmp_path / "videos"), protocol.class_names)
+    splits = read_ucf101(write(tmp_path / "splits", UCF101))
+    touch(tmp_path / "videos", {video for videos in splits.lists.values() for video, _ in videos})
+    write_lists(tmp_path / "data", find_videos(splits, tmp_path / "videos"), splits.label_names)
     rows = load_rows(str(tmp_path / "data" / "test_2.csv"))
     assert [Path(row["video"]["path"]).name for row in rows] == [
         "v_ApplyEyeMakeup_g08_c01.avi",
         "v_Archery_g08_c01.avi",
     ]
     assert rows["label"] == [0, 1]
-    assert official_splits.PROTOCOLS.keys() == {"ucf101", "hmdb51", "ssv2", "kinetics"}
 
 
 def test_the_recipe_prepares_official_splits(tmp_path, caplog):
@@ -327,7 +323,7 @@ def test_the_recipe_prepares_official_splits(tmp_path, caplog):
     files = {video for videos in read_hmdb51(write(tmp_path / "splits", HMDB51)).lists.values() for video, _ in videos}
     touch(tmp_path / "videos", sorted(files)[1:])
     places = [f"--{name}={tmp_path / name}" for name in ("videos", "splits", "output")]
-    with pytest.raises(ValueError, match=r"1 of 4 videos are not in .*'brush_hair/April_09_brush_hair_0.avi'"):
+    with pytest.raises(ValueError, match=r"1 \(brush_hair/April_09_brush_hair_0.avi\)"):
         module.main(["hmdb51", *places])
     assert not (tmp_path / "output").exists()
     touch(tmp_path / "videos", sorted(files)[:1])
@@ -340,5 +336,5 @@ def test_the_recipe_prepares_official_splits(tmp_path, caplog):
         "train_2.csv",
     ]
     assert f"{tmp_path / 'output'}/train_1.csv: 2 videos" in caplog.text
-    with pytest.raises(ValueError, match="There is no data set 'ucf50': one of ucf101, hmdb51, ssv2, kinetics"):
+    with pytest.raises(ValueError, match=r"'ucf50' .*ucf101, hmdb51, ssv2, kinetics"):
         module.main(["ucf50", *places])

@@ -1,4 +1,4 @@
-"""Splits of one's own videos: no leaks, every class on both sides where it can be, warnings by name, sampling."""
+"""Splits of your videos: no leaks, every class on both sides where possible, warnings by name, sampling."""
 
 import csv
 import itertools
@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from mvd_hf.curation.fingerprints import Signature, SignatureSettings, read_signatures
+from mvd_hf.curation.fingerprints import FingerprintSettings, VideoFingerprint, read_fingerprints
 from mvd_hf.curation.near_duplicates import NearDuplicate
 from mvd_hf.curation.splitting import (
     Split,
@@ -113,10 +113,9 @@ def test_two_groups_are_one_on_either_side_and_one_stays_in_training(caplog):
     assert parts(split, labels) == {0: 0.5, 1: 0, 2: 0}
     found = [warning for warning in split.warnings if "stays in training" in warning]
     assert len(found) == 2
-    assert "Class 'run'" in found[0]
-    assert "5 videos seem to be of one source" in found[0]
+    assert "'run'" in found[0]
     assert "v_Run_g00_c00.avi" in found[0]
-    assert "Class 'jump'" in found[1]
+    assert "'jump'" in found[1]
     assert any("missing from validation" in warning and "2 ('run', 'jump')" in warning for warning in split.warnings)
     assert [record.getMessage() for record in caplog.records] == split.warnings
 
@@ -136,15 +135,15 @@ def test_groups_across_classes_leave_every_class_something_to_train_on():
         assert all(len(groups[label]) < 3 for label in missing)
 
 
-def test_groups_that_allow_no_better_split_are_told():
+def test_groups_that_allow_no_better_split_are_reported():
     names = [*ucf_names(2, 10, "Walk"), *[f"Run/{i:04d}.mp4" for i in range(20)]]
     split = split_rows(rows_of(names), [0] * 20 + [1] * 20)
     (warning,) = split.warnings
-    assert "Class 0 has 50% of its videos in validation instead of 20%: its 20 videos form 2 groups" in warning
+    assert all(value in warning for value in ("Class 0", "50%", "20%", "2 groups"))
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> tuple[datasets.Dataset, list[int], list[Signature]]:
+def clips(tmp_path_factory) -> tuple[datasets.Dataset, list[int], list[VideoFingerprint]]:
     """Rows of 12 toy videos and a part of one; of the second class a copy, a black video and no video."""
     folder = tmp_path_factory.mktemp("clips")
     appearances = ("stripes", "checkerboard", "dots", "rings")
@@ -161,13 +160,13 @@ def clips(tmp_path_factory) -> tuple[datasets.Dataset, list[int], list[Signature
     names = sorted(path.name for path in folder.iterdir())
     rows = rows_of([str(folder / name) for name in names])
     labels = [int(name in ("copied.mp4", "black.mp4", "text.mp4")) for name in names]
-    return rows, labels, read_signatures(rows)
+    return rows, labels, read_fingerprints(rows)
 
 
 def test_a_split_by_content(clips):
-    rows, labels, signatures = clips
-    names = [Path(signature.file).name for signature in signatures]
-    split = split_rows(rows, labels, signatures=signatures, label_names=["toy", "made of it"], fraction=0.3)
+    rows, labels, fingerprints = clips
+    names = [Path(fingerprint.file).name for fingerprint in fingerprints]
+    split = split_rows(rows, labels, fingerprints=fingerprints, label_names=["toy", "made of it"], fraction=0.3)
     assert_sound(split, 16, num_left_out=1)
     group = dict(zip(names, split.groups, strict=True))
     assert group["copied.mp4"] == group["0003.mp4"]
@@ -180,14 +179,13 @@ def test_a_split_by_content(clips):
     assert [Path(name).name for name in split.unreadable] == ["text.mp4"]
     assert [Path(name).name for name in split.flat] == ["black.mp4"]
     text = "\n".join(split.warnings)
-    assert "Classes with fewer than 10 usable videos, too few to learn or to measure: 1 ('made of it')." in text
-    assert "Pairs with common footage and different labels: 1 (" in text
+    assert "1 ('made of it')" in text
     assert "0003.mp4 ('toy') and " in text
     assert "text.mp4: cannot be opened" in text
     assert "black.mp4" in text
 
 
-def test_without_signatures_only_names_count(clips):
+def test_without_fingerprints_only_names_count(clips):
     rows, labels, _ = clips
     split = split_rows(rows, labels)
     assert_sound(split, 16)
@@ -199,28 +197,28 @@ def test_rows_without_a_file_are_left_out_by_number():
     split = split_rows(rows_of([None, "a.mp4", None, "b.mp4"]), [0, 0, 0, 0], fraction=0.5)
     assert list(split.unreadable) == ["row 0", "row 2"]
     assert_sound(split, 4, num_left_out=2)
-    assert any("cannot be read and are left out: 2 (row 0: the row has neither" in text for text in split.warnings)
+    assert any("2 (row 0: " in text for text in split.warnings)
 
 
 def test_arguments_that_cannot_be(clips):
-    rows, labels, signatures = clips
+    rows, labels, fingerprints = clips
     for fraction in (0, 1, -0.2):
-        with pytest.raises(ValueError, match=f"fraction={fraction} must be"):
+        with pytest.raises(ValueError, match=f"fraction={fraction} "):
             split_rows(rows, labels, fraction=fraction)
     with pytest.raises(ValueError, match="16 rows have 15 labels"):
         split_rows(rows, labels[1:])
-    with pytest.raises(ValueError, match="16 rows have 2 signatures"):
-        split_rows(rows, labels, signatures=signatures[:2])
-    bad = [Signature(signature.file, reason="no such file") for signature in signatures]
-    with pytest.raises(ValueError, match=r"None of the videos can be read: 16 \(.*no such file"):
-        split_rows(rows, labels, signatures=bad)
+    with pytest.raises(ValueError, match="16 rows have 2 fingerprints"):
+        split_rows(rows, labels, fingerprints=fingerprints[:2])
+    bad = [VideoFingerprint(fingerprint.file, reason="no such file") for fingerprint in fingerprints]
+    with pytest.raises(ValueError, match=r"16 \(.*no such file"):
+        split_rows(rows, labels, fingerprints=bad)
 
 
 def test_duplicates_are_written_by_name(tmp_path):
     write_duplicates(tmp_path / "pairs.csv", [NearDuplicate(2, 0, "part", 0.95, 0.9)], ["a, b.mp4", "c", "d"])
     with open(tmp_path / "pairs.csv", newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [
-            ["first", "second", "kind", "share", "likeness"],
+            ["first", "second", "kind", "share", "similarity"],
             ["d", "a, b.mp4", "part", "0.95", "0.9"],
         ]
 
@@ -231,47 +229,37 @@ def test_duplicates_are_written_by_name(tmp_path):
 def test_warnings_on_classes_name_them():
     train = [0] * 300 + [1] * 12 + [2] * 9 + [5] * 20
     validation = [0] * 60 + [1] * 3 + [3] * 11
-    names = ["a", "b", "c", "d", "e", "f"]
-    tiny, lost, unmeasured, uneven = class_warnings(train, validation, names)[1:]
-    assert class_warnings(train, validation, names)[0] == "Classes without any video: 1 ('e')."
-    assert "fewer than 10 usable videos" in tiny
-    assert tiny.endswith(": 1 ('c').")
-    assert lost == "Classes missing from training, which cannot be learned: 1 ('d')."
-    assert "missing from validation" in unmeasured
-    assert unmeasured.endswith(": 2 ('c', 'f').")
-    assert "40 to 1: 'a' has 360 videos, 'c' has 9." in uneven
+    empty, tiny, lost, unmeasured, uneven = class_warnings(train, validation, ["a", "b", "c", "d", "e", "f"])
+    for warning, names in ((empty, "1 ('e')"), (tiny, "1 ('c')"), (lost, "1 ('d')"), (unmeasured, "2 ('c', 'f')")):
+        assert warning.endswith(f": {names}.")
+    assert all(part in uneven for part in ("40 to 1", "'a' has 360", "'c' has 9"))
     assert class_warnings([0] * 10 + [1] * 10, [0] * 2 + [1] * 2) == []
     assert class_warnings([], []) == []
-
-
-def test_long_lists_of_names_are_cut():
-    (warning,) = class_warnings([0] * 10, [0] * 10, ["used", *[f"c{i}" for i in range(30)]])
-    assert warning.startswith("Classes without any video: 30 ('c0', 'c1'")
-    assert warning.endswith("'c9' and 20 more).")
+    (long,) = class_warnings([0] * 10, [0] * 10, ["used", *[f"c{i}" for i in range(30)]])
+    assert "30 ('c0', 'c1'" in long
+    assert long.endswith("'c9', ...).")
 
 
 # two data sets
 
 
 def test_overlap_by_content_names_both_videos(clips, tmp_path):
-    rows, _, signatures = clips
-    names = [Path(signature.file).name for signature in signatures]
+    rows, _, fingerprints = clips
+    names = [Path(fingerprint.file).name for fingerprint in fingerprints]
     of = {name: i for i, name in enumerate(names)}
     train = rows.select([of[name] for name in ("0003.mp4", "0004.mp4", "0005.mp4", "text.mp4")])
     validation = rows.select([of[name] for name in ("0006.mp4", "cut.mp4", "black.mp4", "copied.mp4")])
-    cache = tmp_path / "signatures.csv"
-    overlap = find_overlap_by_content(train, validation, SignatureSettings(workers=1), cache)
+    cache = tmp_path / "fingerprints.csv"
+    overlap = find_overlap_by_content(train, validation, FingerprintSettings(workers=1), cache)
     pairs = {(Path(one).name, Path(other).name, pair.kind) for one, other, pair in overlap.pairs}
     assert pairs == {("cut.mp4", "0004.mp4", "part"), ("copied.mp4", "0003.mp4", "same")}
     assert [Path(name).name for name in overlap.unreadable] == ["text.mp4"]
     assert [Path(name).name for name in overlap.flat] == ["black.mp4"]
     text = overlap.describe()
-    assert text.startswith("Validation videos whose footage is in training: 2 (")
-    assert "Not compared, cannot be read: 1" in text
-    assert "Not compared, show nothing: 1" in text
+    assert all(name in text for name in ("2 (", "text.mp4", "black.mp4", "0004.mp4 (part"))
     assert len(cache.read_text(encoding="utf-8").splitlines()) == 8
     clean = find_overlap_by_content(train.select([2]), validation.select([0]), cache=cache)
-    assert clean.describe() == "Validation videos whose footage is in training: 0"
+    assert clean.describe().endswith(": 0")
 
 
 # which frames
@@ -305,7 +293,7 @@ def test_a_smaller_stride_where_some_are_short():
     assert choose_sampling(lengths, num_frames=8).stride == 4
 
 
-@pytest.mark.parametrize("arguments", [([],), ([0, 10],), ([10], 0), ([10], 16, 0)])
-def test_lengths_that_cannot_be(arguments):
-    with pytest.raises(ValueError, match="at least 1"):
-        choose_sampling(*arguments)
+def test_lengths_that_cannot_be():
+    for arguments in (([],), ([0, 10],), ([10], 0), ([10], 16, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            choose_sampling(*arguments)

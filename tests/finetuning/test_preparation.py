@@ -63,7 +63,7 @@ def test_a_folder_of_classes_is_divided_class_by_class_and_copies_stay_together(
     assert "fewer than 10 usable videos" in caplog.text
     assert "1 pairs of videos share footage" in caplog.text
     assert "copy.mp4" in (tmp_path / "near_duplicates.csv").read_text()
-    again = prepare(classes, tmp_path)  # from the signatures that are there
+    again = prepare(classes, tmp_path)  # from the fingerprints that are there
     assert files(again.validation) == validation
     assert files(prepare(classes, tmp_path, seed=1).validation) != validation
 
@@ -71,7 +71,7 @@ def test_a_folder_of_classes_is_divided_class_by_class_and_copies_stay_together(
 def test_without_comparison_copies_may_be_on_both_sides(classes, tmp_path):
     videos = prepare(classes, tmp_path, PreparationArguments(compare_content=False))
     assert len(videos.train) + len(videos.validation) == 21
-    assert not (tmp_path / "signatures.csv").exists()
+    assert not (tmp_path / "fingerprints.csv").exists()
 
 
 def test_a_fraction_of_0_leaves_no_validation(classes, tmp_path):

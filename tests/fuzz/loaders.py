@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from mvd_hf import MVDConfig, MVDForVideoClassification, convert_checkpoint
 from mvd_hf.arguments import parse_arguments
-from mvd_hf.curation.official_splits import PROTOCOLS
+from mvd_hf.curation.official_splits import SPLIT_READERS
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.data.sources import read_label_names, read_list_file, read_manifest
 from mvd_hf.detection.ava import ava_map, read_boxes, read_key_frames, read_label_map, read_person_boxes
@@ -124,7 +124,7 @@ def targets() -> dict[str, Target]:
     table = b"label,youtube_id,time_start,time_end,split\nrun,abc,0,10,train\njump,def,5,15,train\n"
     kinetics = {"train.csv": table, "val.csv": table.replace(b"abc", b"xyz").replace(b"def", b"uvw")}
     recipe = b"dataset: videos\nstride: 4\nstreaming: false\nsplit: no\nmax_samples: 12\n"
-    protocols = dict(zip(("ucf101", "hmdb51", "ssv2", "kinetics"), (ucf, hmdb, ssv2, kinetics), strict=True))
+    splits = dict(zip(("ucf101", "hmdb51", "ssv2", "kinetics"), (ucf, hmdb, ssv2, kinetics), strict=True))
     return {
         "recipe": Target(
             {"recipe.yaml": recipe}, lambda at: parse_arguments([str(at / "recipe.yaml")], DataArguments)
@@ -146,7 +146,7 @@ def targets() -> dict[str, Target]:
             {"map.pbtxt": b'item {\n  name: "sit"\n  id: 11\n}\nitem { name: "run" id: 10 }\n'},
             lambda at: read_label_map(at / "map.pbtxt"),
         ),
-        **{name: Target(files, PROTOCOLS[name]) for name, files in protocols.items()},
+        **{name: Target(files, SPLIT_READERS[name]) for name, files in splits.items()},
         "checkpoint": Target({"c.pth": checkpoint}, lambda at: read_checkpoint(at / "c.pth")),
         "old checkpoint": Target({"c.pth": old}, lambda at: read_checkpoint(at / "c.pth")),
         "planted pickle": Target(

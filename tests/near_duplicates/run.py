@@ -20,7 +20,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from mvd_hf.curation.fingerprints import read_signatures
+from mvd_hf.curation.fingerprints import read_fingerprints
 from mvd_hf.curation.near_duplicates import find_near_duplicates
 from mvd_hf.data.toy import toy_videos
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
@@ -130,10 +130,10 @@ def main(words: list[str]):
     with tempfile.TemporaryDirectory() as folder:
         made = make_versions(arguments, Path(folder))
         rows = datasets.Dataset.from_dict({"video": [{"path": str(path), "bytes": None} for *_, path in made]})
-        signatures = read_signatures(rows)
-    found = {frozenset((pair.first, pair.second)) for pair in find_near_duplicates(signatures)}
+        fingerprints = read_fingerprints(rows)
+    found = {frozenset((pair.first, pair.second)) for pair in find_near_duplicates(fingerprints)}
     place = {(name, version): i for i, (name, version, _) in enumerate(made)}
-    shown = {name for (name, version), i in place.items() if version == WHOLE and not signatures[i].is_flat}
+    shown = {name for (name, version), i in place.items() if version == WHOLE and not fingerprints[i].is_flat}
     print(f"{len(shown)} videos that show something\n\n| version | videos | missed |\n|---|---|---|")
     for version in VERSIONS:
         pairs = {name: frozenset((place[name, WHOLE], place.get((name, version), -1))) for name in sorted(shown)}

@@ -1,6 +1,5 @@
 """Audit of a data set before training: which files decode, what they hold, duplicates, overlap with another set."""
 
-import csv
 import dataclasses
 import hashlib
 import io
@@ -18,7 +17,6 @@ import datasets
 import numpy as np
 from av.stream import Disposition
 from PIL import Image
-from tqdm import tqdm
 
 from ..data.decoding import fetch, open_media
 from ..data.sources import (
@@ -30,8 +28,9 @@ from ..data.sources import (
     media_name,
     num_videos,
 )
+from ..model.loading_mvd import listed
 from ..model.video_reading import FORMATS_WITHOUT_TIMES, SINGLE_FILE_FORMATS, VideoReadError
-from .workers import run_guarded
+from .workers import Journal, read_files, read_results, write_rows
 
 # short files are usable (frames repeat), and so are duplicates
 USABLE = ("ok", "short", "duplicate")
@@ -40,7 +39,7 @@ STATUSES = (*USABLE, "no_video", "unreadable")
 DROPPABLE = (*STATUSES, "overlap")
 DROP = ("unreadable", "no_video")
 # frames decoded of each file, spread from the first to the last
-NUM_PROBES = 5
+NUM_CHECKED_FRAMES = 5
 # lines of a histogram, characters of its longest bar, and files named per finding in the description
 MAX_LINES, BAR_LENGTH, NUM_EXAMPLES = 10, 40, 3
 
@@ -49,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class FileReport:
-    """What an audit knows about a file; blank (`None` or empty) where nothing is known.
+    """What an audit finds out about a file; `None` or empty where nothing is known.
 
     Args:
         file: its name, see `mvd_hf.data.sources.media_name`.
@@ -58,16 +57,15 @@ class FileReport:
         reason: why it is not `ok`.
         num_frames: frames that the file holds, whatever its header says.
         width, height: pixels of the upright frame.
-        fps, duration: average frame rate and seconds of the video, as the container declares them, not verified. A
-            duration that may be that of the sound is left blank.
+        fps, duration: average frame rate and seconds of the video, as the container declares them. The duration is
+            left out where it may be that of the sound.
         codec: of the video, or the format of the image.
-        bytes, digest: size and BLAKE2b digest (16 bytes, as hexadecimal digits) of the content.
+        bytes, hash: size and BLAKE2b hash (16 bytes, in hexadecimal) of the content.
         label: its label as text; the name of the class where the data set knows it.
-        same_as: the first file with the same bytes, of a `duplicate`.
+        same_as: the first file with the same bytes, for a `duplicate`.
         overlap: file of the other data set with the same bytes.
         declared_frames: number of frames that the container declares.
         decoded_frames: frames that were decoded to check them.
-        backend: what decoded them: `pyav`, or `pillow` for images.
     """
 
     file: str
@@ -80,13 +78,16 @@ class FileReport:
     duration: float | None = None
     codec: str = ""
     bytes: int | None = None
-    digest: str = ""
+    hash: str = ""
     label: str = ""
     same_as: str = ""
     overlap: str = ""
     declared_frames: int | None = None
     decoded_frames: int | None = None
-    backend: str = ""
+
+    @property
+    def is_readable(self) -> bool:
+        return self.status != "unreadable"
 
 
 COLUMNS = [field.name for field in dataclasses.fields(FileReport)]
@@ -103,7 +104,7 @@ class AuditSettings:
         thorough: decode every frame, instead of the first, the last and three between them.
         workers: processes, each with one file at a time. Where processes are not forked (macOS, Windows) a script
             needs the guard `if __name__ == "__main__"`.
-        time_limit: seconds after which a file is given up as unreadable and its process is ended.
+        time_limit: seconds after which a file counts as unreadable and its process is ended.
     """
 
     num_frames: int = 16
@@ -123,11 +124,6 @@ class AuditSettings:
 # one file
 
 
-def has_content(item: dict | str | bytes | None) -> bool:
-    """Whether a row has a file at all."""
-    return bool(item["path"] or item["bytes"] is not None) if isinstance(item, dict) else item is not None
-
-
 def with_content(item: dict | str | bytes) -> dict | str | bytes:
     """A row's file, fetched if it is a URL, so that it is fetched once."""
     path = item["path"] if isinstance(item, dict) and item["bytes"] is None else item
@@ -141,44 +137,37 @@ def source_of(item: dict | str | bytes) -> str | bytes:
     return item
 
 
-def size_of(source: str | bytes) -> int | None:
-    """Number of bytes of a file; `None` of a URL, or if there is no such file."""
-    if isinstance(source, bytes):
-        return len(source)
-    with suppress(OSError):
-        return os.path.getsize(source)
-    return None
+def size_and_hash(source: str | bytes) -> tuple[int, str]:
+    """Number of bytes and hash of a file.
 
-
-def new_digest():
-    """An empty BLAKE2b digest of the length that `media_name` has."""
-    return hashlib.blake2b(digest_size=16)
-
-
-def size_and_digest(source: str | bytes) -> tuple[int, str]:
-    """Number of bytes and digest of a file; raises VideoReadError if it cannot be read."""
+    Raises:
+        VideoReadError: if it cannot be read.
+    """
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-            digest = hashlib.file_digest(file, new_digest).hexdigest()
-            return file.seek(0, io.SEEK_END), digest
+            content_hash = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            return file.seek(0, io.SEEK_END), content_hash
     except FileNotFoundError as error:
         raise VideoReadError(source, "no such file") from error
     except OSError as error:
         raise VideoReadError(source, f"cannot be read ({error})") from error
 
 
-def digest_item(item: dict | str | bytes) -> str:
-    """Digest of a row's file; empty if it cannot be read."""
-    try:
-        return size_and_digest(source_of(with_content(item)))[1]
-    except VideoReadError:
-        return ""
+def known_unread(item: dict | str | bytes) -> tuple[str, int | None, str]:
+    """Name, size and hash of a row's file, as far as they are known without reading it: the hash of bytes alone."""
+    source = source_of(item)
+    if isinstance(source, bytes):
+        return media_name(item), *size_and_hash(source)
+    size = None
+    with suppress(OSError):  # a URL, or no such file
+        size = os.path.getsize(source)
+    return media_name(item), size, ""
 
 
 def container_facts(source: str | bytes) -> dict:
     """What the container of a video declares, as fields of a `FileReport`; nothing if it cannot be opened.
 
-    The status `no_video` stands for a container without a video stream; cover pictures do not count.
+    The status is `no_video` for a container without a video stream; cover images do not count as one.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else os.path.abspath(source)
     options = {"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS}
@@ -218,6 +207,19 @@ def image_facts(source: str | bytes) -> dict:
         return {}
 
 
+def describe_error(error: Exception) -> str:
+    """Why a file cannot be read. Whatever a library stumbles over in a file is the file's fault.
+
+    Raises:
+        ImportError: a missing package is not.
+    """
+    if isinstance(error, VideoReadError):
+        return error.reason or str(error)
+    if isinstance(error, ImportError):
+        raise error
+    return f"{type(error).__name__}: {error}"
+
+
 @dataclass
 class FileInspector:
     """Reads a row's file and reports on it.
@@ -230,139 +232,73 @@ class FileInspector:
     is_image: bool = False
     thorough: bool = False
 
-    @property
-    def decoder(self) -> str:
-        """What decodes the files, as in a `FileReport`."""
-        return "pillow" if self.is_image else "pyav"
+    result_type = FileReport
+
+    def blank(self, item: dict | str | bytes) -> FileReport:
+        """What is known before the file is read."""
+        name, size, content_hash = known_unread(item)
+        return FileReport(name, bytes=size, hash=content_hash)
+
+    def is_current(self, report: FileReport) -> bool:
+        """Whether an earlier report suffices: a thorough audit needs every frame decoded."""
+        return not self.thorough or report.status != "ok" or report.decoded_frames == report.num_frames
 
     def __call__(self, item: dict | str | bytes) -> FileReport:
-        """Report on a file: `ok`, `no_video` or `unreadable`.
-
-        Raises:
-            ImportError: if PyAV is missing.
-        """
-        report = FileReport(media_name(item), backend=self.decoder)
+        """Report on a file: `ok`, `no_video` or `unreadable`."""
+        report = FileReport(media_name(item))
         try:
             self._inspect(with_content(item), report)
-        except VideoReadError as error:
-            report.reason = error.reason or str(error)
-        except ImportError:
-            raise
-        except Exception as error:  # whatever else a library stumbles over in a file, it is this file's fault
-            report.reason = f"{type(error).__name__}: {error}"
+        except Exception as error:
+            report.reason = describe_error(error)
         return report
 
     def _inspect(self, item: dict | str | bytes, report: FileReport):
         """Fill in the report, field by field, as far as the file can be read."""
         source = source_of(item)
-        report.bytes, report.digest = size_and_digest(source)
+        report.bytes, report.hash = size_and_hash(source)
         for name, value in (image_facts if self.is_image else container_facts)(source).items():
             setattr(report, name, value)
         with open_media(item, self.is_image) as reader:
             report.num_frames = len(reader)
             last = report.num_frames - 1
-            probes = range(last + 1) if self.thorough else np.unique(np.linspace(0, last, NUM_PROBES).round())
-            frames = reader.decode(probes)
-            frames.rgb((0, 0, 1, 1))  # a pixel of each says whether its colours can be converted
+            checked = range(last + 1) if self.thorough else np.unique(np.linspace(0, last, NUM_CHECKED_FRAMES).round())
+            frames = reader.decode(np.asarray(checked, dtype=np.int64))
+            frames.rgb((0, 0, 1, 1))  # a pixel of each says whether its colors can be converted
             report.height, report.width = frames.size
-            report.decoded_frames, report.status = len(probes), "ok"
+            report.decoded_frames, report.status = len(checked), "ok"
+
+
+class FileHasher(FileInspector):
+    """Reports on size and hash alone, without decoding."""
+
+    def _inspect(self, item: dict | str | bytes, report: FileReport):
+        report.bytes, report.hash = size_and_hash(source_of(item))
 
 
 # the manifest
 
 
-def write_rows(path: str | Path, rows: Iterable[dict], columns: Sequence[str]):
-    """Write a CSV file, all of it or nothing."""
-    unfinished = Path(f"{path}.new")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(unfinished, path)
+def report_of_row(row: dict[str, str]) -> FileReport:
+    """A report from a row of a manifest, as far as it depends on the file alone."""
+    values: dict = {name: row[name] for name in COLUMNS}
+    values |= {name: int(row[name]) if row[name] else None for name in INTEGERS}
+    values |= {name: float(row[name]) if row[name] else None for name in FLOATS}
+    if values["status"] in USABLE:
+        values |= {"status": "ok", "reason": ""}
+    return FileReport(**{**values, "same_as": "", "overlap": ""})
 
 
 def read_reports(path: str | Path) -> list[FileReport]:
-    """Reports from a manifest or what an interrupted audit left of one, as far as they depend on the file alone.
+    """Reports from a manifest, or from what an interrupted audit left.
 
     Raises:
-        ValueError: if the file is something else.
+        ValueError: if the file has other content.
     """
-    try:
-        content = Path(path).read_bytes()
-        text = content[: content.rfind(b"\n") + 1].decode()  # the last line may have been cut off
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The manifest {str(path)!r} cannot be read: {error}") from error
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    if not set(COLUMNS) <= set(table.fieldnames or ()):
-        raise ValueError(f"{str(path)!r} is not a manifest of recipes/audit.py: write the manifest to another file.")
-    reports = []
-    for row in table:
-        values = {name: row[name] for name in COLUMNS}
-        if None in values.values():
-            continue
-        values |= {name: int(values[name]) if values[name] else None for name in INTEGERS}
-        values |= {name: float(values[name]) if values[name] else None for name in FLOATS}
-        if values["status"] in USABLE:
-            values |= {"status": "ok", "reason": ""}
-        reports.append(FileReport(**{**values, "same_as": "", "overlap": ""}))
-    return reports
-
-
-class Journal:
-    """Reports of earlier audits, and the file `<output>.partial` to which new ones are added as they come.
-
-    Args:
-        output: the manifest that is to be written; `None` for nothing to read and nothing to write.
-
-    Raises:
-        ValueError: if either file exists and is no manifest.
-    """
-
-    def __init__(self, output: str | Path | None):
-        self.known: dict[str, FileReport] = {}
-        self.file = None
-        if output is None:
-            return
-        path = Path(f"{output}.partial")
-        # of a finished audit, what could not be read is read again: it may have been repaired
-        finished = read_reports(output) if os.path.exists(output) else []
-        interrupted = read_reports(path) if path.exists() else []
-        self.known |= {report.file: report for report in finished if report.status != "unreadable"}
-        self.known |= {report.file: report for report in interrupted}
-        write_rows(path, map(dataclasses.asdict, self.known.values()), COLUMNS)
-        self.file = open(path, "a", newline="", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *exception):
-        if self.file is not None:
-            self.file.close()
-
-    def find(self, item: dict | str | bytes, inspector: FileInspector) -> FileReport | None:
-        """An earlier report on a file, if it still holds: by the digest of bytes, by the size of a local file."""
-        known = self.known.get(media_name(item))
-        if known is None or known.backend != inspector.decoder:
-            return None
-        if inspector.thorough and known.status == "ok" and known.decoded_frames != known.num_frames:
-            return None
-        source = source_of(item)
-        if isinstance(source, bytes):  # names of bytes may repeat; what crashed its process has no digest
-            is_same = known.digest in ("", size_and_digest(source)[1]) and known.bytes == len(source)
-        else:
-            is_same = "://" in source or known.bytes == size_of(source)
-        return dataclasses.replace(known) if is_same else None
-
-    def add(self, report: FileReport):
-        """Write a report down at once."""
-        if self.file is not None:
-            csv.DictWriter(self.file, COLUMNS, lineterminator="\n").writerow(dataclasses.asdict(report))
-            self.file.flush()
+    return read_results(path, COLUMNS, report_of_row)
 
 
 def check_drop(drop: Sequence[str]):
-    """Raise ValueError if a manifest is to leave out what there is not."""
+    """Raise ValueError if `drop` has an unknown status."""
     for name in drop:
         if name not in DROPPABLE:
             raise ValueError(f"There is no {name!r} to drop; choose among {', '.join(DROPPABLE)}.")
@@ -371,14 +307,12 @@ def check_drop(drop: Sequence[str]):
 def write_manifest(path: str | Path, reports: Sequence[FileReport], drop: Sequence[str] = DROP) -> int:
     """Write reports as a CSV file with the columns `file`, `use` and the other fields of [`FileReport`].
 
-    `mvd_hf.data.sources.read_manifest` reads it. A name that several rows have is used if none of them is to be
-    left out.
-    Removes `<path>.partial`.
+    `mvd_hf.data.sources.read_manifest` reads it. A name that several rows have is used if all of these rows are.
 
     Args:
-        path: the file; it is written as a whole or not at all.
+        path: the file; it is written as a whole or not at all. `<path>.partial` is removed.
         reports: from [`audit_videos`].
-        drop: statuses of files not to use; `overlap` leaves out those that are in the other data set, too.
+        drop: statuses of files not to use; `overlap` for those that are in the other data set.
 
     Returns:
         Number of rows to use.
@@ -401,7 +335,7 @@ def write_manifest(path: str | Path, reports: Sequence[FileReport], drop: Sequen
 
 
 def label_reader(rows: Rows, column: str | None) -> Callable[[dict], str]:
-    """Gives the label of a row as text; of the column `label` by default, empty if there is none."""
+    """A function that gives the label of a row as text: by default of the column `label`, if there is one."""
     if column is None:
         if "label" not in column_names(rows):
             return lambda row: ""
@@ -430,50 +364,31 @@ def audit_videos(
         rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.
         settings: what is checked and by how many processes.
         label_column: column of the labels; `label`, if there is one, by default.
-        output: manifest that is to be written. New reports are added to `<output>.partial` as they come; files that
-            it knows from an interrupted audit are not read again (bytes with the same digest, local files of the same
-            size, any URL). Of an earlier manifest `output` all files that could be read are taken over, too.
+        output: manifest that is to be written. New reports are added to `<output>.partial` as they come. Files that
+            an earlier audit reported are not read again: bytes with the same hash, local files of the same size, any
+            URL. What a finished manifest calls unreadable is tried again.
 
     Raises:
         ValueError: if there is no row, no column of videos or images, no such label column, or `output` is a file
             of another kind.
-        ImportError: if PyAV is missing.
     """
     settings = settings or AuditSettings()
     column, label_of = media_column(rows), label_reader(rows, label_column)
-    inspector = FileInspector(holds_images(rows, column), settings.thorough)
-    total = num_videos(rows, str(rows.split))
-    reports: list[FileReport] = []
+    is_image = holds_images(rows, column)
+    labels: list[str] = []
 
-    def jobs() -> Iterator[tuple[int, dict | str | bytes]]:
-        """Files that must be read. Every row's report is entered here, with what the main process knows."""
+    def items() -> Iterator:
         for row in rows:
-            item, report = row[column], None
-            if not has_content(item):
-                report = FileReport(f"row {len(reports)}", reason="the row has neither a path nor bytes")
-            else:
-                report = journal.find(item, inspector)
-            is_new = report is None
-            if is_new:
-                report = FileReport(media_name(item), bytes=size_of(source_of(item)), backend=inspector.decoder)
-            report.label = label_of(row)
-            reports.append(report)
-            if is_new:
-                yield len(reports) - 1, item
-            else:
-                bar.update()
+            labels.append(label_of(row))
+            yield row[column]
 
-    with Journal(output) as journal, tqdm(total=total, desc="audit", unit=" files") as bar:
-        for index, result, reason in run_guarded(inspector, jobs(), settings.workers, settings.time_limit):
-            if result is None:
-                reports[index].reason = reason
-            else:
-                reports[index] = dataclasses.replace(result, label=reports[index].label)
-            journal.add(reports[index])
-            bar.update()
-    if not reports:
-        raise ValueError("The data set is empty: it names no video.")
-    mark_short(reports, settings.num_frames * settings.stride)
+    journal = Journal(output, COLUMNS, dataclasses.asdict, report_of_row)
+    inspector = FileInspector(is_image, settings.thorough)
+    reports = read_files(items(), inspector, journal, settings, num_videos(rows, str(rows.split)), "audit")
+    for report, label in zip(reports, labels, strict=True):
+        report.label = label
+    if not is_image:
+        mark_short(reports, settings.num_frames * settings.stride)
     mark_duplicates(reports)
     return reports
 
@@ -481,7 +396,7 @@ def audit_videos(
 def mark_short(reports: Sequence[FileReport], span: int):
     """Give readable videos of fewer than `span` frames the status `short`."""
     for report in reports:
-        if report.status == "ok" and report.backend != "pillow" and report.num_frames < span:
+        if report.status == "ok" and report.num_frames < span:
             report.status = "short"
             report.reason = f"{report.num_frames} frames, a clip spans {span}: frames repeat"
 
@@ -492,7 +407,7 @@ def mark_duplicates(reports: Sequence[FileReport]):
     for report in reports:
         if report.status not in USABLE:
             continue
-        original = first.setdefault(report.digest, report)
+        original = first.setdefault(report.hash, report)
         if original.file != report.file:
             report.status, report.same_as = "duplicate", original.file
             report.reason = f"same bytes as {original.file}"
@@ -501,44 +416,26 @@ def mark_duplicates(reports: Sequence[FileReport]):
 
 
 def find_overlap(reports: Sequence[FileReport], against: Rows, settings: AuditSettings | None = None):
-    """Enter in the reports which readable files are, byte for byte, in another data set, such as the one to test on.
+    """Mark readable files that are, byte for byte, in another data set, such as the one to test on.
 
     Args:
         reports: from [`audit_videos`]; their `overlap` is set.
         against: rows of the other data set, see `mvd_hf.data.sources.load_rows`.
         settings: number of workers and time limit.
     """
-    settings = settings or AuditSettings()
     column = media_column(against)
-    names: list[str] = []
-
-    def jobs() -> Iterator[tuple[int, dict | str | bytes]]:
-        for row in against:
-            if has_content(row[column]):
-                names.append(media_name(row[column]))
-                yield len(names) - 1, row[column]
-
-    digests: dict[int, str] = {}
-    results = run_guarded(digest_item, jobs(), settings.workers, settings.time_limit)
     total = num_videos(against, str(against.split))
-    for index, digest, _ in tqdm(results, total=total, desc="other data set", unit=" files"):
-        if digest:
-            digests[index] = digest
-    if len(digests) < len(names):
-        unread = [name for index, name in enumerate(names) if index not in digests]
-        logger.warning("Files of the other data set that cannot be read: %s", some_of(unread))
-    name_of = {digests[index]: names[index] for index in sorted(digests, reverse=True)}  # the first of equal ones
+    journal = Journal(None, COLUMNS, dataclasses.asdict, report_of_row)
+    items = (row[column] for row in against)
+    others = read_files(items, FileHasher(), journal, settings or AuditSettings(), total, "other data set")
+    if unread := [other.file for other in others if not other.hash]:
+        logger.warning("Files of the other data set that cannot be read: %s", listed(unread))
+    name_of = {other.hash: other.file for other in reversed(others) if other.hash}  # the first of equal ones
     for report in reports:
-        report.overlap = name_of.get(report.digest, "") if report.status in USABLE else ""
+        report.overlap = name_of.get(report.hash, "") if report.status in USABLE else ""
 
 
 # the description
-
-
-def some_of(names: Sequence[str]) -> str:
-    """How many there are, and the first few."""
-    more = ", ..." if len(names) > NUM_EXAMPLES else ""
-    return f"{len(names)} ({', '.join(names[:NUM_EXAMPLES])}{more})" if names else "0"
 
 
 def bars(title: str, counts: Sequence[tuple[str, int]], num_others: int = 0) -> list[str]:
@@ -559,7 +456,7 @@ def most_common(title: str, values: Iterable[str]) -> list[str]:
 
 
 def doubling(title: str, values: Iterable[float | None]) -> list[str]:
-    """Lines of a histogram with bins from one power of two to the next; values that are not known have a line."""
+    """Lines of a histogram with bins from one power of two to the next, and a line for unknown values."""
     values = list(values)
     powers = Counter(math.floor(math.log2(value)) for value in values if value)
     bins = range(min(powers), max(powers) + 1) if powers else ()
@@ -569,31 +466,31 @@ def doubling(title: str, values: Iterable[float | None]) -> list[str]:
 
 
 def findings(reports: Sequence[FileReport]) -> list[str]:
-    """Lines on what is not wrong with a single file: labels that disagree, names that repeat, headers, overlap."""
+    """Lines on what concerns several files or the whole set: labels, names, headers, overlap."""
     usable = [report for report in reports if report.status in USABLE]
     labels: dict[str, set[str]] = {}
-    digests: dict[str, set[str]] = {}
+    contents: dict[str, set[str]] = {}
     for report in usable:
-        labels.setdefault(report.digest, set()).add(report.label)
+        labels.setdefault(report.hash, set()).add(report.label)
     for report in reports:
-        if report.digest:
-            digests.setdefault(report.file, set()).add(report.digest)
+        if report.hash:
+            contents.setdefault(report.file, set()).add(report.hash)
     names = Counter(report.file for report in reports)
     found = {
-        "same content, different labels": [report.file for report in usable if len(labels[report.digest]) > 1],
+        "same content, different labels": [report.file for report in usable if len(labels[report.hash]) > 1],
         "names in several rows": [name for name, count in names.items() if count > 1],
         "one name, different contents (the manifest uses all of them or none)": [
-            name for name, contents in digests.items() if len(contents) > 1
+            name for name, hashes in contents.items() if len(hashes) > 1
         ],
         "fewer frames than the container declares (cut short, or hidden by an edit list)": [
             report.file for report in usable if report.num_frames < (report.declared_frames or 0)
         ],
         "also in the other data set": [report.file for report in usable if report.overlap],
     }
-    return [f"{finding}: {some_of(files)}" for finding, files in found.items() if files]
+    return [f"{finding}: {listed(files, NUM_EXAMPLES)}" for finding, files in found.items() if files]
 
 
-def describe(reports: Sequence[FileReport]) -> str:
+def describe_audit(reports: Sequence[FileReport]) -> str:
     """A text of several lines on a data set: statuses with examples, findings, histograms, classes, bytes."""
     usable = [report for report in reports if report.status in USABLE]
     lines = [f"{len(reports)} files, {sum(report.bytes or 0 for report in reports):,} bytes"]
@@ -604,7 +501,7 @@ def describe(reports: Sequence[FileReport]) -> str:
             lines.append(f"  {report.file}: {report.reason}")
     lines += findings(reports)
     lines += most_common("width x height", (f"{report.width}x{report.height}" for report in usable))
-    if any(report.backend != "pillow" for report in usable):
+    if any(report.num_frames > 1 for report in usable):  # not of images
         lines += doubling("number of frames", (report.num_frames for report in usable))
         lines += doubling("seconds, as declared", (report.duration for report in usable))
         lines += most_common(

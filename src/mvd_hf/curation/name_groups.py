@@ -1,18 +1,18 @@
-"""Which files were cut from one video, as far as their names tell.
+"""Groups of files that were cut from one video, as far as their names tell.
 
 A number at the end of a name may count the segments of a video, or all the videos of a class. Three kinds of endings
-are told apart:
+are distinguished:
 
-- **certain**: UCF101's group and clip (`v_Walk_g01_c02`), or two times as in Kinetics (`name_000010_000020`). What is
-  before them is the source.
+- **certain**: UCF101's group and clip (`v_Walk_g01_c02`), or two times as in Kinetics (`name_000010_000020`). The text
+  before them names the group.
 - **marked**: a word for a segment or copy, and its number (`name_seg3`, `name-part2`, `name.clip04`, `name copy 2`).
-  What is before them is the source, unless it says no more than the class does.
-- **counted**: a number alone (`anna_3`, `name (3)`). What is before it is the source only where the files of a class
-  have three such names or more, and the numbers start anew: those of this name overlap with those of another. So
-  `0001`, `video_12` and `walk (3)` are videos of their own.
+  The text before them names the group, unless it says no more than the class does.
+- **counted**: a number alone (`anna_3`, `name (3)`). The text before it names the group only where the files of a
+  class have three such names or more, and each name is counted from the start: its numbers overlap with those of
+  another name. So `0001`, `video_12` and `walk (3)` are videos of their own.
 
-A name that is only a number, or a number and a word such as `video` or `IMG`, is of the source that its folder is
-named after, if the files of its class are in several folders.
+A name that is only a number, or a number and a word such as `video` or `IMG`, belongs to the group that its folder
+names, if the files of its class are in several folders.
 """
 
 import re
@@ -25,31 +25,31 @@ SEGMENT = "segment|seg|part|pt|clip|scene|shot|chunk|section|cut|piece|split"
 ENDINGS = tuple(
     (kind, re.compile(pattern, re.IGNORECASE))
     for kind, pattern in (
-        ("certain", r"(?P<source>.+_g\d+)_c(?P<number>\d+)"),
-        ("certain", r"(?P<source>.+?)[_-]\d{6}[_-](?P<number>\d{6})"),
-        ("certain", r"(?P<source>.+?)[_-]\d+\.\d+[_-](?P<number>\d+)\.\d+"),
-        ("marked", rf"(?P<source>.*?)(^|[ _.([-]+)({SEGMENT})[ _.#-]*(?P<number>\d+)([ _-]?of[ _-]?\d+)?[)\]]?"),
-        ("marked", r"(?P<source>.+?)[ _.([-]+copy[ _.-]*\(?(?P<number>\d*)\)?"),
-        ("counted", r"(?P<source>.*?)[ _.-]*[(\[](?P<number>\d+)[)\]]"),
-        ("counted", r"(?P<source>.*?)(^|[ _.-]+)(?P<number>\d{1,4})"),
+        ("certain", r"(?P<prefix>.+_g\d+)_c(?P<number>\d+)"),
+        ("certain", r"(?P<prefix>.+?)[_-]\d{6}[_-](?P<number>\d{6})"),
+        ("certain", r"(?P<prefix>.+?)[_-]\d+\.\d+[_-](?P<number>\d+)\.\d+"),
+        ("marked", rf"(?P<prefix>.*?)(^|[ _.([-]+)({SEGMENT})[ _.#-]*(?P<number>\d+)([ _-]?of[ _-]?\d+)?[)\]]?"),
+        ("marked", r"(?P<prefix>.+?)[ _.([-]+copy[ _.-]*\(?(?P<number>\d*)\)?"),
+        ("counted", r"(?P<prefix>.*?)[ _.-]*[(\[](?P<number>\d+)[)\]]"),
+        ("counted", r"(?P<prefix>.*?)(^|[ _.-]+)(?P<number>\d{1,4})"),
     )
 )
-# words that name no source in front of a number, among them those before the number of a person
+# words before a number that name no group, among them those before the number of a person
 GENERIC = re.compile(
     "videos?|vid|clips?|movie|mov|film|files?|sample|example|img|image|dsc|dscn|dscf|mvi|gopr|gp|gh|gx|pxl|rec|recording"
     "|capture|output|out|data|item|new|untitled|test|train|val|valid|validation|frames?|action|seq|sequence|take|trial"
     "|session|cam|camera|person|subject|actor|user|player|id|class|label|copy|[a-z]|" + SEGMENT
 )
-# counted names of a class that may be sources
+# fewest counted names of a class that may name groups
 MIN_COUNTED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class NameParts:
-    """A file's name: its folder, what may name its source, and the kind of its ending (`none`: no number)."""
+    """A file's name: its folder, the text before its ending, and the kind of the ending (`none`: no number)."""
 
     folder: str
-    source: str
+    prefix: str
     kind: str = "none"
     number: int = 0
 
@@ -60,20 +60,20 @@ def split_name(name: str) -> NameParts:
     for kind, ending in ENDINGS:
         found = ending.fullmatch(path.stem)
         if found:
-            return NameParts(str(path.parent), found["source"], kind, int(found["number"] or 0))
+            return NameParts(str(path.parent), found["prefix"], kind, int(found["number"] or 0))
     return NameParts(str(path.parent), path.stem)
 
 
-def bare(text: str) -> str:
-    """A name in small letters, without what separates words; empty if it names no source."""
+def letters(text: str) -> str:
+    """A name in lower case without separators; empty if it names no group."""
     text = re.sub(r"\W|_", "", text).lower()
     return "" if text.isdigit() or GENERIC.fullmatch(text) else text
 
 
 def folder_name(part: NameParts) -> str:
-    """What a file's folder is named, as [`bare`], which may be a number here."""
+    """The name of a file's folder, as [`letters`], but it may be a number."""
     name = PurePath(part.folder).name
-    return name if name.isdigit() else bare(name)
+    return name if name.isdigit() else letters(name)
 
 
 def overlapping(ranges: dict[str, tuple[int, int]]) -> set[str]:
@@ -87,61 +87,61 @@ def overlapping(ranges: dict[str, tuple[int, int]]) -> set[str]:
     return found
 
 
-def counted_sources(parts: Sequence[NameParts]) -> set[tuple[str, str]]:
-    """The (folder, name) before counted endings, among the files of one class, that are sources."""
+def counted_groups(parts: Sequence[NameParts]) -> set[tuple[str, str]]:
+    """The (folder, prefix) of counted endings that name groups, among the files of one class."""
     numbers = defaultdict(list)
     for part in parts:
-        if part.kind == "counted" and bare(part.source):
-            numbers[part.folder, part.source].append(part.number)
+        if part.kind == "counted" and letters(part.prefix):
+            numbers[part.folder, part.prefix].append(part.number)
     if len(numbers) < MIN_COUNTED:
         return set()
-    return overlapping({source: (min(found), max(found)) for source, found in numbers.items()})
+    return overlapping({prefix: (min(found), max(found)) for prefix, found in numbers.items()})
 
 
 def class_words(classes: Sequence[Sequence[NameParts]], label_names: Sequence[str] | None) -> set[str]:
-    """What says no more than the class: its name, the name of its folders, and what begins all names of its files.
+    """Words that say no more than the class: its name, the name of its only folder, the only prefix of its files.
 
-    The names of folders if all of a class are named alike, the beginnings if each class has one of its own.
+    Prefixes count if each class has one, and it is the class's own.
     """
-    words = {bare(str(name)) for name in label_names or ()}
+    words = {letters(str(name)) for name in label_names or ()}
     if len(classes) > 1:
         folders = [{folder_name(part) for part in parts} for parts in classes]
         words |= set().union(*(names for names in folders if len(names) == 1))
-        beginnings = [{bare(part.source) for part in parts} for parts in classes if len(parts) > 1]
-        if all(len(names) == 1 for names in beginnings) and len(set().union(*beginnings)) == len(beginnings):
-            words |= set().union(*beginnings)
+        prefixes = [{letters(part.prefix) for part in parts} for parts in classes if len(parts) > 1]
+        if all(len(names) == 1 for names in prefixes) and len(set().union(*prefixes)) == len(prefixes):
+            words |= set().union(*prefixes)
     return words - {""}
 
 
-def source_of(part: NameParts, words: set[str], counted: set[tuple[str, str]], in_folders: bool) -> tuple | None:
-    """The source of a file of a class, or `None`.
+def group_of(part: NameParts, words: set[str], counted: set[tuple[str, str]], in_folders: bool) -> tuple | None:
+    """The group of a file of a class, or `None`.
 
     Args:
         part: its name.
         words: from [`class_words`].
-        counted: from [`counted_sources`] of the class.
+        counted: from [`counted_groups`] of the class.
         in_folders: whether the files of the class are in several folders.
     """
-    word = bare(part.source)
+    word = letters(part.prefix)
     if part.kind == "certain":
-        return (part.source,)
+        return (part.prefix,)
     if part.kind == "marked" and word and word not in words:
-        return (part.source.lower(),)
-    if part.kind == "counted" and (part.folder, part.source) in counted and word not in words:
-        return part.folder, part.source
+        return (part.prefix.lower(),)
+    if part.kind == "counted" and (part.folder, part.prefix) in counted and word not in words:
+        return part.folder, part.prefix
     folder = folder_name(part)
     if part.kind != "none" and not word and in_folders and folder and folder not in words:
         return part.folder, ""
     return None
 
 
-def sources_by_name(
+def name_groups(
     names: Sequence[str], labels: Sequence | None = None, label_names: Sequence[str] | None = None
 ) -> list[str | None]:
-    """What names the source of each file, the same text for files of one source; `None` for a video of its own.
+    """The name of each file's group: files cut from one video have the same. `None` for a video of its own.
 
-    The rules are at the top of this file. Files of several classes may have one source. A file whose whole name is a
-    source belongs to it.
+    The rules are at the top of this module. A group may have files of several classes. A file whose whole name is that
+    of a group belongs to it.
 
     Args:
         names: paths of the files.
@@ -160,15 +160,15 @@ def sources_by_name(
         members[label].append(i)
     classes = [[parts[i] for i in found] for found in members.values()]
     words = class_words(classes, label_names)
-    sources: list[tuple | None] = [None] * len(names)
+    groups: list[tuple | None] = [None] * len(names)
     for found, of_class in zip(members.values(), classes, strict=True):
-        counted = counted_sources(of_class)
+        counted = counted_groups(of_class)
         in_folders = len({part.folder for part in of_class}) > 1
         for i in found:
-            sources[i] = source_of(parts[i], words, counted, in_folders)
-    known = set(sources)
+            groups[i] = group_of(parts[i], words, counted, in_folders)
+    known = set(groups)
     for i, part in enumerate(parts):
         if part.kind == "none":
-            whole = (part.source,), (part.source.lower(),), (part.folder, part.source)
-            sources[i] = next((source for source in whole if source in known), None)
-    return [None if source is None else "/".join(source).removeprefix("./") for source in sources]
+            whole = (part.prefix,), (part.prefix.lower(),), (part.folder, part.prefix)
+            groups[i] = next((group for group in whole if group in known), None)
+    return [None if group is None else "/".join(group).removeprefix("./") for group in groups]

@@ -1,7 +1,7 @@
 """Official splits of UCF101, HMDB51, Something-Something v2 and Kinetics: from their files to lists of videos.
 
-Each reader gives the names of the classes, in the order of their indices from 0, and lists such as `train_1` of
-(name of the video, class index). [`find_videos`] says where these videos are, [`write_lists`] writes list files.
+A reader returns the names of the classes, in the order of their indices from 0, and lists such as `train_1` of (name
+of the video, class index) pairs. [`find_videos`] finds the files of these videos, [`write_lists`] writes list files.
 """
 
 import csv
@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..model.loading_mvd import listed
+
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
@@ -27,27 +29,24 @@ KINETICS_FILES = {
     "validation": ("val.csv", "validate.csv", "validation.csv"),
     "test": ("test.csv",),
 }
-# videos that an error names
-NUM_EXAMPLES = 5
-
 List = list[tuple[str, int]]
 
 
 @dataclass
-class Protocol:
+class OfficialSplits:
     """Official splits of a data set.
 
-    A video that a list has twice is kept once, and what two lists of a split have in common is logged.
+    A video that a list has twice is kept once. Repeated videos, and videos in two lists of one split, are logged.
 
     Args:
-        class_names: in the order of the class indices.
+        label_names: in the order of the class indices.
         lists: by name, (name of a video, class index) pairs. Names may begin with the folder of the class.
 
     Raises:
         ValueError: if a list is empty or has a video with two classes, or if a class is in no list.
     """
 
-    class_names: list[str]
+    label_names: list[str]
     lists: dict[str, List]
 
     def __post_init__(self):
@@ -60,21 +59,17 @@ class Protocol:
             counts = Counter(video for video, _ in self.lists[name])
             twice = [video for video, count in counts.items() if count > 1]
             if twice:
-                raise ValueError(f"The list {name!r} has videos with two classes: {some(twice)}.")
+                raise ValueError(f"The list {name!r} has videos with two classes: {listed(twice)}.")
         used = {label for videos in self.lists.values() for _, label in videos}
-        unused = [name for label, name in enumerate(self.class_names) if label not in used]
+        unused = [name for label, name in enumerate(self.label_names) if label not in used]
         if unused:
-            raise ValueError(f"No list has a video of the classes {some(unused)}: files of the splits are missing.")
+            raise ValueError(
+                f"Classes without a video in any list: {listed(unused)}. Files of the splits are missing."
+            )
         for first, second in itertools.combinations(self.lists, 2):
             common = sorted({video for video, _ in self.lists[first]} & {video for video, _ in self.lists[second]})
             if common and first.partition("_")[2] == second.partition("_")[2]:  # lists of one split
-                logger.warning("%s and %s have %d videos in common: %s", first, second, len(common), some(common))
-
-
-def some(items: Sequence[str]) -> str:
-    """The first few items, and how many more there are."""
-    more = f" and {len(items) - NUM_EXAMPLES} more" if len(items) > NUM_EXAMPLES else ""
-    return ", ".join(map(repr, items[:NUM_EXAMPLES])) + more
+                logger.warning("%s and %s have videos in common: %s", first, second, listed(common))
 
 
 # files
@@ -102,7 +97,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def malformed(path: Path, number: int, line: str, wanted: str) -> ValueError:
-    """The error of a line that is not as it must be."""
+    """The error of a malformed line."""
     return ValueError(f"Line {number} of {str(path)!r} is not {wanted}: {line!r}.")
 
 
@@ -122,11 +117,11 @@ def split_numbers(folder: Path, pattern: str) -> list[int]:
 # UCF101
 
 
-def read_ucf101(folder: str | Path) -> Protocol:
+def read_ucf101(folder: str | Path) -> OfficialSplits:
     """UCF101's `classInd.txt`, `trainlist01.txt`, `testlist01.txt` and so on, as `train_1`, `test_1`, ...
 
     Raises:
-        ValueError: if a file is missing, naming a malformed line, or see [`Protocol`].
+        ValueError: if a file is missing, naming a malformed line, or see [`OfficialSplits`].
     """
     folder = Path(folder)
     index = folder / "classInd.txt"
@@ -142,7 +137,7 @@ def read_ucf101(folder: str | Path) -> Protocol:
         for kind in ("train", "test"):
             path = folder / f"{kind}list{split:02d}.txt"
             lists[f"{kind}_{split}"] = [ucf101_video(path, *line, label_of) for line in numbered_lines(path)]
-    return Protocol(names, lists)
+    return OfficialSplits(names, lists)
 
 
 def ucf101_video(path: Path, number: int, line: str, label_of: dict[str, int]) -> tuple[str, int]:
@@ -159,11 +154,11 @@ def ucf101_video(path: Path, number: int, line: str, label_of: dict[str, int]) -
 # HMDB51
 
 
-def read_hmdb51(folder: str | Path) -> Protocol:
+def read_hmdb51(folder: str | Path) -> OfficialSplits:
     """HMDB51's `<class>_test_split<N>.txt`, as `train_1`, `test_1`, ...; classes in alphabetical order.
 
     Raises:
-        ValueError: if a file is missing, naming a malformed line, or see [`Protocol`].
+        ValueError: if a file is missing, naming a malformed line, or see [`OfficialSplits`].
     """
     folder = Path(folder)
     pattern = re.compile(r"(.+)_test_split(\d+)\.txt")
@@ -182,19 +177,19 @@ def read_hmdb51(folder: str | Path) -> Protocol:
                     raise malformed(path, number, line, "'name.avi' and 0 (not used), 1 (training) or 2 (test)")
                 if use != "0":
                     (train if use == "1" else test).append((f"{name}/{video.strip()}", label))
-    return Protocol(names, lists)
+    return OfficialSplits(names, lists)
 
 
 # Something-Something v2
 
 
-def read_ssv2(folder: str | Path) -> Protocol:
+def read_ssv2(folder: str | Path) -> OfficialSplits:
     """Something-Something v2's `something-something-v2-{labels,train,validation}.json`, as `train` and `validation`.
 
     Files may also be named without the word in front, as in newer downloads (`labels.json`).
 
     Raises:
-        ValueError: if a file is missing or has an entry without video or known template, or see [`Protocol`].
+        ValueError: if a file is missing or has an entry without video or known template, or see [`OfficialSplits`].
     """
     path, labels = read_json(Path(folder), "labels")
     try:
@@ -218,7 +213,7 @@ def read_ssv2(folder: str | Path) -> Protocol:
                     f"Entry {number} of {str(path)!r} has no 'id' and 'template' of the labels: {entry!r}."
                 )
             lists[kind].append((f"{entry['id']}.webm", label))
-    return Protocol(names, lists)
+    return OfficialSplits(names, lists)
 
 
 def read_json(folder: Path, kind: str) -> tuple[Path, dict | list]:
@@ -235,12 +230,12 @@ def read_json(folder: Path, kind: str) -> tuple[Path, dict | list]:
 # Kinetics
 
 
-def read_kinetics(folder: str | Path) -> Protocol:
+def read_kinetics(folder: str | Path) -> OfficialSplits:
     """Kinetics' `train.csv`, `val.csv` (or `validate.csv`) and, if it has labels, `test.csv`; classes alphabetically.
 
     Raises:
         ValueError: if a file is missing, naming a malformed line or a class that is not in training, or see
-            [`Protocol`].
+            [`OfficialSplits`].
     """
     rows: dict[str, list[tuple[str, str]]] = {}
     for kind, names in KINETICS_FILES.items():
@@ -249,13 +244,15 @@ def read_kinetics(folder: str | Path) -> Protocol:
             rows[kind] = kinetics_videos(path)
     if not rows.get("test"):
         rows.pop("test", None)
-    class_names = sorted({name for _, name in rows["train"]})
-    label_of = {name: label for label, name in enumerate(class_names)}
+    label_names = sorted({name for _, name in rows["train"]})
+    label_of = {name: label for label, name in enumerate(label_names)}
     for kind, videos in rows.items():
-        unknown = sorted({name for _, name in videos} - set(class_names))
+        unknown = sorted({name for _, name in videos} - set(label_names))
         if unknown:
-            raise ValueError(f"Classes of the list {kind!r} are not in training: {some(unknown)}.")
-    return Protocol(class_names, {kind: [(video, label_of[name]) for video, name in rows[kind]] for kind in rows})
+            raise ValueError(f"Classes of the list {kind!r} are not in training: {listed(unknown)}.")
+    return OfficialSplits(
+        label_names, {kind: [(video, label_of[name]) for video, name in rows[kind]] for kind in rows}
+    )
 
 
 def kinetics_videos(path: Path) -> list[tuple[str, str]]:
@@ -284,7 +281,7 @@ def kinetics_videos(path: Path) -> list[tuple[str, str]]:
     return videos
 
 
-PROTOCOLS = {"ucf101": read_ucf101, "hmdb51": read_hmdb51, "ssv2": read_ssv2, "kinetics": read_kinetics}
+SPLIT_READERS = {"ucf101": read_ucf101, "hmdb51": read_hmdb51, "ssv2": read_ssv2, "kinetics": read_kinetics}
 
 
 # videos
@@ -317,18 +314,18 @@ def video_index(folder: str | Path) -> dict[str, list[PurePosixPath]]:
 
 
 def find_video(name: str, index: dict[str, list[PurePosixPath]], class_folders: set[str]) -> PurePosixPath | None:
-    """The path of a video of a split file, or `None`: one that ends like it, else one with its file name.
+    """The path of a video of a split file, or `None`: one that ends with its name, else one with its file name.
 
-    Another suffix is accepted, the folder of another class is not. Of several files, those in the folder of the class
-    come first, then those with the same suffix.
+    Another suffix is accepted, the folder of another class is not. Files in the folder of the class are preferred,
+    then files with the same suffix.
 
     Args:
-        name: of the video, may begin with the folder of its class.
+        name: of the video; it may begin with the folder of its class.
         index: from [`video_index`].
         class_folders: names of the folders of all classes.
 
     Raises:
-        ValueError: if several files could be meant.
+        ValueError: if several files fit equally well.
     """
     wanted = PurePosixPath(name)
     others = class_folders - set(wanted.parts[:-1])
@@ -341,77 +338,79 @@ def find_video(name: str, index: dict[str, list[PurePosixPath]], class_folders: 
     )
     fitting = next((choice for choice in choices if choice), [])
     if len(fitting) > 1:
-        raise ValueError(f"{name!r} may be any of {some(list(map(str, fitting)))}: keep one of them in the folder.")
+        raise ValueError(f"Files that could be {name!r}: {listed(list(map(str, fitting)))}. Keep one of them.")
     return fitting[0] if fitting else None
 
 
-def find_videos(protocol: Protocol, folder: str | Path, *, allow_missing: bool = False) -> dict[str, List]:
-    """The lists of a protocol with the paths of the videos.
+def find_videos(splits: OfficialSplits, folder: str | Path, *, allow_missing: bool = False) -> dict[str, List]:
+    """The lists of official splits with the paths of the videos.
 
     Args:
-        protocol: from a reader of this module.
+        splits: from a reader of this module.
         folder: holds the videos, with class folders or without, with the official suffix or another.
-        allow_missing: leave out videos that are not there; how many is logged.
+        allow_missing: leave out videos that are missing, and log their number.
 
     Returns:
         By the name of the list, (absolute path, class index) pairs.
 
     Raises:
-        ValueError: if videos are missing (how many, the first of them, what to do), if all of a class in a list are,
-            or if several files could be meant.
+        ValueError: naming videos that are missing, a class of a list without any video, or several files that could
+            be one video.
     """
     index = video_index(folder)
-    wanted = dict.fromkeys(video for videos in protocol.lists.values() for video, _ in videos)
+    wanted = dict.fromkeys(video for videos in splits.lists.values() for video, _ in videos)
     class_folders = {PurePosixPath(video).parts[0] for video in wanted if "/" in video}
     places = {video: find_video(video, index, class_folders) for video in wanted}
     missing = [video for video, path in places.items() if path is None]
     if missing and not allow_missing:
         raise ValueError(
-            f"{len(missing)} of {len(wanted)} videos are not in {str(folder)!r}: {some(missing)}. Give the folder "
-            "that holds them, or leave them out with allow_missing."
+            f"Of {len(wanted)} videos, these are missing in {str(folder)!r}: {listed(missing)}. Give the folder that "
+            "holds them, or leave them out with allow_missing."
         )
     base = os.path.abspath(folder)
     lists = {}
-    for name, videos in protocol.lists.items():
+    for name, videos in splits.lists.items():
         lists[name] = [(os.path.join(base, places[video]), label) for video, label in videos if places[video]]
         num_missing = len(videos) - len(lists[name])
         if num_missing:
             logger.warning("%s: %d of %d videos are missing and left out", name, num_missing, len(videos))
         gone = sorted({label for _, label in videos} - {label for _, label in lists[name]})
         if gone:
-            classes = some([protocol.class_names[label] for label in gone])
-            raise ValueError(f"All videos of {classes} in the list {name!r} are missing in {str(folder)!r}.")
+            classes = listed([splits.label_names[label] for label in gone])
+            raise ValueError(f"Classes of the list {name!r} without any video in {str(folder)!r}: {classes}.")
     return lists
 
 
 # list files
 
 
-def write_lists(output: str | Path, lists: dict[str, List], class_names: Sequence[str]):
+def write_lists(output: str | Path, lists: dict[str, List], label_names: Sequence[str]):
     """Write `<name>.csv` for each list, as `mvd_hf.data.sources.read_list_file` takes it, and `classes.txt`.
 
     Args:
         output: the folder.
         lists: (path or URL, class index) pairs by the name of the list; relative paths are written as absolute ones.
-        class_names: written one per line, as `label_names` takes them.
+        label_names: written one per line, as `label_names` takes them.
 
     Raises:
         ValueError: if there is no such file, or a name or path has a line break.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    for text in [*class_names, *(path for videos in lists.values() for path, _ in videos)]:
+    for text in [*label_names, *(path for videos in lists.values() for path, _ in videos)]:
         if len(text.splitlines()) != 1:
             raise ValueError(f"{text!r} is not one line of text, which a list file cannot hold: rename it.")
     for name, videos in lists.items():
         rows = [(path if "://" in path else os.path.abspath(path), label) for path, label in videos]
         gone = [path for path, _ in rows if "://" not in path and not os.path.isfile(path)]
         if gone:
-            raise ValueError(f"A list file names files, and {some(gone)} are none: extract the videos to a folder.")
+            raise ValueError(
+                f"A list file names existing files, unlike {listed(gone)}: extract the videos to a folder."
+            )
         table = io.StringIO()
         csv.writer(table, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerows(rows)
         replace_file(output / f"{name}.csv", table.getvalue())
-    replace_file(output / "classes.txt", "".join(f"{name}\n" for name in class_names))
+    replace_file(output / "classes.txt", "".join(f"{name}\n" for name in label_names))
 
 
 def replace_file(path: Path, text: str):

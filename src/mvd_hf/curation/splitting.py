@@ -1,6 +1,6 @@
-"""A split of one's own videos into training and validation without leaks, and what to know before training on them.
+"""Split your videos into training and validation without leaks, and warn about classes that are hard to learn.
 
-Videos of one group (copies, parts of one another, segments of one source by their names) are on one side of the split.
+Videos of one group (copies, parts of one another, segments of one video by their names) are on one side of the split.
 """
 
 import dataclasses
@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from ..data.sources import Rows, media_column, media_name
-from .audit import has_content, write_rows
-from .fingerprints import Signature, SignatureSettings, flat, read_signatures, unreadable
-from .name_groups import sources_by_name
+from ..model.loading_mvd import listed
+from .fingerprints import FingerprintSettings, VideoFingerprint, flat, read_fingerprints, unreadable
+from .name_groups import name_groups
 from .near_duplicates import NearDuplicate, find_near_duplicates
+from .workers import has_content, write_rows
 
-# what is worth a warning: videos of a class, largest class by smallest, by how much a class's validation part is off
+# limits of warnings: videos of a class, largest class over smallest, deviation of a class from the wanted fraction
 FEW_VIDEOS, IMBALANCE, WIDE_OF_FRACTION = 10, 10, 0.15
-# classes or videos that a sentence names
+# classes or videos that a warning names
 NUM_NAMED = 10
-# of videos shorter than a dense clip: so many are no matter, and from so many on clips are uniform
+# fraction of videos shorter than a dense clip: up to the first clips stay dense, above the second they are uniform
 FEW_SHORT, MANY_SHORT = 0.25, 0.5
 
 logger = logging.getLogger(__name__)
@@ -31,14 +32,8 @@ logger = logging.getLogger(__name__)
 # groups
 
 
-def listed(items: Sequence[str]) -> str:
-    """How many items there are, and their names, or the first of them."""
-    more = f" and {len(items) - NUM_NAMED} more" if len(items) > NUM_NAMED else ""
-    return f"{len(items)} ({', '.join(items[:NUM_NAMED])}{more})" if items else "0"
-
-
 def file_names(rows: Rows) -> tuple[list[str], dict[int, str]]:
-    """What to call each row's file, and by position why there is none."""
+    """The name of each row's file, and the reason why there is none by position."""
     column = media_column(rows)
     names, bad = [], {}
     for i, row in enumerate(rows.select_columns(column)):  # one by one: rows may hold the contents of files
@@ -56,11 +51,11 @@ def group_videos(
     duplicates: Sequence[NearDuplicate] = (),
     label_names: Sequence[str] | None = None,
 ) -> list[int]:
-    """Number of the group of each video, from 0 in the order of first videos: what must not be separated by a split.
+    """Number of the group of each video, from 0 in the order of first videos. A split must not separate a group.
 
     Args:
-        names: of the files, see `mvd_hf.curation.name_groups.sources_by_name`; the same name is the same video.
-        labels, label_names: as there.
+        names: of the files; the same name is the same video.
+        labels, label_names: as in `mvd_hf.curation.name_groups.name_groups`.
         duplicates: pairs of positions, from `mvd_hf.curation.near_duplicates.find_near_duplicates`.
     """
     parents = list(range(len(names)))
@@ -71,8 +66,8 @@ def group_videos(
         return i
 
     first: dict[tuple[str, str], int] = {}
-    for i, (name, source) in enumerate(zip(names, sources_by_name(names, labels, label_names), strict=True)):
-        for key in [("name", name), *([("source", source)] if source is not None else [])]:
+    for i, (name, group) in enumerate(zip(names, name_groups(names, labels, label_names), strict=True)):
+        for key in [("name", name), *([("group", group)] if group is not None else [])]:
             parents[root(i)] = root(first.setdefault(key, i))
     for pair in duplicates:
         parents[root(pair.second)] = root(pair.first)
@@ -92,8 +87,8 @@ class Split:
         groups: group of each row, see [`group_videos`]; none is on both sides.
         duplicates: videos with common footage, by position.
         unreadable: name and reason of each video that cannot be read; these are on neither side.
-        flat: names of videos that show nothing to compare; only their names tell their groups.
-        warnings: what to look at before training, one sentence each.
+        flat: names of videos that show nothing to compare, grouped by name alone.
+        warnings: one sentence on each problem to look at before training.
     """
 
     train: list[int]
@@ -106,11 +101,11 @@ class Split:
 
 
 class ValidationGroups:
-    """Groups that are taken for validation one by one.
+    """Groups that are moved to validation one by one.
 
     Args:
-        groups: of each group, how many videos of each class it has.
-        fraction: wanted part of each class.
+        groups: number of videos of each class in each group.
+        fraction: wanted fraction of each class.
     """
 
     def __init__(self, groups: Sequence[Counter], fraction: float):
@@ -133,11 +128,11 @@ class ValidationGroups:
         return group not in self.chosen and all(self.num_left[label] > 1 for label in self.groups[group])
 
     def fits(self, group: int) -> bool:
-        """Whether none of its classes gets more than wanted."""
+        """Whether none of its classes exceeds the wanted fraction."""
         return all(self.taken[label] + count <= self.wanted[label] for label, count in self.groups[group].items())
 
     def error_by(self, group: int) -> float:
-        """By how much its classes together would be further from what is wanted with a group than without it."""
+        """How much further from the wanted numbers its classes would be with a group than without it."""
         return sum(
             abs(self.taken[label] + count - self.wanted[label]) - abs(self.taken[label] - self.wanted[label])
             for label, count in self.groups[group].items()
@@ -162,7 +157,7 @@ def choose_validation(groups: Sequence[Counter], fraction: float, rng: np.random
         if free and not choice.taken[label]:
             fitting = [group for group in free if choice.fits(group)]
             choice.take(fitting[0] if fitting else min(free, key=choice.error_by))
-    # what fits comes first, so that validation is rarely made of a few large groups
+    # groups that fit come first, so that validation rarely consists of a few large groups
     for is_welcome in (choice.fits, lambda group: choice.error_by(group) < 0):
         for group in order:
             if choice.is_free(group) and is_welcome(group):
@@ -176,36 +171,38 @@ def split_rows(
     *,
     fraction: float = 0.2,
     seed: int = 0,
-    signatures: Sequence[Signature] | None = None,
+    fingerprints: Sequence[VideoFingerprint] | None = None,
     label_names: Sequence[str] | None = None,
 ) -> Split:
     """Split videos into training and validation, class by class, so that no group is on both sides.
 
     A class of two groups or more has at least one on either side; a class of one group stays in training. The same
-    arguments give the same split. Warnings are also logged.
+    arguments give the same split. Warnings are logged, too.
 
     Args:
         rows: the videos, see `mvd_hf.data.sources.load_rows`.
         labels: class index of each.
-        fraction: wanted part of each class in validation.
+        fraction: wanted fraction of each class in validation.
         seed: of the choice.
-        signatures: of the rows, from `read_signatures`; without them groups are by name alone.
+        fingerprints: of the rows, from `read_fingerprints`; without them groups are by name alone.
         label_names: names of the classes.
 
     Raises:
-        ValueError: if the fraction is not between 0 and 1, or there are not as many labels or signatures as rows.
+        ValueError: if the fraction is not between 0 and 1, or there are not as many labels or fingerprints as rows.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction} must be more than 0 and less than 1.")
     names, bad = file_names(rows)
-    for what, given in (("labels", labels), ("signatures", signatures)):
+    for what, given in (("labels", labels), ("fingerprints", fingerprints)):
         if given is not None and len(given) != len(names):
             raise ValueError(f"{len(names)} rows have {len(given)} {what}: give one for each.")
-    bad |= {i: signature.reason for i, signature in enumerate(signatures or ()) if signature.reason}
+    bad |= {i: fingerprint.reason for i, fingerprint in enumerate(fingerprints or ()) if fingerprint.reason}
     usable = [i for i in range(len(names)) if i not in bad]
     if not usable:
-        raise ValueError(f"None of the videos can be read: {listed([f'{names[i]}: {bad[i]}' for i in bad])}.")
-    duplicates = find_near_duplicates(signatures) if signatures is not None else []
+        raise ValueError(
+            f"None of the videos can be read: {listed([f'{names[i]}: {bad[i]}' for i in bad], NUM_NAMED)}."
+        )
+    duplicates = find_near_duplicates(fingerprints) if fingerprints is not None else []
     groups = group_videos(names, labels, duplicates, label_names)
     contents: defaultdict[int, Counter] = defaultdict(Counter)
     for i in usable:
@@ -219,7 +216,7 @@ def split_rows(
         groups=groups,
         duplicates=duplicates,
         unreadable={names[i]: reason for i, reason in bad.items()},
-        flat=flat(signatures or ()),
+        flat=flat(fingerprints or ()),
     )
     split.warnings = split_warnings(split, names, labels, fraction, label_names)
     for warning in split.warnings:
@@ -244,10 +241,10 @@ def write_duplicates(path: str | Path, duplicates: Sequence[NearDuplicate], name
 # warnings
 
 
-def class_name(label: int, label_names: Sequence[str] | None) -> str:
-    """What to call a class."""
-    known = label_names is not None and 0 <= label < len(label_names)
-    return repr(label_names[label]) if known else str(label)
+def named(labels: Sequence[int], label_names: Sequence[str] | None) -> list[str]:
+    """Names of classes, in quotes; their numbers where there are no names."""
+    known = label_names or ()
+    return [repr(known[label]) if 0 <= label < len(known) else str(label) for label in labels]
 
 
 def class_warnings(
@@ -262,77 +259,78 @@ def class_warnings(
     train, validation = Counter(train_labels), Counter(validation_labels)
     together = train + validation
     classes = sorted({*together, *range(len(label_names or ()))})
-
-    def named(labels: Sequence[int]) -> str:
-        return listed([class_name(label, label_names) for label in labels])
-
     found = {
-        "Classes without any video: {}.": [label for label in classes if not together[label]],
-        f"Classes with fewer than {FEW_VIDEOS} usable videos, too few to learn or to measure: {{}}.": [
+        "Classes without any video": [label for label in classes if not together[label]],
+        f"Classes with fewer than {FEW_VIDEOS} usable videos, too few to learn or to measure": [
             label for label in classes if 0 < together[label] < FEW_VIDEOS
         ],
-        "Classes missing from training, which cannot be learned: {}.": [
+        "Classes missing from training, which cannot be learned": [
             label for label in classes if validation[label] and not train[label]
         ],
-        "Classes missing from validation, of which nothing is measured: {}.": [
+        "Classes missing from validation, which cannot be measured": [
             label for label in classes if train[label] and not validation[label]
         ],
     }
-    warnings = [sentence.format(named(labels)) for sentence, labels in found.items() if labels]
+    warnings = [
+        f"{what}: {listed(named(labels, label_names), NUM_NAMED)}." for what, labels in found.items() if labels
+    ]
     if together:
         (largest, most), (smallest, fewest) = together.most_common()[0], together.most_common()[-1]
         if most > IMBALANCE * fewest:
+            large, small = named([largest, smallest], label_names)
             warnings.append(
-                f"The classes are uneven, {most / fewest:.0f} to 1: {class_name(largest, label_names)} has {most} "
-                f"videos, {class_name(smallest, label_names)} has {fewest}. Watch the accuracy per class."
+                f"The classes are uneven, {most / fewest:.0f} to 1: {large} has {most} videos, {small} has {fewest}. "
+                "Watch the accuracy per class."
             )
     return warnings
 
 
-def split_warnings(
-    split: Split,
-    names: Sequence[str],
-    labels: Sequence[int],
-    fraction: float,
-    label_names: Sequence[str] | None = None,
+def group_warnings(
+    split: Split, names: Sequence[str], labels: Sequence[int], fraction: float, label_names: Sequence[str] | None
 ) -> list[str]:
-    """Sentences on a split: its classes, groups that allow no better one, labels that disagree, videos left out.
-
-    Args:
-        split: whose `warnings` are not there yet.
-        names, labels: of all rows.
-        fraction, label_names: as in [`split_rows`].
-    """
-    warnings = class_warnings([labels[i] for i in split.train], [labels[i] for i in split.validation], label_names)
+    """Sentences on classes whose groups do not allow the wanted fraction."""
+    warnings = []
     members, groups = defaultdict(list), defaultdict(set)
     for i in sorted([*split.train, *split.validation]):
         members[labels[i]].append(i)
         groups[labels[i]].add(split.groups[i])
     held_out = Counter(labels[i] for i in split.validation)
     for label, found in sorted(members.items()):
-        name, part = class_name(label, label_names), held_out[label] / len(found)
+        (name,), part = named([label], label_names), held_out[label] / len(found)
         if len(groups[label]) == 1:
-            videos = f"{len(found)} videos seem to be of one source" if len(found) > 1 else "video is its only one"
-            warnings.append(f"Class {name} stays in training: its {videos} ({listed([names[i] for i in found])}).")
+            reason = f"{len(found)} videos seem to be cut from one" if len(found) > 1 else "it has a single video"
+            files = listed([names[i] for i in found], NUM_NAMED)
+            warnings.append(f"Class {name} stays in training, as {reason}: {files}.")
         elif abs(part - fraction) > WIDE_OF_FRACTION and len(found) >= FEW_VIDEOS:
             warnings.append(
                 f"Class {name} has {part:.0%} of its videos in validation instead of {fraction:.0%}: "
                 f"its {len(found)} videos form {len(groups[label])} groups."
             )
-    disagreeing = [
-        f"{names[pair.first]} ({class_name(labels[pair.first], label_names)}) and "
-        f"{names[pair.second]} ({class_name(labels[pair.second], label_names)})"
-        for pair in split.duplicates
-        if labels[pair.first] != labels[pair.second]
-    ]
-    if disagreeing:
-        warnings.append(f"Pairs with common footage and different labels: {listed(disagreeing)}.")
-    if split.unreadable:
-        reasons = [f"{name}: {reason}" for name, reason in split.unreadable.items()]
-        warnings.append(f"Videos that cannot be read and are left out: {listed(reasons)}.")
-    if split.flat:
-        warnings.append(f"Videos that show nothing, such as black ones, compared by name only: {listed(split.flat)}.")
     return warnings
+
+
+def split_warnings(
+    split: Split, names: Sequence[str], labels: Sequence[int], fraction: float, label_names: Sequence[str] | None
+) -> list[str]:
+    """Sentences on a split: its classes, groups that allow no better one, contradictory labels, videos left out.
+
+    Args:
+        split: without its `warnings`.
+        names, labels: of all rows.
+        fraction, label_names: as in [`split_rows`].
+    """
+    warnings = class_warnings([labels[i] for i in split.train], [labels[i] for i in split.validation], label_names)
+    warnings += group_warnings(split, names, labels, fraction, label_names)
+    called = [f"{name} ({label})" for name, label in zip(names, named(labels, label_names), strict=True)]
+    contradictory = [pair for pair in split.duplicates if labels[pair.first] != labels[pair.second]]
+    found = {
+        "Pairs with common footage and different labels": [
+            f"{called[pair.first]} and {called[pair.second]}" for pair in contradictory
+        ],
+        "Videos that cannot be read and are left out": [f"{name}: {why}" for name, why in split.unreadable.items()],
+        "Videos that show nothing, such as black ones, compared by name only": split.flat,
+    }
+    return warnings + [f"{what}: {listed(which, NUM_NAMED)}." for what, which in found.items() if which]
 
 
 # two data sets
@@ -343,7 +341,7 @@ class ContentOverlap:
     """Videos of a validation set whose footage is in the training set.
 
     Args:
-        pairs: (name of the validation video, name of the training video, how they are related).
+        pairs: (name of the validation video, name of the training video, their relation).
         unreadable: name and reason of each video of either set that cannot be read.
         flat: names of videos of either set that show nothing to compare.
     """
@@ -355,32 +353,32 @@ class ContentOverlap:
     def describe(self) -> str:
         """A text of a few lines."""
         leaked = list(dict.fromkeys(validation for validation, _, _ in self.pairs))
-        lines = [f"Validation videos whose footage is in training: {listed(leaked)}"]
+        lines = [f"Validation videos whose footage is in training: {listed(leaked, NUM_NAMED)}"]
         lines += [
             f"  {validation} = {train} ({pair.kind}, {pair.share:.0%} of the shorter one)"
             for validation, train, pair in self.pairs
         ]
         if self.unreadable:
-            lines.append(f"Not compared, cannot be read: {listed(list(self.unreadable))}")
+            lines.append(f"Not compared, cannot be read: {listed(self.unreadable, NUM_NAMED)}")
         if self.flat:
-            lines.append(f"Not compared, show nothing: {listed(self.flat)}")
+            lines.append(f"Not compared, show nothing: {listed(self.flat, NUM_NAMED)}")
         return "\n".join(lines)
 
 
 def find_overlap_by_content(
     train_rows: Rows,
     validation_rows: Rows,
-    settings: SignatureSettings | None = None,
+    settings: FingerprintSettings | None = None,
     cache: str | Path | None = None,
 ) -> ContentOverlap:
-    """Which videos of a validation set are copies or parts of training videos, contain them or overlap with them.
+    """Find videos of a validation set that have footage in common with training videos.
 
     Args:
         train_rows, validation_rows: see `mvd_hf.data.sources.load_rows`.
-        settings, cache: as in `mvd_hf.curation.fingerprints.read_signatures`; both sets share the file.
+        settings, cache: as in [`read_fingerprints`]; both sets share the file.
     """
-    train = read_signatures(train_rows, settings, cache)
-    validation = read_signatures(validation_rows, settings, cache)
+    train = read_fingerprints(train_rows, settings, cache)
+    validation = read_fingerprints(validation_rows, settings, cache)
     pairs = find_near_duplicates(validation, train)
     both = [*train, *validation]
     return ContentOverlap(
@@ -401,14 +399,15 @@ class Sampling:
 
 
 def choose_sampling(lengths: Sequence[int], num_frames: int = 16, stride: int = 4) -> Sampling:
-    """Dense or uniform clips, by the lengths of the videos.
+    """Choose dense or uniform clips by the lengths of the videos.
 
     A dense clip is a random part of `num_frames * stride` frames, as for Kinetics; in a shorter video it repeats
-    frames. A uniform clip is spread over the whole video, as for Something-Something. Where some videos are short but
-    not most, a smaller stride avoids repeated frames; what precedes training with another one sees motion faster.
+    frames. A uniform clip is spread over the whole video, as for Something-Something. Where some but not most videos
+    are short, a smaller stride avoids repeated frames; to a model that was trained with another stride, motion then
+    looks slower.
 
     Args:
-        lengths: frames of each video; `Signature.num_frames`, or `num_frames` of an audit.
+        lengths: frames of each video, such as `num_frames` of fingerprints or of an audit.
         num_frames, stride: of a clip.
 
     Raises:

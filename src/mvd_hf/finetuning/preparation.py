@@ -11,12 +11,11 @@ import datasets
 import numpy as np
 from accelerate import PartialState
 
-from ..curation.fingerprints import read_signatures
+from ..curation.fingerprints import read_fingerprints
 from ..curation.splitting import (
     choose_sampling,
     class_warnings,
     find_overlap_by_content,
-    listed,
     split_rows,
     write_duplicates,
 )
@@ -24,6 +23,7 @@ from ..data.arguments import DataArguments, FinetuningClipArguments
 from ..data.decoding import open_media
 from ..data.sources import LabelReader, Rows, media_column, media_name, split_names
 from ..evaluation.multiview import read_labels
+from ..model.loading_mvd import listed
 from ..model.video_reading import VideoReadError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 # videos that are compared by content without being asked to, and those whose lengths are looked at
 MAX_COMPARED, MAX_MEASURED = 5000, 200
 OVERLAP_RULES = ("raise", "drop", "keep")
-SIGNATURES, DUPLICATES = "signatures.csv", "near_duplicates.csv"
+FINGERPRINTS, DUPLICATES = "fingerprints.csv", "near_duplicates.csv"
 
 
 @dataclass
@@ -172,11 +172,13 @@ def divide(
     Raises:
         ValueError: if that leaves no video on one of the sides.
     """
-    signatures = None
+    fingerprints = None
     if is_compared(arguments, len(rows)):
-        signatures = read_signatures(rows, cache=folder / SIGNATURES)
+        fingerprints = read_fingerprints(rows, cache=folder / FINGERPRINTS)
     fraction = arguments.validation_fraction
-    split = split_rows(rows, labels.tolist(), fraction=fraction, seed=seed, signatures=signatures, label_names=names)
+    split = split_rows(
+        rows, labels.tolist(), fraction=fraction, seed=seed, fingerprints=fingerprints, label_names=names
+    )
     if split.duplicates:
         files = [media_name(item) for item in rows[media_column(rows)]]
         write_duplicates(folder / DUPLICATES, split.duplicates, files)
@@ -204,7 +206,7 @@ def without_overlap(
     """
     if not is_compared(arguments, len(train) + len(validation)):
         return validation
-    overlap = find_overlap_by_content(train, validation, cache=folder / SIGNATURES)
+    overlap = find_overlap_by_content(train, validation, cache=folder / FINGERPRINTS)
     if not overlap.pairs:
         return validation
     if arguments.on_overlap == "raise":
@@ -241,7 +243,7 @@ def prepare_videos(
         data: the source.
         keys: where the labels are.
         arguments: how videos are divided and compared.
-        folder: where signatures of videos are kept.
+        folder: where fingerprints of videos are kept.
         num_labels: number of classes, where the data set does not tell.
         seed: of the division.
 
@@ -250,7 +252,7 @@ def prepare_videos(
     """
     folder, state = Path(folder), PartialState()
     data = replace(data, eval_split=find_validation_split(data))
-    with state.main_process_first():  # the others find the signatures
+    with state.main_process_first():  # the others find the fingerprints
         folder.mkdir(parents=True, exist_ok=True)
         rows = data.rows()
         names, labels, num_labels = class_names(rows, keys, num_labels)
