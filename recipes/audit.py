@@ -3,30 +3,22 @@
     python recipes/audit.py k400_train.csv --root videos --output audit.csv [--against k400_test.csv ...]
     python recipes/audit.py --ava ava_train.csv --videos videos [--boxes boxes.csv --detections results.csv ...]
 
-The second form tells why action detection would have a mean average precision of zero; its exit code is 1 if it would.
-Its keys: `mvd_hf.detection.ava_audit.AvaAuditArguments`.
+The first form writes a manifest, which training takes with the key `manifest`. The data set may also be a key of a
+YAML file. Started again with the same `output`, an interrupted audit continues. The exit code is 1 if files cannot be
+used: unreadable, or without a video stream.
 
-The data set may also be a key of a YAML file. Training takes the manifest that is written with the key `manifest`.
-Started again with the same `output`, the audit goes on where it was interrupted. The exit code is 1 if there are files
-that cannot be used: `unreadable`, or without a video stream.
+The second form reports mistakes that would make the mean average precision of action detection zero; its exit code is
+then 1. Its keys: `mvd_hf.detection.ava_audit.AvaAuditArguments`.
 
 Keys: the data sets and the manifest (below), what is checked (`mvd_hf.curation.audit.AuditSettings`).
 """
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mvd_hf.arguments import parse_arguments
-from mvd_hf.curation.audit import (
-    DROP,
-    AuditSettings,
-    audit_videos,
-    check_drop,
-    describe_audit,
-    find_overlap,
-    write_manifest,
-)
+from mvd_hf.curation.audit import AuditSettings, audit_videos, describe_audit, find_overlap, write_manifest
 from mvd_hf.data.sources import load_rows
 from mvd_hf.detection.ava_audit import AvaAuditArguments, audit_ava, describe_ava
 
@@ -38,9 +30,8 @@ class AuditArguments:
     Args:
         dataset, split, root, dataset_config, streaming: as in `mvd_hf.data.arguments.DataArguments`.
         label_column: column of the labels; `label`, if there is one, by default.
-        against, against_split, against_root: another data set in which the same files are looked for.
+        against, against_split, against_root: another data set, searched for the same files.
         output: the manifest, a CSV file.
-        drop: statuses that the manifest says not to use, see `mvd_hf.curation.audit.FileReport`; also `overlap`.
     """
 
     dataset: str = ""
@@ -53,13 +44,10 @@ class AuditArguments:
     against_split: str = "test"
     against_root: str | None = None
     output: str = "audit.csv"
-    drop: list[str] = field(default_factory=lambda: list(DROP))
 
     def __post_init__(self):
         if not self.dataset:
             raise ValueError("No data: give a list file, a folder of videos or a Hub data set id.")
-        self.drop = [self.drop] if isinstance(self.drop, str) else list(self.drop or ())
-        check_drop(self.drop)
 
 
 def audit_action_detection(arguments: list[str]) -> int:
@@ -81,7 +69,7 @@ def main(arguments: list[str]) -> int:
     reports = audit_videos(rows, settings, label_column=audit.label_column, output=audit.output)
     if against is not None:
         find_overlap(reports, against, settings)
-    num_used = write_manifest(audit.output, reports, audit.drop)
+    num_used = write_manifest(audit.output, reports, settings.drop)
     num_bad = sum(report.status in ("unreadable", "no_video") for report in reports)
     logging.info("%s", describe_audit(reports))
     logging.info("Training uses %d of %d files with --manifest %s", num_used, len(reports), audit.output)

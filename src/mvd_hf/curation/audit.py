@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -97,7 +97,7 @@ FLOATS = ("fps", "duration")
 
 @dataclass
 class AuditSettings:
-    """What is checked and by how many processes, as a recipe's keys.
+    """What an audit checks, by how many processes, and which files its manifest leaves out.
 
     Args:
         num_frames, stride: of a clip; a video with fewer than `num_frames * stride` frames is `short`.
@@ -105,6 +105,8 @@ class AuditSettings:
         workers: processes, each with one file at a time. Where processes are not forked (macOS, Windows) a script
             needs the guard `if __name__ == "__main__"`.
         time_limit: seconds after which a file counts as unreadable and its process is ended.
+        drop: statuses of files that the manifest leaves out, see [`FileReport`]; `overlap` for those that are in the
+            other data set.
     """
 
     num_frames: int = 16
@@ -112,6 +114,7 @@ class AuditSettings:
     thorough: bool = False
     workers: int = 2
     time_limit: float = 60.0
+    drop: list[str] = field(default_factory=lambda: list(DROP))
 
     def __post_init__(self):
         for name in ("num_frames", "stride", "workers"):
@@ -119,6 +122,15 @@ class AuditSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.time_limit <= 0:
             raise ValueError(f"time_limit={self.time_limit} must be more than 0 seconds.")
+        self.drop = [self.drop] if isinstance(self.drop, str) else list(self.drop or ())
+        check_drop(self.drop)
+
+
+def check_drop(drop: Sequence[str]):
+    """Raise ValueError if `drop` has an unknown status."""
+    for name in drop:
+        if name not in DROPPABLE:
+            raise ValueError(f"There is no {name!r} to drop; choose among {', '.join(DROPPABLE)}.")
 
 
 # one file
@@ -295,13 +307,6 @@ def read_reports(path: str | Path) -> list[FileReport]:
         ValueError: if the file has other content.
     """
     return read_results(path, COLUMNS, report_of_row)
-
-
-def check_drop(drop: Sequence[str]):
-    """Raise ValueError if `drop` has an unknown status."""
-    for name in drop:
-        if name not in DROPPABLE:
-            raise ValueError(f"There is no {name!r} to drop; choose among {', '.join(DROPPABLE)}.")
 
 
 def write_manifest(path: str | Path, reports: Sequence[FileReport], drop: Sequence[str] = DROP) -> int:
