@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mvd_hf import MVDConfig, MVDForVideoClassification, MVDVideoProcessor
-from mvd_hf.data.hashing import digest_of_checkpoint
+from mvd_hf.data.hashing import hash_of_checkpoint
 from mvd_hf.hub.results import METRICS_NAME
 
 TINY = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -37,7 +37,7 @@ METRICS |= {"video_top1": 0.5125, "video_top5": 0.75, "clip_top1": 0.5, "clip_to
 def write_metrics(folder: Path):
     """Leave in a folder what a test of its checkpoint leaves."""
     (folder / METRICS_NAME).parent.mkdir()
-    (folder / METRICS_NAME).write_text(json.dumps(METRICS | {"weights": digest_of_checkpoint(folder)}))
+    (folder / METRICS_NAME).write_text(json.dumps(METRICS | {"weights": hash_of_checkpoint(folder)}))
 
 
 def save(folder: Path, kind=MVDForVideoClassification, processor=None, **fields) -> Path:

@@ -20,9 +20,9 @@ from mvd_hf.curation.fingerprints import (
     thumbnail_positions,
     unreadable,
 )
-from mvd_hf.curation.workers import Journal, write_rows
+from mvd_hf.curation.workers import Journal
 from mvd_hf.data.decoding import read_frames
-from mvd_hf.data.sources import load_rows
+from mvd_hf.data.sources import load_rows, write_table
 from mvd_hf.data.toy import toy_frames, write_video
 
 
@@ -283,7 +283,7 @@ def test_thumbnails_survive_packing():
 def test_the_longest_fingerprint_fits_in_a_line_of_the_file(tmp_path):
     thumbnails = np.random.default_rng(0).integers(0, 65536, (320, 12, 12), dtype=np.uint16)
     fingerprint = VideoFingerprint("a", num_frames=4000, fps=25.0, max_thumbnails=320, thumbnails=thumbnails)
-    write_rows(tmp_path / "fingerprints.csv", [module.row_of(fingerprint)], module.COLUMNS)
+    write_table(tmp_path / "fingerprints.csv", [module.row_of(fingerprint)], module.COLUMNS)
     (found,) = load_fingerprints(tmp_path / "fingerprints.csv")
     assert_same(found, fingerprint)
 

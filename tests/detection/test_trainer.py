@@ -23,7 +23,7 @@ from mvd_hf import (
     MVDForVideoClassification,
     MVDTrainingArguments,
 )
-from mvd_hf.data.hashing import digest_of_weights
+from mvd_hf.data.hashing import hash_of_weights
 from mvd_hf.data.toy import write_video
 from mvd_hf.detection.ava import AVA_ACTIONS, SCORED_ACTIONS, ava_map, read_boxes
 from mvd_hf.detection.key_frames import KeyFrames
@@ -199,7 +199,7 @@ def test_evaluation_scores_what_it_wrote(toy, tmp_path):
     assert (saved["missing"], saved["num_key_frames"]) == (0, len(run.eval_dataset))
     folder = tmp_path / "evaluation"
     assert json.loads((folder / "metrics.json").read_text()) == saved
-    assert saved["weights"] == digest_of_weights(run.model.state_dict())
+    assert saved["weights"] == hash_of_weights(run.model.state_dict())
     result = ava_map(data.eval_annotations, folder / "detections.csv", label_map=data.label_map)
     assert result["mAP"] == pytest.approx(metrics["eval_mAP"], abs=1e-12)
     table = pd.read_csv(folder / "average_precision.csv")

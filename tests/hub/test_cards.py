@@ -18,7 +18,7 @@ from mvd_hf import (
     MVDModel,
     MVDVideoProcessor,
 )
-from mvd_hf.data.hashing import digest_of_checkpoint
+from mvd_hf.data.hashing import hash_of_checkpoint
 from mvd_hf.hub import cards
 from mvd_hf.hub.cards import (
     CONVERSION_NAME,
@@ -113,7 +113,7 @@ def test_an_action_detector_has_its_task_and_average_precision(tmp_path):
     record(folder, recipe=recipe)
     (folder / METRICS_NAME).parent.mkdir()
     metrics = {"protocol": "16x4", "num_key_frames": 50, "missing": 2, "mAP": 0.3125, "loss": 0.1}
-    (folder / METRICS_NAME).write_text(json.dumps(metrics | {"weights": digest_of_checkpoint(folder)}))
+    (folder / METRICS_NAME).write_text(json.dumps(metrics | {"weights": hash_of_checkpoint(folder)}))
     card = card_of(folder)
     assert card.data.pipeline_tag == "video-classification"
     assert snippet_kind(folder) == "detector"

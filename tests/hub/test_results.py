@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCardData, parse_eval_result_entries
 from safetensors.torch import save_file
 
-from mvd_hf.data.hashing import digest_of_checkpoint
+from mvd_hf.data.hashing import hash_of_checkpoint
 from mvd_hf.hub.results import METRICS_NAME, eval_result_file, measured_results, protocol_in_words, reported_results
 
 METRICS = {
@@ -25,7 +25,7 @@ METRICS = {
 def write(folder, **changes):
     path = folder / METRICS_NAME
     path.parent.mkdir(exist_ok=True)
-    metrics = METRICS | {"weights": digest_of_checkpoint(folder)} | changes
+    metrics = METRICS | {"weights": hash_of_checkpoint(folder)} | changes
     path.write_text(json.dumps({key: value for key, value in metrics.items() if value is not None}))
     return folder
 
@@ -107,7 +107,7 @@ def test_results_for_a_benchmark(tmp_path):
 def test_the_result_of_an_action_detector_goes_to_its_benchmark(tmp_path):
     found = {"protocol": "16x4", "num_key_frames": 9, "missing": 0, "mAP": 0.25}
     (tmp_path / METRICS_NAME).parent.mkdir()
-    (tmp_path / METRICS_NAME).write_text(json.dumps(found | {"weights": digest_of_checkpoint(tmp_path)}))
+    (tmp_path / METRICS_NAME).write_text(json.dumps(found | {"weights": hash_of_checkpoint(tmp_path)}))
     results = measured_results(tmp_path, "AVA")
     (entry,) = parse_eval_result_entries(yaml.safe_load(eval_result_file(results, "me/ava", "default")))
     assert (entry.value, entry.notes) == (25, "mAP in percent, 16 frames with stride 4; measured on 9 key frames")

@@ -1,5 +1,6 @@
 """Our pipelines: several views, features of clips and of windows, batches, saving, and what they refuse."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -27,8 +28,8 @@ from mvd_hf.model.pipelines_mvd import (
     MVDActionDetectionPipeline,
     MVDFeatureExtractionPipeline,
     MVDMultiViewClassificationPipeline,
+    SlidingWindows,
 )
-from mvd_hf.model.sliding_windows import SlidingWindows
 from mvd_hf.model.video_reading import VideoReadError
 
 SIZES = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -438,3 +439,46 @@ def test_saved_pipelines_are_loaded_by_a_fresh_interpreter(classifier, detector,
     assert scores == pytest.approx([action["score"] for person in people for action in person["actions"]], abs=1e-5)
     assert [item["label"] for item in outputs[VIEWS]] == [item["label"] for item in expected[VIEWS]]
     assert torch.allclose(outputs[FEATURES]["features"], expected[FEATURES]["features"], atol=1e-5)
+
+
+# sliding windows
+
+
+def test_windows_slide_until_one_reaches_the_end():
+    totals, shapes = (1, 2, 3, 7, 8, 9, 20, 100), ((1, 1), (2, 3), (4, 2), (5, 1))
+    for (num_frames, stride), step, total in itertools.product(shapes, (1, 2, 7, 20), totals):
+        windows = SlidingWindows(num_frames, stride, step)
+        cut = list(windows.cut(f"frame {number}" for number in range(total)))
+        span = num_frames * stride
+        starts = [start for start in range(0, total, step) if start == 0 or start - step + span < total]
+        for start, (numbers, frames) in zip(starts, cut, strict=True):
+            last_step = (total - 1 - start) // stride
+            assert numbers.tolist() == [start + stride * min(i, last_step) for i in range(num_frames)]
+            assert frames == [f"frame {number}" for number in numbers]
+        chosen = {number for numbers, _ in cut for number in numbers.tolist()}
+        unused = [number for number in range(total) if not windows.is_used(number)]
+        assert not chosen & set(unused)
+        longer = SlidingWindows(num_frames, stride, step).cut(range(total + 2 * span + step))
+        assert {n for numbers, _ in longer for n in numbers.tolist() if n < total} == set(range(total)) - set(unused)
+
+
+def test_windows_come_as_soon_as_they_are_there():
+    read = []
+
+    def frames():
+        for number in range(1000):
+            read.append(number)
+            yield number
+
+    windows = SlidingWindows(4, 2, 3).cut(frames())
+    numbers, kept = next(windows)
+    assert numbers.tolist() == kept == [0, 2, 4, 6]
+    assert len(read) == 7
+    next(windows)
+    assert len(read) == 10
+
+
+def test_windows_without_frames_are_refused():
+    for name in ("num_frames", "stride", "step"):
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            SlidingWindows(**({"num_frames": 4, "stride": 2, "step": 3} | {name: 0}))

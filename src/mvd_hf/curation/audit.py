@@ -27,10 +27,11 @@ from ..data.sources import (
     media_column,
     media_name,
     num_videos,
+    write_table,
 )
 from ..model.loading_mvd import listed
 from ..model.video_reading import FORMATS_WITHOUT_TIMES, SINGLE_FILE_FORMATS, VideoReadError
-from .workers import Journal, read_files, read_results, write_rows
+from .workers import Journal, read_files, read_results
 
 # short files are usable (frames repeat), and so are duplicates
 USABLE = ("ok", "short", "duplicate")
@@ -331,7 +332,7 @@ def write_manifest(path: str | Path, reports: Sequence[FileReport], drop: Sequen
         is_dropped = report.status in drop or ("overlap" in drop and report.overlap != "")
         use[report.file] = use.get(report.file, True) and not is_dropped
     rows = [{**dataclasses.asdict(report), "use": "yes" if use[report.file] else "no"} for report in reports]
-    write_rows(path, rows, ["file", "use", *COLUMNS[1:]])
+    write_table(path, rows, ["file", "use", *COLUMNS[1:]])
     Path(f"{path}.partial").unlink(missing_ok=True)
     return sum(row["use"] == "yes" for row in rows)
 

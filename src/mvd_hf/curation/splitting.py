@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.sources import Rows, media_column, media_name
+from ..data.sources import Rows, has_content, media_column, media_name, write_table
 from ..model.loading_mvd import listed
 from .fingerprints import FingerprintSettings, VideoFingerprint, flat, read_fingerprints, unreadable
 from .name_groups import name_groups
 from .near_duplicates import NearDuplicate, find_near_duplicates
-from .workers import has_content, write_rows
 
 # limits of warnings: videos of a class, largest class over smallest, deviation of a class from the wanted fraction
 FEW_VIDEOS, IMBALANCE, WIDE_OF_FRACTION = 10, 10, 0.15
@@ -235,7 +234,7 @@ def write_duplicates(path: str | Path, duplicates: Sequence[NearDuplicate], name
     rows = [
         {**dataclasses.asdict(pair), "first": names[pair.first], "second": names[pair.second]} for pair in duplicates
     ]
-    write_rows(path, rows, [item.name for item in dataclasses.fields(NearDuplicate)])
+    write_table(path, rows, [item.name for item in dataclasses.fields(NearDuplicate)])
 
 
 # warnings

@@ -14,11 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-
-def has_content(item: dict | str | bytes | None) -> bool:
-    """Whether a row has a file at all."""
-    return bool(item["path"] or item["bytes"] is not None) if isinstance(item, dict) else item is not None
-
+from ..data.sources import has_content, write_table
 
 # processes that may crash or hang
 
@@ -137,19 +133,8 @@ def run_guarded(
 # results on disk
 
 
-def write_rows(path: str | Path, rows: Iterable[dict], columns: Sequence[str]):
-    """Write a CSV file as a whole or not at all."""
-    unfinished = Path(f"{path}.new")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(unfinished, path)
-
-
 def read_results(path: str | Path, columns: Sequence[str], from_row: Callable[[dict], object]) -> list:
-    """Results from a CSV file that [`Journal`] or [`write_rows`] wrote, without a row that was cut off.
+    """Results from a CSV file that [`Journal`] or [`write_table`] wrote, without a row that was cut off.
 
     Raises:
         ValueError: if the file lacks one of the columns, or naming the line that `from_row` refuses.
@@ -203,7 +188,7 @@ class Journal:
         # a finished run's unreadable files are read again, as they may have been repaired
         self.known |= {result.file: result for result in finished if result.is_readable}
         self.known |= {result.file: result for result in interrupted}
-        write_rows(self.partial, map(to_row, self.known.values()), columns)
+        write_table(self.partial, map(to_row, self.known.values()), columns)
         self.file = open(self.partial, "a", newline="", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
     def __enter__(self) -> "Journal":

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 
-def digest_of_names(names: Iterable[str]) -> str:
+def hash_of_names(names: Iterable[str]) -> str:
     """A digest of names in their order."""
     digest = blake2b(digest_size=16)
     for name in names:
@@ -17,7 +17,7 @@ def digest_of_names(names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def digest_of_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+def hash_of_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """A digest of named tensors in their order; numbers count as single precision, as which weights are tested."""
     digest = blake2b(digest_size=16)
     for name, value in tensors:
@@ -27,12 +27,12 @@ def digest_of_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def digest_of_weights(weights: Mapping[str, torch.Tensor]) -> str:
+def hash_of_weights(weights: Mapping[str, torch.Tensor]) -> str:
     """A digest of the weights of a model, from its `state_dict()`."""
-    return digest_of_tensors(sorted(weights.items()))
+    return hash_of_tensors(sorted(weights.items()))
 
 
-def digest_of_checkpoint(folder: str | os.PathLike) -> str:
+def hash_of_checkpoint(folder: str | os.PathLike) -> str:
     """The digest of the weights in a folder: that of the model which is loaded from there."""
     places = {}
     for path in Path(folder).glob("*.safetensors"):
@@ -43,4 +43,4 @@ def digest_of_checkpoint(folder: str | os.PathLike) -> str:
         with safe_open(places[name], "pt") as file:
             return file.get_tensor(name)
 
-    return digest_of_tensors((name, read(name)) for name in sorted(places))
+    return hash_of_tensors((name, read(name)) for name in sorted(places))

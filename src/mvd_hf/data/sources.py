@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -203,6 +203,11 @@ def media_name(item: dict | str | bytes) -> str:
     return item if isinstance(item, str) else f"blake2b:{hashlib.blake2b(item, digest_size=16).hexdigest()}"
 
 
+def has_content(item: dict | str | bytes | None) -> bool:
+    """Whether a row has a file at all."""
+    return bool(item["path"] or item["bytes"] is not None) if isinstance(item, dict) else item is not None
+
+
 def field_of(row: dict, column: str):
     """A value of a row; dots reach into nested columns, such as `json.label` of a WebDataset.
 
@@ -340,3 +345,14 @@ def keep_listed(rows: Rows, column: str, use: dict[str, bool]) -> Rows:
     if isinstance(rows, datasets.IterableDataset):
         return rows.filter(is_used, input_columns=column)
     return rows.select([i for i, item in enumerate(rows[column]) if is_used(item)])
+
+
+def write_table(path: str | Path, rows: Iterable[Mapping], columns: Sequence[str]):
+    """Write these columns of rows as a CSV file: all of it or, after an error, nothing."""
+    unfinished = Path(f"{path}.new")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(unfinished, path)

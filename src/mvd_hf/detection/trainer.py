@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
 from ..data.clips import IS_BLANK, SampleDataset
-from ..data.hashing import digest_of_weights
+from ..data.hashing import hash_of_weights
 from ..model.configuration_mvd import MVDConfig
 from ..model.detection_mvd import MVDForActionDetection
 from ..training.arguments import MVDTrainingArguments
@@ -260,7 +260,7 @@ class DetectionTrainer(MVDTrainer):
             probabilities = np.concatenate([part[1] for part in found])[order]
             rows = np.concatenate([np.arange(starts[n], ends[n]) for n in np.flatnonzero(counts)])
             table = detection_table(key_frames, rows, probabilities, self.data.scored, self.data.top_k)
-        weights = digest_of_weights(self.model.state_dict())
+        weights = hash_of_weights(self.model.state_dict())
         self.evaluation = {"detections": table, "num_key_frames": len(key_frames), "weights": weights}
         truth = read_boxes(self.data.eval_annotations)
         return ava_map(truth, table, self.data.top_k, excluded=self.data.eval_excluded, label_map=self.data.scored)

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from ..data.hashing import digest_of_weights
+from ..data.hashing import hash_of_weights
 from ..data.sources import LabelReader, column_names, media_column, media_name
 from ..model.loading_mvd import listed
 from ..model.video_processing_mvd import MVDVideoProcessor
@@ -236,7 +236,7 @@ def evaluate_views(
     """
     state, names, num_labels = PartialState(), class_names(model), model.config.num_labels
     labels = read_labels(rows, label_column, num_labels, names, label_names)
-    videos, weights = VideoViews(rows, processor, takes_bytes(model, processor)), digest_of_weights(model.state_dict())
+    videos, weights = VideoViews(rows, processor, takes_bytes(model, processor)), hash_of_weights(model.state_dict())
     temporary = [mkdtemp(prefix="mvd_views_") if folder is None and state.is_main_process else None]
     if folder is None:
         broadcast_object_list(temporary)

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast
 from torch import nn
 from tqdm import tqdm
 
-from ..data.hashing import digest_of_weights
+from ..data.hashing import hash_of_weights
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..model.video_processing_mvd import MVDVideoProcessor
 from .metrics import knn_scores
@@ -89,7 +89,7 @@ def cache_features(
         encode,
         VideoViews(rows, processor, takes_bytes(model, processor)),
         folder,
-        {"encoder": digest_of_weights(model.mvd.state_dict()), "kind": "pooled" if model.pooler is None else "tokens"},
+        {"encoder": hash_of_weights(model.mvd.state_dict()), "kind": "pooled" if model.pooler is None else "tokens"},
         views_per_pass=views_per_pass,
         num_workers=num_workers,
     )

@@ -1,33 +1,21 @@
 """What a test leaves behind: figures, predictions, classes, confusion and mistakes, as tables and pictures."""
 
-import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..data.decoding import open_media
-from ..data.sources import media_column
+from ..data.sources import media_column, write_table
 from ..model.video_reading import VideoReadError
 from .multiview import Evaluation
 
 # classes whose names still fit beside a confusion matrix, mistakes in the picture, columns of that picture
 MAX_NAMED_CLASSES, NUM_MISTAKES, NUM_COLUMNS = 40, 12, 4
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence]):
-    """Write a CSV file."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
-
-
-def write_table(path: Path, rows: Sequence[Mapping], columns: Sequence[str]):
-    """Write some keys of mappings as a CSV file."""
-    write_rows(path, columns, ([row[column] for column in columns] for row in rows))
 
 
 def prediction_rows(evaluation: Evaluation) -> datasets.Dataset:
@@ -156,7 +144,8 @@ def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | P
     (folder / "metrics.json").write_text(json.dumps(evaluation.metrics(), indent=1) + "\n", encoding="utf-8")
     prediction_rows(evaluation).to_parquet(folder / "predictions.parquet")
     write_table(folder / "per_class.csv", evaluation.per_class(), ["class", "name", "videos", "accuracy"])
-    write_rows(folder / "confusion.csv", ["", *names], zip(names, *evaluation.confusion.T, strict=True))
+    confusion = pd.DataFrame(evaluation.confusion, names, names)
+    confusion.to_csv(folder / "confusion.csv", errors="backslashreplace", lineterminator="\n")
     write_table(folder / "confused_pairs.csv", confused_pairs(evaluation), ["label", "prediction", "videos", "share"])
     columns = ["video", "row", "label", "prediction", "confidence", "probability_of_label"]
     write_table(folder / "mistakes.csv", evaluation.mistakes(), columns)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from ..data.decoding import media_content
-from ..data.hashing import digest_of_names
+from ..data.hashing import hash_of_names
 from ..data.sources import media_column, media_name
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReadError
@@ -217,7 +217,7 @@ def map_views(
     state, folder = PartialState(), Path(folder)
     names = [media_name(item) for item in videos.rows[videos.column]]
     settings = videos.processor.to_dict()
-    claim_folder(folder, {**identity, "processor": settings, "videos": len(names), "names": digest_of_names(names)})
+    claim_folder(folder, {**identity, "processor": settings, "videos": len(names), "names": hash_of_names(names)})
     known = ViewResults(folder, len(names))
     left = [row for row in range(len(names)) if row not in known.place]
     own = left[state.process_index :: state.num_processes]

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from ..data.hashing import digest_of_checkpoint
+from ..data.hashing import hash_of_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
     absent = [key for key in ("protocol", f"num_{unit}", "missing", "weights", *names.values()) if key not in found]
     if absent:
         raise ValueError(f"{str(path)!r} lacks {', '.join(absent)}: evaluate again.")
-    if found["weights"] != digest_of_checkpoint(folder):
+    if found["weights"] != hash_of_checkpoint(folder):
         logger.warning("%s holds results of other weights and is left out: evaluate again.", path)
         return []
     if dataset is None:

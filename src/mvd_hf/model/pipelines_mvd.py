@@ -16,8 +16,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 from .frame_sampling import PAPER_VIEWS, key_frame_clip
 from .patches_mvd import patch_grid
-from .sliding_windows import SlidingWindows
-from .video_processing_mvd import download, is_encoded, stack_frames
+from .video_processing_mvd import downloaded, is_encoded, stack_frames
 from .video_reading import VideoReader
 from .video_streaming import VideoStream
 
@@ -42,15 +41,64 @@ def mark_last(chunks: Iterable[dict]) -> Iterator[dict]:
         yield {**previous, "is_last": True}
 
 
-def fetch(video: Any) -> Any:
-    """A video that must be decoded, downloaded if it is an http(s) URL."""
-    is_url = isinstance(video, str) and video.startswith(("http://", "https://"))
-    return download(video) if is_url else video
-
-
 def middle_of(total_frames: int) -> int:
     """Number of the middle frame; of an even number the first of the two, around which a clip of all of them lies."""
     return (total_frames - 1) // 2
+
+
+class SlidingWindows:
+    """Clips of T frames, `stride` apart, that begin every `step` frames of a video, whose length need not be known.
+
+    The last window is the first whose T * stride frames reach the end of the video; where the video ends within a
+    window its last frame repeats, as in short videos.
+
+    Args:
+        num_frames: frames T of a window.
+        stride: distance of a window's frames.
+        step: distance of the windows' first frames.
+
+    Raises:
+        ValueError: if one of them is below one.
+    """
+
+    def __init__(self, num_frames: int, stride: int, step: int):
+        for name, value in (("num_frames", num_frames), ("stride", stride), ("step", step)):
+            if value < 1:
+                raise ValueError(f"{name}={value} of sliding windows must be at least 1.")
+        self.num_frames, self.stride, self.step = num_frames, stride, step
+
+    def is_used(self, number: int) -> bool:
+        """Whether a frame belongs to a window, if the video is long enough for it."""
+        first = max(number - (self.num_frames - 1) * self.stride, 0)
+        starts = range(-(-first // self.step) * self.step, number + 1, self.step)
+        return any((number - start) % self.stride == 0 for start in starts)
+
+    def cut(self, frames: Iterable[Any]) -> Iterator[tuple[np.ndarray, list]]:
+        """The numbers (T,) and the frames of each window, as soon as they are there.
+
+        Args:
+            frames: every frame of a video in order; what `is_used` has no use for is not kept.
+        """
+        waiting: list[tuple[int, list[int], list]] = []
+        number = -1
+        for number, frame in enumerate(frames):
+            if number % self.step == 0:
+                waiting.append((number, [], []))
+            for start, numbers, kept in waiting:
+                if (number - start) % self.stride == 0 and len(kept) < self.num_frames:
+                    numbers.append(number)
+                    kept.append(frame)
+            while waiting and len(waiting[0][2]) == self.num_frames and self._is_needed(waiting[0][0], number):
+                _, numbers, kept = waiting.pop(0)
+                yield np.array(numbers), kept
+        for start, numbers, kept in waiting:
+            if self._is_needed(start, number):
+                missing = self.num_frames - len(kept)
+                yield np.array(numbers + numbers[-1:] * missing), kept + kept[-1:] * missing
+
+    def _is_needed(self, start: int, last: int) -> bool:
+        """Whether the window before that of `start` ends in front of the frame `last`."""
+        return start == 0 or start - self.step + self.num_frames * self.stride <= last
 
 
 class MVDVideoPipeline(ChunkPipeline):
@@ -188,7 +236,7 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
             for number, frame in enumerate(stack_frames(video)):
                 yield prepare(frame) if windows.is_used(number) else None
             return
-        with VideoStream(fetch(video)) as stream:
+        with VideoStream(downloaded(video)) as stream:
             for frame in stream.frames(windows.is_used):
                 yield None if frame is None else prepare(frame)
 
@@ -275,7 +323,7 @@ class MVDActionDetectionPipeline(MVDVideoPipeline):
         stored = self.video_processor
         shape = num_frames or stored.num_frames, frame_sampling_rate or stored.frame_sampling_rate
         if is_encoded(video):
-            with VideoReader(fetch(video)) as reader:
+            with VideoReader(downloaded(video)) as reader:
                 frame = middle_of(len(reader)) if time is None else reader.frame_at(time)
                 frames = stack_frames(reader.read(key_frame_clip(frame, len(reader), *shape)[0]))
         elif time is not None:

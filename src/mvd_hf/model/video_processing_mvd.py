@@ -126,19 +126,21 @@ def crop_offsets(height: int, width: int, size: int | tuple[int, int], num_crops
     return [(start, centre[1]) if along_height else (centre[0], start) for start in starts]
 
 
-def download(url: str) -> io.BytesIO:
-    """The file at an http(s) address, named by the address in messages.
+def downloaded(video: Any) -> Any:
+    """An encoded video as it is; of an http(s) URL the file, which messages name by the URL.
 
     Raises:
         VideoReadError: if it cannot be downloaded.
     """
+    if not (isinstance(video, str) and video.startswith(("http://", "https://"))):
+        return video
     try:
-        response = get_session().get(url, follow_redirects=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        response = get_session().get(video, follow_redirects=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
         response.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise VideoReadError(url, f"cannot be downloaded ({error})") from error
+        raise VideoReadError(video, f"cannot be downloaded ({error})") from error
     file = io.BytesIO(response.content)
-    file.name = url
+    file.name = video
     return file
 
 
@@ -431,10 +433,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
             return list(
                 zip(*(self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls), strict=True)
             )
-        source = video_url_or_urls
-        if isinstance(source, str) and source.startswith(("http://", "https://")):
-            source = download(source)
-        with VideoReader(source) as reader:
+        with VideoReader(downloaded(video_url_or_urls)) as reader:
             metadata = VideoMetadata(total_num_frames=len(reader), video_backend="pyav")
             indices = np.arange(len(reader)) if sample_indices_fn is None else sample_indices_fn(metadata=metadata)
             frames = reader.read(indices)
