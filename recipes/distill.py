@@ -65,9 +65,7 @@ def main(arguments: list[str]):
     if training.process_index == 0:
         parts = distillation_parts(config, recipe.teachers, training.masks_per_clip)
         logging.info("%s", describe_parts(parts))
-    sizes = [teacher.image_size for teacher in teachers.values()]
-    counts = {"clips_per_video": training.clips_per_video, "masks_per_clip": training.masks_per_clip}
-    clips = pretraining_clips(data, config, sizes, **counts, label_column=recipe.probe, seed=training.seed)
+    clips = pretraining_clips(data, config, training, teachers, label_column=recipe.probe)
     trainer = DistillationTrainer(
         MVDForFeatureDistillation(config),
         teachers,
@@ -75,7 +73,7 @@ def main(arguments: list[str]):
         args=training,
         processing_class=MVDVideoProcessor.for_model(config, frame_sampling_rate=data.stride),
         train_dataset=clips,
-        eval_dataset=pretraining_clips(data, config, sizes, evaluation=True, seed=training.seed),
+        eval_dataset=pretraining_clips(data, config, training, teachers, evaluation=True),
     )
     trainer.run_record.set_recipe(read_arguments(arguments))
     trainer.run()

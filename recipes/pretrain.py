@@ -35,13 +35,12 @@ def main(arguments: list[str]):
     recipe, data, training = parse_arguments(arguments, ModelArguments, DataArguments, MVDTrainingArguments)
     set_seed(training.seed)
     config = MVDConfig.from_name(recipe.model, **recipe.config)
-    counts = {"clips_per_video": training.clips_per_video, "masks_per_clip": training.masks_per_clip}
     trainer = MVDTrainer(
         MVDForPixelReconstruction(config),
         training,
         processing_class=MVDVideoProcessor.for_model(config, frame_sampling_rate=data.stride),
-        train_dataset=pretraining_clips(data, config, **counts, seed=training.seed),
-        eval_dataset=pretraining_clips(data, config, evaluation=True, seed=training.seed),
+        train_dataset=pretraining_clips(data, config, training),
+        eval_dataset=pretraining_clips(data, config, training, evaluation=True),
     )
     trainer.run_record.set_recipe(read_arguments(arguments))
     trainer.run()

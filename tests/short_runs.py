@@ -1,5 +1,7 @@
 """Random clips with masks or labels, a tiny VideoMAE, and the arguments of a run of a few steps."""
 
+from types import SimpleNamespace
+
 import torch
 
 from mvd_hf import MVDConfig, MVDTrainingArguments, tube_mask
@@ -41,3 +43,8 @@ def videomae(**overrides) -> MVDConfig:
     sizes = {"image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 32, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 2, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1}
     return MVDConfig.from_name("videomae-b", **(sizes | {"decoder_num_attention_heads": 2} | overrides))
+
+
+def counts(clips_per_video: int = 1, masks_per_clip: int = 1, seed: int = 0) -> SimpleNamespace:
+    """What pre-training clips take of the training arguments."""
+    return SimpleNamespace(clips_per_video=clips_per_video, masks_per_clip=masks_per_clip, seed=seed)

@@ -53,8 +53,7 @@ def train(recipe, data: DataArguments, training: MVDTrainingArguments, benchmark
     if benchmark.make_videos:
         data.dataset, data.root = benchmark.video_list(training), None
     teachers = built.load_teachers()
-    counts = {"clips_per_video": training.clips_per_video, "masks_per_clip": training.masks_per_clip}
-    clips = pretraining_clips(data, built.config, [teacher.image_size for teacher in teachers.values()], **counts)
+    clips = pretraining_clips(data, built.config, training, teachers)
     student = MVDForFeatureDistillation(built.config)
     trainer = ClockedTrainer(student, teachers, args=training, train_dataset=clips, warm_up=benchmark.warm_up)
     return train_benchmark(trainer, built, benchmark)

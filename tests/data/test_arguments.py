@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -17,6 +18,7 @@ from mvd_hf.data.streaming import StreamingClips
 from mvd_hf.data.toy import make_toy_dataset, toy_frames, write_video
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.model.video_reading import VideoReadError
+from short_runs import counts
 from video_files import all_frames, first_and_last, whole
 
 FRAMES = partial(pretraining_frames, num_frames=4, stride=2)
@@ -99,7 +101,8 @@ def test_max_samples_takes_the_first_videos(toy):
 
 
 def test_pretraining_clips_fit_the_configuration(toy):
-    data = pretraining_clips(DataArguments(dataset=str(toy), stride=2), CONFIG, sizes=[24, 32])
+    teachers = {name: SimpleNamespace(image_size=size) for name, size in (("image", 24), ("video", 32))}
+    data = pretraining_clips(DataArguments(dataset=str(toy), stride=2), CONFIG, counts(), teachers)
     assert len(data) == 6
     item = data[0]
     assert {key: (tuple(value.shape), value.dtype) for key, value in item.items()} == {
@@ -113,14 +116,16 @@ def test_pretraining_clips_fit_the_configuration(toy):
 def test_pretraining_clips_are_cropped_at_the_scales_of_the_recipe(toy):
     for scales in ([1.0, 0.875, 0.75, 0.66], [0.5]):
         keys = {} if len(scales) == 4 else {"crop_scales": scales}
-        data = pretraining_clips(DataArguments(dataset=str(toy), **keys), CONFIG)
-        assert data.reader.clip_sampler.augmentation.crop.scales == tuple(scales)
+from mvd_hf.model.video_reading import VideoReadError
+from short_runs import counts
+from video_files import all_frames, first_and_last, whole
 
 
 def test_pretraining_clips_use_the_stride_mask_and_crop_of_the_recipe(toy):
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_type="random", mask_ratio=0.6)
-    data = pretraining_clips(DataArguments(dataset=str(toy), stride=3, crop="random_resized"), config)
-    assert (np.diff(data.reader.clip_sampler.frames(16, generator=sample_generator(0, 0, 0))) == 3).all()
+from mvd_hf.model.video_reading import VideoReadError
+from short_runs import counts
+from video_files import all_frames, first_and_last, whole
     mask = data[0]["bool_masked_pos"].view(config.grid)
     assert mask.sum() == config.num_masked_patches
     assert not (mask == mask[0]).all()
@@ -132,20 +137,20 @@ def test_pretraining_clips_use_the_stride_mask_and_crop_of_the_recipe(toy):
 
 
 def test_evaluation_clips_come_from_the_evaluation_split_or_data_set(tmp_path, toy):
-    assert pretraining_clips(DataArguments(dataset=str(toy)), CONFIG, evaluation=True) is None
+    assert pretraining_clips(DataArguments(dataset=str(toy)), CONFIG, counts(), evaluation=True) is None
     split = DataArguments(dataset=str(toy), eval_split="validation")
-    assert len(pretraining_clips(split, CONFIG, evaluation=True)) == 3
-    assert len(pretraining_clips(split, CONFIG)) == 6
+    assert len(pretraining_clips(split, CONFIG, counts(), evaluation=True)) == 3
+    assert len(pretraining_clips(split, CONFIG, counts())) == 6
     path = list_file(tmp_path, "train/0000.mp4\ntrain/0001.mp4\n")
     other = DataArguments(dataset=str(toy), eval_dataset=str(path), root=str(toy), max_samples=5)
-    assert len(pretraining_clips(other, CONFIG, evaluation=True)) == 2
-    assert len(pretraining_clips(other, CONFIG)) == 5
+    assert len(pretraining_clips(other, CONFIG, counts(), evaluation=True)) == 2
+    assert len(pretraining_clips(other, CONFIG, counts())) == 5
 
 
 def test_pretraining_clips_of_a_model_that_is_not_square_are_refused(toy):
     config = MVDConfig(image_size=(32, 48), patch_size=8, num_frames=4)
     with pytest.raises(ValueError, match="the model wants 32x48 pixels"):
-        pretraining_clips(DataArguments(dataset=str(toy)), config)
+        pretraining_clips(DataArguments(dataset=str(toy)), config, counts())
 
 
 def test_recipe_without_data_is_refused():
@@ -340,16 +345,18 @@ def test_unknown_label_column_is_refused_with_the_known_ones(toy):
 
 def test_several_clips_per_video_are_for_training_only(toy):
     data = DataArguments(dataset=str(toy), eval_split="validation", stride=2)
-    items = pretraining_clips(data, CONFIG, clips_per_video=3, label_column="motion")[1]
+    items = pretraining_clips(data, CONFIG, counts(clips_per_video=3), label_column="motion")[1]
     assert len(items) == 3
     assert all(item["labels"] == 1 for item in items)
-    assert isinstance(pretraining_clips(data, CONFIG, clips_per_video=3, evaluation=True)[1], dict)
+    assert isinstance(pretraining_clips(data, CONFIG, counts(clips_per_video=3), evaluation=True)[1], dict)
 
 
 def test_the_seed_reaches_the_clips(toy):
     data = DataArguments(dataset=str(toy), eval_split="validation", stride=2)
     for evaluation in (False, True):
-        first, same, other = (pretraining_clips(data, CONFIG, evaluation=evaluation, seed=s)[0] for s in (0, 0, 1))
+        first, same, other = (
+            pretraining_clips(data, CONFIG, counts(seed=s), evaluation=evaluation)[0] for s in (0, 0, 1)
+        )
         assert equal(first, same)
         assert not torch.equal(first["bool_masked_pos"], other["bool_masked_pos"])
 
@@ -357,26 +364,30 @@ def test_the_seed_reaches_the_clips(toy):
 def test_masks_and_decoded_parts_follow_from_seed_epoch_and_sample(toy):
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75, decoder_keep=0.5)
     data = DataArguments(dataset=str(toy), eval_split="validation")
-    clips = pretraining_clips(data, config, masks_per_clip=3, seed=4)
+    clips = pretraining_clips(data, config, counts(masks_per_clip=3, seed=4))
     item = clips[(2, 1)]
     assert item["bool_masked_pos"].shape == item["bool_decoded_pos"].shape == (3, config.num_patches)
     assert (item["bool_masked_pos"].sum(1) == config.num_masked_patches).all()
     assert (item["bool_decoded_pos"].sum(1) == config.num_decoded_patches).all()
     assert len(item["bool_masked_pos"].unique(dim=0)) == 3
-    assert equal(item, pretraining_clips(data, config, masks_per_clip=3, seed=4)[(2, 1)])
-    for other in (clips[(3, 1)], clips[(2, 0)], pretraining_clips(data, config, masks_per_clip=3, seed=5)[(2, 1)]):
+    assert equal(item, pretraining_clips(data, config, counts(masks_per_clip=3, seed=4))[(2, 1)])
+    for other in (
+        clips[(3, 1)],
+        clips[(2, 0)],
+        pretraining_clips(data, config, counts(masks_per_clip=3, seed=5))[(2, 1)],
+    ):
         assert not torch.equal(other["bool_masked_pos"], item["bool_masked_pos"])
         assert not torch.equal(other["bool_decoded_pos"], item["bool_decoded_pos"])
 
 
 def test_one_mask_of_which_all_is_decoded_is_the_default(toy):
     data = DataArguments(dataset=str(toy), eval_split="validation")
-    item = pretraining_clips(data, CONFIG, seed=4)[(2, 1)]
+    item = pretraining_clips(data, CONFIG, counts(seed=4))[(2, 1)]
     assert item.keys() == {"pixel_values", "bool_masked_pos"}
-    assert equal(item, pretraining_clips(data, CONFIG, masks_per_clip=1, seed=4)[(2, 1)])
+    assert equal(item, pretraining_clips(data, CONFIG, counts(masks_per_clip=1, seed=4))[(2, 1)])
     # further masks and parts are drawn after what was drawn without them
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75, decoder_keep=0.5)
-    more = pretraining_clips(data, config, masks_per_clip=2, seed=4)[(2, 1)]
+    more = pretraining_clips(data, config, counts(masks_per_clip=2, seed=4))[(2, 1)]
     assert torch.equal(more["pixel_values"], item["pixel_values"])
     assert torch.equal(more["bool_masked_pos"][0], item["bool_masked_pos"])
 
@@ -384,12 +395,12 @@ def test_one_mask_of_which_all_is_decoded_is_the_default(toy):
 def test_an_evaluation_has_one_mask_and_decodes_all(toy):
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75, decoder_keep=0.5)
     data = DataArguments(dataset=str(toy), eval_split="validation")
-    item = pretraining_clips(data, config, masks_per_clip=3, evaluation=True, seed=4)[(0, 1)]
+    item = pretraining_clips(data, config, counts(masks_per_clip=3, seed=4), evaluation=True)[(0, 1)]
     assert item.keys() == {"pixel_values", "bool_masked_pos"}
     assert item["bool_masked_pos"].shape == (config.num_patches,)
 
 
 def test_blank_clips_have_as_many_masks(toy):
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75, decoder_keep=0.5)
-    blank = pretraining_clips(DataArguments(dataset=str(toy)), config, masks_per_clip=3)[(0, -1)]
+    blank = pretraining_clips(DataArguments(dataset=str(toy)), config, counts(masks_per_clip=3))[(0, -1)]
     assert blank["bool_masked_pos"].shape == blank["bool_decoded_pos"].shape == (3, config.num_patches)

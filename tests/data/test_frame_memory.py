@@ -28,6 +28,7 @@ from mvd_hf.data.frame_memory import FrameMemory
 from mvd_hf.data.toy import make_toy_dataset
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
+from short_runs import counts
 
 FRAMES = partial(pretraining_frames, num_frames=4, stride=2)
 FRAME_BYTES = 48 * 64 * 3
@@ -250,7 +251,7 @@ def test_workers_give_the_same_clips(toy):
 
 
 def pretraining(data: DataArguments, evaluation: bool) -> ClipDataset:
-    return pretraining_clips(data, MVDConfig.from_name("mvd-s", **SIZES), evaluation=evaluation)
+    return pretraining_clips(data, MVDConfig.from_name("mvd-s", **SIZES), counts(), evaluation=evaluation)
 
 
 def finetuning(data: DataArguments, evaluation: bool) -> ClipDataset:

@@ -29,8 +29,8 @@ from mvd_hf.data.sources import read_label_names, read_list_file, read_manifest
 from mvd_hf.detection.ava import ava_map, read_boxes, read_key_frames, read_label_map, read_person_boxes
 from mvd_hf.hub.conversion import read_checkpoint
 from mvd_hf.hub.loading import load_classifier
+from mvd_hf.training.checkpoints import LAYOUT_NAME, StepLayout
 from mvd_hf.training.meters import BadVideos
-from mvd_hf.training.preemption import PROCESSES, Processes
 
 SECONDS = 10  # for a case
 # what a file may never make a loader do: (event of Python's audit hooks)
@@ -161,7 +161,9 @@ def targets() -> dict[str, Target]:
             {"latest": b"step1", "step1/mp_rank_00_model_states.pt": saved({"module": weights})}, read_checkpoint
         ),
         "model folder": Target(tiny_model(), lambda at: load_classifier(str(at), 2)),
-        "processes": Target({PROCESSES: b'{"num_processes": 1, "batch_size": 2, "accumulation": 3}'}, Processes.load),
+        "processes": Target(
+            {LAYOUT_NAME: b'{"num_processes": 1, "batch_size": 2, "accumulation": 3}'}, StepLayout.load
+        ),
         "bad videos": Target(
             {"bad.csv": b"split,file,reason,times\ntraining,a.mp4,empty,2\n"},
             lambda at: BadVideos().load(at / "bad.csv"),

@@ -36,12 +36,12 @@ from distill import StudentArguments  # noqa: E402
 VARIANTS = ((1, 1.0), (1, 0.5), (2, 1.0), (4, 1.0), (4, 0.5))
 
 
-def probe_accuracy(encoder: MVDModel, data: DataArguments, label: str) -> float:
+def probe_accuracy(encoder: MVDModel, data: DataArguments, training: MVDTrainingArguments, label: str) -> float:
     """Accuracy on the held-out videos of a linear probe on the training videos' features."""
     features, labels = {}, {}
     for split in ("train", "validation"):
         source = DataArguments(dataset=data.dataset, eval_split=split, stride=data.stride)
-        clips = pretraining_clips(source, encoder.config, label_column=label, evaluation=True)
+        clips = pretraining_clips(source, encoder.config, training, label_column=label, evaluation=True)
         batches = list(DataLoader(clips, batch_size=64, collate_fn=collate_clips))
         with torch.no_grad():
             tokens = [encoder(batch["pixel_values"]).last_hidden_state.mean(1) for batch in batches]
@@ -68,8 +68,8 @@ def distil(words: list[str], masks: int, keep: float, budget: float, seed: int) 
         MVDForFeatureDistillation(built.config),
         built.load_teachers(),
         args=training,
-        train_dataset=pretraining_clips(data, built.config, masks_per_clip=masks, seed=seed),
-        eval_dataset=pretraining_clips(data, built.config, evaluation=True),
+        train_dataset=pretraining_clips(data, built.config, training),
+        eval_dataset=pretraining_clips(data, built.config, training, evaluation=True),
     )
     start = time.process_time()
     trainer.train()
@@ -79,7 +79,7 @@ def distil(words: list[str], masks: int, keep: float, budget: float, seed: int) 
         "epochs": training.num_train_epochs,
         "cpu_s": seconds,
         "eval_loss": trainer.evaluate()["eval_loss"],
-        **{f"probe_{label}": probe_accuracy(encoder, data, label) for label in ("appearance", "motion")},
+        **{f"probe_{label}": probe_accuracy(encoder, data, training, label) for label in ("appearance", "motion")},
     }
 
 

@@ -20,6 +20,7 @@ from mvd_hf import (
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
 from mvd_hf.model.patches_mvd import position_table
 from mvd_hf.teachers.families import IMAGENET, Normalization
+from short_runs import counts
 
 GRID, FRAMES = (2, 4, 4), 4
 PIXELS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
@@ -755,8 +756,7 @@ def test_three_families_teach_one_student(folders, tmp_path, toy_folder):
         report_to="none",
         disable_tqdm=True,
     )
-    sizes = [teacher.image_size for teacher in teachers.values()]
-    data = pretraining_clips(DataArguments(dataset=toy_folder, stride=2), config, sizes)
+    data = pretraining_clips(DataArguments(dataset=toy_folder, stride=2), config, counts(), teachers)
     trainer = DistillationTrainer(MVDForFeatureDistillation(config), teachers, args=args, train_dataset=data)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -18,9 +18,9 @@ from mvd_hf import (
 )
 from mvd_hf.model.modeling_mvd import MVDModel
 from mvd_hf.teachers.teacher import Teacher
+from mvd_hf.training.checkpoints import last_complete_checkpoint
 from mvd_hf.training.diagnostics import OnlineProbe
-from mvd_hf.training.distillation import hidden_targets
-from mvd_hf.training.trainer import last_complete_checkpoint
+from mvd_hf.training.distillation import masked_targets
 
 
 def test_losses_are_means_over_hidden_patches_and_channels():
@@ -151,7 +151,7 @@ def test_evaluation_reports_the_loss_and_its_parts_and_leaves_training_figures_a
     again = trainer.evaluate()
     assert metrics["eval_loss"] == again["eval_loss"]
     assert logged["eval_loss_image"] + logged["eval_loss_video"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
-    assert trainer.parts["loss"].num_clips == 0
+    assert trainer.losses["loss"].num_clips == 0
 
 
 @pytest.mark.parametrize("precision", [{"bf16": True}, {}])
@@ -208,7 +208,7 @@ def test_a_nan_loss_stops_training_naming_step_and_part_and_keeps_the_last_check
 def test_targets_are_the_features_of_the_hidden_patches_in_float32():
     mask = torch.tensor([[True, False, True, False], [False, True, True, False]])
     targets = {"image": torch.randn(2, 4, 8).bfloat16(), "video": torch.randn(2, 4, 6)}
-    hidden = hidden_targets({name: target[:, :2] for name, target in targets.items()}, targets, mask)
+    hidden = masked_targets({name: target[:, :2] for name, target in targets.items()}, targets, mask)
     for name, target in targets.items():
         assert hidden[name].dtype == torch.float32
         assert torch.equal(hidden[name], target[mask].view(2, 2, -1).float())

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from mvd_hf.training import meters
-from mvd_hf.training.meters import MAX_BLANK_BATCHES, BadVideos, LossParts
+from mvd_hf.training.meters import MAX_BLANK_BATCHES, BadVideoMeter, LossMeter
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def parts(**values) -> dict[str, torch.Tensor]:
 
 
 def test_means_are_weighted_by_clips(accelerator):
-    losses = LossParts()
+    losses = LossMeter()
     losses.add(parts(loss=1.0, image=0.5), 1, 3)
     losses.add(parts(loss=5.0, image=2.5), 1, 1)
     assert losses.means(accelerator) == pytest.approx({"loss": 2.0, "image": 1.0})
 
 
 def test_means_begin_anew_after_each_call(accelerator):
-    losses = LossParts()
+    losses = LossMeter()
     assert losses.means(accelerator) == {}
     losses.add(parts(loss=1.0), 1, 2)
     assert losses.means(accelerator) == {"loss": 1.0}
@@ -52,27 +52,27 @@ def test_means_begin_anew_after_each_call(accelerator):
 
 
 def test_means_are_over_the_clips_of_all_processes():
-    losses = LossParts()
+    losses = LossMeter()
     losses.add(parts(loss=1.0), 1, 2)
     # another process with a sum of 12 over 4 clips
-    assert losses.means(Processes([12.0, 4.0, 0.0], [[torch.inf], [0.0]])) == pytest.approx({"loss": 14 / 6})
+    assert losses.means(Processes([12.0, 4.0], [])) == pytest.approx({"loss": 14 / 6})
 
 
 def test_half_precision_losses_are_summed_in_single_precision(accelerator):
-    losses = LossParts()
+    losses = LossMeter()
     for _ in range(1000):
         losses.add({"loss": torch.tensor(1.0, dtype=torch.bfloat16)}, 1, 1)
     assert losses.means(accelerator) == {"loss": 1.0}
 
 
 def test_losses_do_not_hold_on_to_the_graph():
-    losses = LossParts()
+    losses = LossMeter()
     losses.add({"loss": torch.tensor(1.0, requires_grad=True) * 2}, 1, 1)
     assert not losses.sums.requires_grad
 
 
 def test_a_blank_batch_counts_nothing(accelerator):
-    losses = LossParts()
+    losses = LossMeter()
     losses.add(parts(loss=100.0), 1, 0)
     assert losses.means(accelerator) == {}
     losses.add(parts(loss=100.0), 2, 0)
@@ -82,26 +82,25 @@ def test_a_blank_batch_counts_nothing(accelerator):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_the_first_loss_that_is_not_finite_is_named_with_its_step(accelerator, value):
-    losses = LossParts()
+    losses = LossMeter()
     for step in range(1, 6):
         losses.add(parts(loss=1.0, image=value if step >= 3 else 1.0, video=value if step >= 4 else 1.0), step, 2)
-    for ask in (losses.check, losses.means):
-        with pytest.raises(FloatingPointError, match="'image' is NaN or infinite at step 3"):
-            ask(accelerator)
+    with pytest.raises(FloatingPointError, match="'image' is NaN or infinite at step 3"):
+        losses.check(accelerator)
 
 
 def test_a_loss_that_is_not_finite_elsewhere_stops_all_processes():
-    losses = LossParts(lambda step, batch, process: [f"{step}-{batch}-{process}"])
+    losses = LossMeter(lambda step, batch, process: [f"{step}-{batch}-{process}"])
     losses.add(parts(loss=1.0, image=1.0), 9, 2)
     with pytest.raises(
         FloatingPointError,
         match=r"'image' .* step 7, micro-batch 1 of process 1, samples: 1 \(7-1-1",
     ):
-        losses.means(Processes([0.0] * 4, [[torch.inf, 7.0], [0.0, 1.0]]))
+        losses.check(Processes([], [[torch.inf, 7.0], [0.0, 1.0], [0.0, 0.0]]))
 
 
 def test_the_first_micro_batch_that_is_not_finite_is_named(accelerator):
-    losses = LossParts(lambda step, batch, process: [f"{step}-{batch}-{index}.mp4" for index in range(40)])
+    losses = LossMeter(lambda step, batch, process: [f"{step}-{batch}-{index}.mp4" for index in range(40)])
     for step, value in [(1, 1.0), (1, 1.0), (2, 1.0), (2, 1.0), (2, float("inf")), (2, float("nan")), (3, 1.0)]:
         losses.add(parts(loss=value), step, 2)
     with pytest.raises(FloatingPointError, match=r"batch 2 of process 0.* \(2-2-0\.mp4, .*2-2-31\.mp4, \.\.\.\)"):
@@ -109,7 +108,7 @@ def test_the_first_micro_batch_that_is_not_finite_is_named(accelerator):
 
 
 def test_a_loss_that_is_not_finite_is_not_forgotten(accelerator):
-    losses = LossParts()
+    losses = LossMeter()
     losses.check(accelerator)
     losses.add(parts(loss=1.0), 1, 1)
     losses.check(accelerator)
@@ -121,27 +120,27 @@ def test_a_loss_that_is_not_finite_is_not_forgotten(accelerator):
 
 
 def test_too_many_blank_batches_in_a_row_end_the_run(accelerator):
-    losses = LossParts()
+    losses = LossMeter(max_blank_batches=MAX_BLANK_BATCHES)
     for step in range(MAX_BLANK_BATCHES - 1):
         losses.add(parts(loss=1.0), step, 0)
-        assert losses.means(accelerator) == {}
+        losses.check(accelerator)
+    one_that_reads = Processes([], [[torch.inf], [0.0], [0.0]])
+    as_blank = Processes([], [[torch.inf], [0.0], [1.0]])
+    losses.check(one_that_reads)
+    with pytest.raises(ValueError, match=f"{MAX_BLANK_BATCHES} batches"):
+        losses.check(as_blank)
     losses.add(parts(loss=1.0), 100, 0)
-    with pytest.raises(ValueError, match=f"No video of the last {MAX_BLANK_BATCHES} batches could be read"):
-        losses.means(accelerator)
-
-
-def test_a_readable_batch_among_blank_ones_begins_the_count_anew(accelerator):
-    losses = LossParts()
-    for step in range(2 * MAX_BLANK_BATCHES - 1):
-        losses.add(parts(loss=1.0), step, 1 if step == MAX_BLANK_BATCHES - 1 else 0)
-        losses.means(accelerator)
+    with pytest.raises(ValueError, match=f"{MAX_BLANK_BATCHES} batches"):
+        losses.check(accelerator)
+    losses.add(parts(loss=1.0), 101, 1)  # the count begins anew
+    losses.check(accelerator)
 
 
 EVENTS = [("a, b.mp4", "no such\nfile"), ("视频.mp4", 'the "head" is damaged')]
 
 
 def test_bad_videos_are_counted_and_each_told_once(caplog):
-    bad_videos = BadVideos()
+    bad_videos = BadVideoMeter()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             bad_videos.add("training", EVENTS[:1])
@@ -156,7 +155,7 @@ def test_bad_videos_are_counted_and_each_told_once(caplog):
 
 
 def test_counts_survive_a_file_and_add_up(tmp_path):
-    first, second = BadVideos(), BadVideos()
+    first, second = BadVideoMeter(), BadVideoMeter()
     first.add("training", [*EVENTS, EVENTS[0]])
     first.add("evaluation", EVENTS[1:])
     first.save(tmp_path / "bad.csv")
@@ -177,7 +176,7 @@ def test_counts_survive_a_file_and_add_up(tmp_path):
 
 @pytest.mark.parametrize("is_main", [True, False])
 def test_counts_of_all_processes_move_to_the_main_one(monkeypatch, is_main):
-    bad_videos, other = BadVideos(), BadVideos()
+    bad_videos, other = BadVideoMeter(), BadVideoMeter()
     bad_videos.add("training", EVENTS)
     other.add("training", EVENTS[:1])
     monkeypatch.setattr(meters, "gather_object", lambda own: [*own, dict(other.counts)])
@@ -188,7 +187,7 @@ def test_counts_of_all_processes_move_to_the_main_one(monkeypatch, is_main):
 
 
 def test_gathering_alone_changes_nothing(accelerator):
-    bad_videos = BadVideos()
+    bad_videos = BadVideoMeter()
     bad_videos.add("training", EVENTS)
     for _ in range(2):
         bad_videos.gather()
@@ -196,7 +195,7 @@ def test_gathering_alone_changes_nothing(accelerator):
 
 
 def test_a_description_counts_files_and_occurrences():
-    bad_videos = BadVideos()
+    bad_videos = BadVideoMeter()
     bad_videos.add("training", [("a.mp4", "frame 3 is damaged"), ("a.mp4", "frame 7 is damaged")])
     bad_videos.add("training", [("b.mp4", "no such file")] * 3)
     bad_videos.add("evaluation", [("b.mp4", "no such file")])
@@ -208,7 +207,7 @@ def test_a_description_counts_files_and_occurrences():
 
 
 def test_a_description_ends_after_twenty_files():
-    bad_videos = BadVideos()
+    bad_videos = BadVideoMeter()
     for i in range(25):
         bad_videos.add("training", [(f"{i}.mp4", "no such file")] * (30 - i))
     lines = bad_videos.describe().splitlines()
@@ -224,4 +223,4 @@ def test_a_description_ends_after_twenty_files():
 def test_a_damaged_list_of_bad_videos_is_named(tmp_path, text):
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(ValueError, match=r"bad\.csv' is damaged"):
-        BadVideos().load(tmp_path / "bad.csv")
+        BadVideoMeter().load(tmp_path / "bad.csv")

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvd_hf.training.preemption import PROCESSES, Processes, StopRequest, is_disk_full, outlive_signals
+from mvd_hf.training.checkpoints import LAYOUT_NAME, StepLayout, is_disk_full
+from mvd_hf.training.preemption import StopRequest, outlive_signals
 
 
 def test_a_request_to_stop_is_remembered_and_no_more_than_that():
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as request:
-        assert not request.is_made
+        assert request.signal is None
         os.kill(os.getpid(), signal.SIGTERM)
-        assert request.is_made
+        assert request.signal is not None
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -28,7 +29,7 @@ def test_in_another_thread_nothing_is_watched():
 
     def watch():
         with StopRequest() as request:
-            found.append(request.is_made)
+            found.append(request.signal is not None)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -102,21 +103,21 @@ def test_what_torch_says_of_a_full_disk_is_recognised(size):
 
 @pytest.mark.parametrize("text", ["{", '{"processes": 2}', "[1, 2, 3]"])
 def test_a_damaged_record_of_processes_is_named(tmp_path, text):
-    (tmp_path / PROCESSES).write_text(text)
+    (tmp_path / LAYOUT_NAME).write_text(text)
     with pytest.raises(ValueError, match=r"processes\.json' is damaged .*delete its checkpoint"):
-        Processes.load(tmp_path)
+        StepLayout.load(tmp_path)
 
 
 def test_other_processes_are_compared_with_those_of_the_checkpoint(tmp_path):
-    former = Processes(num_processes=2, batch_size=8, accumulation=2)
+    former = StepLayout(num_processes=2, batch_size=8, accumulation=2)
     former.save(tmp_path)
-    assert Processes.load(tmp_path) == former
-    assert Processes.load(tmp_path / "none") is None
-    assert Processes(4, 4, 2).compare(None) is None
+    assert StepLayout.load(tmp_path) == former
+    assert StepLayout.load(tmp_path / "none") is None
+    assert StepLayout(4, 4, 2).compare(None) is None
     assert former.compare(former) is None
-    text = Processes(1, 8, 4).compare(former)
+    text = StepLayout(1, 8, 4).compare(former)
     assert "Resuming with 8 x 4 x 1 processes (before: 8 x 2 x 2 processes)" in text
     assert "steps have the same videos" in text
-    text = Processes(4, 8, 2).compare(former)
+    text = StepLayout(4, 8, 2).compare(former)
     assert "a step has 64 videos, before it had 32" in text
     assert "keep the product" in text

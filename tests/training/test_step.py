@@ -16,7 +16,7 @@ from mvd_hf import (
     MVDTrainer,
     load_teachers,
 )
-from mvd_hf.training.trainer import last_complete_checkpoint
+from mvd_hf.training.checkpoints import last_complete_checkpoint
 from recipes.benchmark.phases import host_waits
 
 CPU = torch.device("cpu")

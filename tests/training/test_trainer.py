@@ -31,8 +31,9 @@ from mvd_hf.data.clips import ClipDataset, ClipSampler, SampleDataset
 from mvd_hf.data.masking import part_to_decode
 from mvd_hf.data.toy import make_toy_dataset
 from mvd_hf.model.frame_sampling import pretraining_frames
+from mvd_hf.training.checkpoints import last_complete_checkpoint
 from mvd_hf.training.optimization import cosine_schedule
-from mvd_hf.training.trainer import last_complete_checkpoint
+from mvd_hf.training.run import describe_run
 from short_runs import Clips, arguments, videomae
 
 
@@ -44,7 +45,7 @@ def test_clips_and_masks_of_a_video_count_in_the_learning_rate_and_not_in_the_ba
     config = videomae()
     trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config, count=64))
     assert "Effective batch 256 = 4 videos x 2 clips x 2 masks x 16 accumulation steps x 1 processes" in (
-        trainer.describe()
+        describe_run(trainer)
     )
     args = arguments(tmp_path, base_learning_rate=None, learning_rate=0.01, masks_per_clip=4)
     assert args.learning_rate == 0.01

@@ -1,6 +1,6 @@
 """From a recipe's keys to training clips: any source of videos, streamed or not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -302,33 +302,31 @@ def finetuning_clips(
 def pretraining_clips(
     data: DataArguments,
     config: MVDConfig,
-    sizes: Sequence[int] = (),
+    training,
+    teachers: Mapping | None = None,
     *,
-    clips_per_video: int = 1,
-    masks_per_clip: int = 1,
     label_column: str | None = None,
     evaluation: bool = False,
-    seed: int = 0,
 ) -> ClipDataset | StreamingClips | None:
     """Clips and masks for stages 1 and 2. An evaluation has one mask per clip and decodes all masked patches.
 
     Args:
         data: the source.
         config: the model's configuration: frames, square image size, mask.
-        sizes: pixels of further clips of the same crop, for teachers.
-        clips_per_video: clips cut from as many parts of each training video, which is decoded once.
-        masks_per_clip: masks drawn for each training clip, `mvd_hf.MVDTrainingArguments.masks_per_clip`.
+        training: the `mvd_hf.MVDTrainingArguments`: how many clips each training video gives (`clips_per_video`), how
+            many masks each clip gets (`masks_per_clip`), and the `seed` of all random choices.
+        teachers: from `mvd_hf.load_teachers`; each gets the same crop in the size that it wants.
         label_column: column of labels for an online probe, if there is one.
         evaluation: the evaluation split (`None` if there is none) instead of the training split.
-        seed: seed of all random choices.
     """
+    sizes = [teacher.image_size for teacher in (teachers or {}).values()]
     height, width = config.frame_size
     if height != width:
         raise ValueError(f"Pre-training crops are square, the model wants {height}x{width} pixels.")
-    num_clips = 1 if evaluation else clips_per_video
+    num_clips = 1 if evaluation else training.clips_per_video
     mask, decoded = partial(MASKS[config.mask_type], config.grid, config.mask_ratio), None
-    if masks_per_clip > 1 and not evaluation:
-        mask = partial(several_masks, mask, masks_per_clip)
+    if training.masks_per_clip > 1 and not evaluation:
+        mask = partial(several_masks, mask, training.masks_per_clip)
     if config.num_decoded_patches < config.num_masked_patches and not evaluation:
         decoded = partial(part_to_decode, count=config.num_decoded_patches)
     clip_sampler = ClipSampler(
@@ -338,4 +336,4 @@ def pretraining_clips(
         decoded=decoded,
         memory_gib=0.0 if evaluation else data.memory_gib,
     )
-    return data.clips(clip_sampler, evaluation=evaluation, label_column=label_column, seed=seed)
+    return data.clips(clip_sampler, evaluation=evaluation, label_column=label_column, seed=training.seed)

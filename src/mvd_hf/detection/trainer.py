@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..data.clips import IS_BLANK, SampleDataset
+from ..data.clips import BAD_VIDEOS, IS_BLANK, SampleDataset
 from ..data.hashing import hash_of_weights
 from ..model.configuration_mvd import MVDConfig
 from ..model.detection_mvd import MVDForActionDetection
 from ..training.arguments import MVDTrainingArguments
+from ..training.run import leave
 from ..training.samplers import EvaluationSampler
 from ..training.trainer import MVDTrainer
 from .augmentation import DetectionTestAugmentation, DetectionTrainingAugmentation
@@ -189,17 +190,17 @@ class DetectionTrainer(MVDTrainer):
         return EvaluationSampler(len(eval_dataset), self.args.eval_batch_size * self.args.world_size)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = dict(inputs)
-        is_blank = inputs.pop(IS_BLANK, False)
-        del inputs["key_frame"]
-        outputs = model(**inputs)
-        loss = self.record({"loss": outputs.loss / len(inputs["boxes"])}, inputs["pixel_values"], is_blank)
+        seen = self.model_inputs(inputs)
+        del seen["key_frame"]
+        outputs = model(**seen)
+        loss = self.record({"loss": outputs.loss / len(seen["boxes"])}, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Keep the probabilities of a batch's people; the loss is recorded where there are labels."""
+        self.bad_videos.add("evaluation", inputs.pop(BAD_VIDEOS, []))
         inputs = self._prepare_inputs(inputs)
-        is_blank = inputs.pop(IS_BLANK, False)
+        blank = {IS_BLANK: True} if inputs.pop(IS_BLANK, False) else {}
         groups = inputs.get("groups", [inputs])
         if len(groups) > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
@@ -212,8 +213,8 @@ class DetectionTrainer(MVDTrainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**group)
             if outputs.loss is not None:
-                self.record({"loss": outputs.loss / len(numbers)}, group["pixel_values"], is_blank)
-            if not is_blank:
+                self.record({"loss": outputs.loss / len(numbers)}, group | blank)
+            if not blank:
                 is_person = outputs.box_mask.bool()
                 kept = numbers[:, None].expand_as(is_person)[is_person], outputs.logits[is_person].float().sigmoid()
                 self.found.append(tuple(part.cpu().numpy() for part in kept))
@@ -226,9 +227,10 @@ class DetectionTrainer(MVDTrainer):
         self.found = []
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         found = gather_object(self.found)
+        weights = self.accelerator.get_state_dict(self.model)  # on all processes, which may hold parts of it
         scores = [None]
         if self.is_world_process_zero():
-            scores = [self.score(found, dataloader.dataset.rows)]
+            scores = [self.score(found, dataloader.dataset.rows, hash_of_weights(weights))]
         (score,) = broadcast_object_list(scores)
         output.metrics[f"{metric_key_prefix}_mAP"] = score["mAP"]
         if self.is_world_process_zero():
@@ -238,12 +240,13 @@ class DetectionTrainer(MVDTrainer):
         self.found = []
         return output
 
-    def score(self, found: Sequence[tuple[np.ndarray, ...]], key_frames: KeyFrames) -> dict:
+    def score(self, found: Sequence[tuple[np.ndarray, ...]], key_frames: KeyFrames, weights: str) -> dict:
         """The metric of all predictions.
 
         Args:
             found: (key frame's number (P,), probabilities (P, K)) of every batch of every process.
             key_frames: the people that were evaluated.
+            weights: hash of the model's weights.
 
         Raises:
             RuntimeError: if a key frame came twice.
@@ -260,7 +263,6 @@ class DetectionTrainer(MVDTrainer):
             probabilities = np.concatenate([part[1] for part in found])[order]
             rows = np.concatenate([np.arange(starts[n], ends[n]) for n in np.flatnonzero(counts)])
             table = detection_table(key_frames, rows, probabilities, self.data.scored, self.data.top_k)
-        weights = hash_of_weights(self.model.state_dict())
         self.evaluation = {"detections": table, "num_key_frames": len(key_frames), "weights": weights}
         truth = read_boxes(self.data.eval_annotations)
         return ava_map(truth, table, self.data.top_k, excluded=self.data.eval_excluded, label_map=self.data.scored)
@@ -276,10 +278,7 @@ class DetectionTrainer(MVDTrainer):
         self.evaluate()
         self.report_bad_videos()
         self.save_evaluation()
-        self.accelerator.wait_for_everyone()
-        self.model_wrapped = self.model  # so that the process group ends here, as in `run`
-        self.accelerator.free_memory()
-        self.accelerator.end_training()
+        leave(self)
 
     def save_evaluation(self) -> dict:
         """Write the last evaluation into `<output_dir>/evaluation/`, from the main process.

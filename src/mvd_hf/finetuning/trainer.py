@@ -145,12 +145,11 @@ class FinetuningTrainer(MVDTrainer):
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(AfterSteps(self))
 
-    def _prepare_inputs(self, inputs):
-        inputs = super()._prepare_inputs(inputs)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.mixup is not None and self.model.training:
-            # torch's own generator, which every step seeds anew, so that a resumed run mixes as an uninterrupted one
+            # torch's own generator has a new seed at every step, so a resumed run mixes as an uninterrupted one
             inputs = self.mixup(inputs, torch.default_generator)
-        return inputs
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def loss_parts(self, outputs, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The loss and, of labels that are not mixed, top-1 and top-5 accuracy."""
@@ -167,6 +166,8 @@ class FinetuningTrainer(MVDTrainer):
         if self.average is not None:
             with self.average.swapped(self.accelerator.unwrap_model(self.model)):
                 metrics |= super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_ema")
+        if self.is_best(metrics):
+            self.save_best()
         return metrics
 
     def save_beside_model(self, folder: Path):
@@ -174,16 +175,15 @@ class FinetuningTrainer(MVDTrainer):
         if self.average is not None:
             self.average.save(folder / EMA)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = Path(resume_from_checkpoint) / EMA
+    def resume(self, checkpoint: Path):
+        super().resume(checkpoint)
         if self.average is not None:
-            if not path.exists():
+            if not (checkpoint / EMA).exists():
                 raise ValueError(
-                    f"{resume_from_checkpoint} has no averaged weights ({EMA}), as it is of a run without ema_decay: "
-                    "leave ema_decay out, or choose another output_dir."
+                    f"{checkpoint} has no averaged weights ({EMA}): its run had no ema_decay. Leave ema_decay out, or "
+                    "choose another output_dir."
                 )
-            self.average.load(path)
+            self.average.load(checkpoint / EMA)
 
     @property
     def has_adapters(self) -> bool:
@@ -208,12 +208,16 @@ class FinetuningTrainer(MVDTrainer):
         elif self.args.push_to_hub and not _internal_call:
             self.push_to_hub("Model save")
 
-    def _determine_best_metric(self, metrics, trial) -> bool:
-        """Whether an evaluation was the best so far; its weights are then saved in the folder `best` at once."""
-        is_best = super()._determine_best_metric(metrics, trial)
-        if is_best:
-            self.save_best()
-        return is_best
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether an evaluation during training is the best so far, by the rule of `Trainer`."""
+        name = self.args.metric_for_best_model
+        if name is None or not self.is_in_train or self.state.global_step == 0:
+            return False
+        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
+        best = self.state.best_metric
+        if value is None or best is None:
+            return value is not None
+        return value > best if self.args.greater_is_better else value < best
 
     def save_best(self):
         """Save the evaluated weights in the folder `best`, which is there as a whole or as it was."""
@@ -239,9 +243,3 @@ class FinetuningTrainer(MVDTrainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         self.run_record.save(folder, self.args, facts_of(self, is_average))
-
-    def describe(self) -> str:
-        """What the run arrived at, and how many clips each video gives."""
-        repeats = self.train_dataset.reader.clip_sampler.repeats
-        clips = f" Each video gives {repeats} clips of the same frames." if repeats > 1 else ""
-        return super().describe() + clips

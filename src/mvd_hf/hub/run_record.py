@@ -161,7 +161,8 @@ def facts_of(trainer, is_average: bool = False) -> dict:
     return {
         "videos": trainer.num_samples(),
         "clips_per_video": args.clips_per_video,
-        "effective_batch": args.total_batch_size * args.clips_per_video,
+        "masks_per_clip": args.masks_per_clip,
+        "effective_batch": args.effective_batch_size,
         "learning_rate": args.learning_rate,
         "epochs": state.epoch,
         "steps": state.global_step,

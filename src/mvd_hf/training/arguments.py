@@ -69,7 +69,7 @@ class MVDTrainingArguments(TrainingArguments):
         self.accelerator_config.non_blocking = self.accelerator_config.non_blocking or self.dataloader_pin_memory
         self.min_learning_rate = self.base_min_learning_rate
         if self.base_learning_rate is not None:
-            scale = self.total_batch_size * self.clips_per_video * self.masks_per_clip / 256
+            scale = self.effective_batch_size / 256
             self.learning_rate = self.base_learning_rate * scale
             self.min_learning_rate = self.base_min_learning_rate * scale
 
@@ -104,6 +104,11 @@ class MVDTrainingArguments(TrainingArguments):
     def total_batch_size(self) -> int:
         """Videos per optimizer step: per process, times accumulation steps, times processes."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Masked clips per optimizer step, which the learning rate counts."""
+        return self.total_batch_size * self.clips_per_video * self.masks_per_clip
 
 
 def check_processes(world_size: int):

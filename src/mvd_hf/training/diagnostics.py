@@ -1,4 +1,4 @@
-"""How healthy a distillation is: agreement with teachers, variance of targets, rank of the student's features."""
+"""Diagnostics of a distillation: agreement with teachers, variance of targets, rank of the student's features."""
 
 from collections.abc import Mapping
 
@@ -7,19 +7,19 @@ from torch import nn
 
 
 @torch.no_grad()
-def agreement(predictions: Mapping[str, torch.Tensor], hidden: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def agreement(predictions: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Per teacher, as scalars: `cosine_<name>` of prediction and target, and `target_variance_<name>`.
 
     The mean cosine similarity of the feature vectors, and the mean over channels of the targets' variance over patches
-    and clips. A variance near 0 says that a teacher sees the same everywhere.
+    and clips. A variance near 0 means that a teacher gives the same features everywhere.
 
     Args:
-        predictions: per teacher (B, M, D) at the hidden patches.
-        hidden: per teacher its features (B, M, D) at the same patches, in float32.
+        predictions: per teacher (B, M, D) at the masked patches.
+        targets: per teacher its features (B, M, D) at the same patches.
     """
     metrics = {}
-    for name, target in hidden.items():
-        prediction = predictions[name].float()
+    for name, target in targets.items():
+        prediction, target = predictions[name].float(), target.float()
         metrics[f"cosine_{name}"] = nn.functional.cosine_similarity(prediction, target, dim=-1).mean()
         metrics[f"target_variance_{name}"] = target.flatten(0, 1).var(dim=0, correction=0).mean()
     return metrics
@@ -40,15 +40,15 @@ def effective_rank(gram: torch.Tensor) -> float:
 
 
 class OnlineProbe(nn.Module):
-    """A linear classifier trained beside the student on its detached features, to see early what they are worth.
+    """A linear classifier that is trained on the student's detached features during distillation.
 
-    It sees the mean of the visible patches' features, standardised per clip. The accuracy is that on each batch before
-    learning from it, so it is one on clips not seen in this epoch.
+    Its input is the mean of the visible patches' features, standardised per clip. Each batch is scored before the
+    probe learns from it, so the accuracy is on clips that it has not seen in this epoch.
 
     Args:
         hidden_size: D, width of the student.
         num_classes: number of classes.
-        learning_rate: of its own AdamW.
+        learning_rate: of the probe's AdamW.
     """
 
     def __init__(self, hidden_size: int, num_classes: int, learning_rate: float = 1e-3):

@@ -1,4 +1,4 @@
-"""Stage 2, spatial-temporal co-teaching (paper, Alg. 1): predicting the teachers' features of hidden patches."""
+"""Stage 2, spatial-temporal co-teaching (paper, Alg. 1): predicting the teachers' features of masked patches."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +21,10 @@ LOSSES = {
 }
 
 
-def hidden_targets(
+def masked_targets(
     predictions: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor], bool_masked_pos: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The teachers' features at the hidden patches, (B, M, D) in float32, which the predictions are compared with.
+    """The teachers' features (B, M, D) at the patches that the student predicted.
 
     Args:
         predictions: per teacher (B, M, D).
@@ -34,42 +34,35 @@ def hidden_targets(
     Raises:
         ValueError: if the names of predictions and targets differ.
     """
-    if predictions.keys() != targets.keys():
-        raise ValueError(f"The student predicts {sorted(predictions)}, the teachers are {sorted(targets)}.")
+    check_names(predictions, targets)
     rows, masked = next(iter(predictions.values())).shape[:2]
     _, ids = split_mask(bool_masked_pos, masked)
-    hidden = {}
+    selected = {}
     for name in predictions:
         clips, _, width = targets[name].shape
-        hidden[name] = select_tokens(targets[name], ids.reshape(clips, -1)).view(rows, masked, width).float()
-    return hidden
+        selected[name] = select_tokens(targets[name], ids.reshape(clips, -1)).view(rows, masked, width)
+    return selected
 
 
-def losses_at_hidden_patches(
-    predictions: Mapping[str, torch.Tensor], hidden: Mapping[str, torch.Tensor], losses: Mapping[str, str] | str
-) -> dict[str, torch.Tensor]:
-    """As [`distillation_losses`], of targets at the hidden patches only."""
-    parts = {}
-    for name, prediction in predictions.items():
-        kind = losses if isinstance(losses, str) else losses[name]
-        if kind not in LOSSES:
-            raise ValueError(f"There is no loss {kind!r}; choose {', '.join(LOSSES)}.")
-        parts[name] = LOSSES[kind](prediction.float(), hidden[name])
-    return parts
+def check_names(predictions: Mapping, targets: Mapping):
+    """Raise ValueError if the student predicts other teachers than there are."""
+    if predictions.keys() != targets.keys():
+        raise ValueError(f"The student predicts {sorted(predictions)}, the teachers are {sorted(targets)}.")
 
 
 def distillation_losses(
     predictions: Mapping[str, torch.Tensor],
     targets: Mapping[str, torch.Tensor],
-    bool_masked_pos: torch.Tensor,
+    bool_masked_pos: torch.Tensor | None = None,
     losses: Mapping[str, str] | str = "smooth_l1",
 ) -> dict[str, torch.Tensor]:
-    """The loss against each teacher, in float32: mean over clips, hidden patches and channels.
+    """The loss against each teacher, in float32: mean over clips, masked patches and channels (paper, Alg. 1).
 
     Args:
-        predictions: per teacher (B, M, D), hidden patches in ascending order.
-        targets: per teacher (B, L, D), all patches; (B / m, L, D) if the rows are m masks of each clip.
-        bool_masked_pos: (B, L) bool, True marks the patches that were predicted (those hidden, or the part of them
+        predictions: per teacher (B, M, D), masked patches in ascending order.
+        targets: per teacher (B, L, D), all patches; (B / m, L, D) if the rows are m masks of each clip; without
+            `bool_masked_pos` (B, M, D), as from [`masked_targets`].
+        bool_masked_pos: (B, L) bool, True marks the patches that were predicted (the masked ones, or the part of them
             that was decoded); M per row.
         losses: `smooth_l1` (beta 1, the paper's), `l1` or `l2`; one for all or one per teacher.
 
@@ -79,31 +72,16 @@ def distillation_losses(
     Raises:
         ValueError: if the names of predictions and targets differ, or there is no such loss.
     """
-    return losses_at_hidden_patches(predictions, hidden_targets(predictions, targets, bool_masked_pos), losses)
-
-
-def compare(
-    predictions: Mapping[str, torch.Tensor],
-    targets: Mapping[str, torch.Tensor],
-    bool_masked_pos: torch.Tensor,
-    losses: Mapping[str, str],
-    weights: Mapping[str, float],
-) -> dict[str, torch.Tensor]:
-    """Scalars of a batch: `loss_<teacher>`, their weighted sum `loss`, and the agreement with each teacher.
-
-    Many passes over large tensors with little arithmetic: compiled, they become a few.
-
-    Args:
-        predictions, targets, bool_masked_pos, losses: as for [`distillation_losses`].
-        weights: factor of each teacher's loss.
-    """
-    hidden = hidden_targets(predictions, targets, bool_masked_pos)
-    parts = losses_at_hidden_patches(predictions, hidden, losses)
-    return {
-        **{f"loss_{name}": loss for name, loss in parts.items()},
-        "loss": sum(weight * parts[name] for name, weight in weights.items()),
-        **agreement(predictions, hidden),
-    }
+    if bool_masked_pos is not None:
+        targets = masked_targets(predictions, targets, bool_masked_pos)
+    check_names(predictions, targets)
+    parts = {}
+    for name, prediction in predictions.items():
+        kind = losses if isinstance(losses, str) else losses[name]
+        if kind not in LOSSES:
+            raise ValueError(f"There is no loss {kind!r}; choose {', '.join(LOSSES)}.")
+        parts[name] = LOSSES[kind](prediction.float(), targets[name].float())
+    return parts
 
 
 class DistillationTrainer(MVDTrainer):
@@ -134,36 +112,42 @@ class DistillationTrainer(MVDTrainer):
         self.run_record.sources |= {name: source_record(teacher.config.model) for name, teacher in teachers.items()}
         self.probe = None if probe is None else probe.to(self.args.device)
         self.last_features: torch.Tensor | None = None
+        # Many passes over large tensors with little arithmetic: compiled, they become a few.
         options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
-        self.compare_in_training = torch.compile(compare, **options) if self.args.torch_compile else compare
+        is_compiled = self.args.torch_compile
+        self.compiled_losses = torch.compile(distillation_losses, **options) if is_compiled else distillation_losses
+        self.compiled_agreement = torch.compile(agreement, **options) if is_compiled else agreement
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Weighted sum of the losses against each teacher; each is logged as `loss_<teacher>`, with its health."""
-        clips = {
-            value.shape[-1]: value
-            for key, value in inputs.items()
-            if key == "pixel_values" or key.startswith("pixel_values_")
-        }
+        """Weighted sum of the losses against each teacher; each is logged as `loss_<teacher>`, with diagnostics."""
+        clips = {clip.shape[-1]: clip for name, clip in inputs.items() if name.startswith("pixel_values")}
         with torch.no_grad(), self.accelerator.autocast():
             targets = {name: teacher(clips) for name, teacher in self.teachers.items()}
-        seen = self.masked_inputs(inputs)
+        seen = self.model_inputs(inputs)
         outputs = model(**seen)
-        is_blank = inputs.get(IS_BLANK, False)
-        parts = (self.compare_in_training if self.model.training else compare)(
-            outputs.predictions,
-            targets,
-            seen.get("bool_decoded_pos", seen["bool_masked_pos"]),
-            {name: teacher.config.loss for name, teacher in self.teachers.items()},
-            {name: teacher.config.weight for name, teacher in self.teachers.items()},
-        )
+        targets = masked_targets(outputs.predictions, targets, seen.get("bool_decoded_pos", seen["bool_masked_pos"]))
+        compared = (distillation_losses, agreement)
+        if self.model.training:
+            compared = (self.compiled_losses, self.compiled_agreement)
+        kinds = {name: teacher.config.loss for name, teacher in self.teachers.items()}
+        losses = compared[0](outputs.predictions, targets, losses=kinds)
+        parts = {
+            **{f"loss_{name}": loss for name, loss in losses.items()},
+            "loss": sum(teacher.config.weight * losses[name] for name, teacher in self.teachers.items()),
+            **compared[1](outputs.predictions, targets),
+        }
         if self.model.training:
             self.last_features = outputs.last_hidden_state.detach()
             if self.probe is not None:
-                labels = inputs["labels"]
-                features = self.last_features.unflatten(0, (len(labels), -1)).flatten(1, 2)  # under all of its masks
-                parts["probe_accuracy"] = self.probe.learn(features, labels, self.accelerator, is_blank)
-        loss = self.record(parts, inputs["pixel_values"], is_blank)
+                parts["probe_accuracy"] = self.probe_step(inputs)
+        loss = self.record(parts, inputs)
         return (loss, outputs) if return_outputs else loss
+
+    def probe_step(self, inputs: Mapping) -> torch.Tensor:
+        """Accuracy of the online probe on a batch, from which it then learns."""
+        labels = inputs["labels"]
+        features = self.last_features.unflatten(0, (len(labels), -1)).flatten(1, 2)  # of a clip under all its masks
+        return self.probe.learn(features, labels, self.accelerator, inputs.get(IS_BLANK, False))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the effective rank of the student's features in the last micro-batch of all processes."""
@@ -178,9 +162,9 @@ class DistillationTrainer(MVDTrainer):
             state = {"model": self.probe.state_dict(), "optimizer": self.probe.optimizer.state_dict()}
             torch.save(state, folder / PROBE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def resume(self, checkpoint: Path):
+        super().resume(checkpoint)
         if self.probe is not None:
-            state = torch.load(Path(resume_from_checkpoint) / PROBE, map_location=self.args.device, weights_only=True)
+            state = torch.load(checkpoint / PROBE, map_location=self.args.device, weights_only=True)
             self.probe.load_state_dict(state["model"])
             self.probe.optimizer.load_state_dict(state["optimizer"])

@@ -1,7 +1,8 @@
-"""What a run keeps count of: the parts of its losses, and the videos that could not be read."""
+"""Meters of a run: the mean of each loss over clips, and the videos that could not be read."""
 
 import csv
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,17 +21,22 @@ MAX_BLANK_BATCHES = 20
 MAX_NAMES = 32
 
 
-class LossParts:
+class LossMeter:
     """Sums of named losses and metrics on the device, and the first micro-batch at which one was not finite.
 
-    Nothing is synchronised before the means are asked for.
+    Adding does not wait for the device; `means` and `check` do, and are called on all processes together.
 
     Args:
         samples_of: names the samples of an optimizer step's micro-batch of a process.
+        max_blank_batches: so many batches in a row without a readable video are an error.
     """
 
-    def __init__(self, samples_of: Callable[[int, int, int], list[str]] | None = None):
-        self.samples_of = samples_of
+    def __init__(
+        self,
+        samples_of: Callable[[int, int, int], list[str]] | None = None,
+        max_blank_batches: float = math.inf,
+    ):
+        self.samples_of, self.max_blank_batches = samples_of, max_blank_batches
         self.names: tuple[str, ...] = ()
         self.step, self.batch = 0, -1  # the micro-batch within its step
         self.num_batches = self.num_clips = 0
@@ -54,31 +60,26 @@ class LossParts:
         self.blank_batches = 0 if num_clips else self.blank_batches + 1
 
     def means(self, accelerator) -> dict[str, float]:
-        """Mean of each loss over the clips of all processes since the last call; nothing if there was none.
-
-        Raises:
-            FloatingPointError: on all processes, naming step, part and samples, if a loss was NaN or infinite.
-            ValueError: on all processes, if none of many batches in a row had a video that could be read.
-        """
+        """Mean of each loss over the clips of all processes since the last call; nothing if there was no clip."""
         if self.num_batches == 0:
             return {}
-        self.check(accelerator)
-        counts = torch.tensor([self.num_clips, self.blank_batches], device=self.sums.device)
-        *sums, num_clips, blank_batches = accelerator.reduce(torch.cat([self.sums, counts]), "sum").tolist()
+        counts = torch.tensor([self.num_clips], device=self.sums.device)
+        *sums, num_clips = accelerator.reduce(torch.cat([self.sums, counts]), "sum").tolist()
         self.num_batches = self.num_clips = 0
-        if num_clips == 0:
-            if blank_batches >= MAX_BLANK_BATCHES:
-                raise ValueError(
-                    f"No video of the last {blank_batches:.0f} batches could be read: the warnings above name them."
-                )
-            return {}
-        return {name: value / num_clips for name, value in zip(self.names, sums, strict=True)}
+        return {name: value / num_clips for name, value in zip(self.names, sums, strict=True)} if num_clips else {}
 
     def check(self, accelerator):
-        """Raise FloatingPointError if a loss was not finite on any process."""
+        """Look at what was added until now.
+
+        Raises:
+            FloatingPointError: naming step, part and samples, if a loss was NaN or infinite.
+            ValueError: if none of many batches in a row had a video that could be read.
+        """
         if self.num_batches == 0:
             return
-        steps, batches = accelerator.gather(self.first_bad).view(-1, 2, len(self.names)).unbind(dim=1)
+        blank_batches = torch.full_like(self.first_bad[:1], self.blank_batches)
+        found = accelerator.gather(torch.cat([self.first_bad, blank_batches])).view(-1, 3, len(self.names))
+        steps, batches, blank_batches = found.unbind(dim=1)
         if steps.isfinite().any():
             process, part = divmod(int(steps.argmin()), len(self.names))
             step, batch = int(steps[process, part]), int(batches[process, part])
@@ -86,6 +87,11 @@ class LossParts:
                 f"{self.names[part]!r} is NaN or infinite at step {step}{self._where(step, batch, process)}. Training "
                 "stops, the last checkpoint is kept. Lower the learning rate, use bf16 instead of fp16, or check the "
                 "inputs."
+            )
+        blank_batches = blank_batches[:, 0]
+        if blank_batches.min() > 0 and blank_batches.sum() >= self.max_blank_batches:
+            raise ValueError(
+                f"No video of the last {int(blank_batches.sum())} batches could be read: the warnings above name them."
             )
 
     def _where(self, step: int, batch: int, process: int) -> str:
@@ -95,8 +101,8 @@ class LossParts:
         return f", micro-batch {batch} of process {process}, samples: {listed(samples, MAX_NAMES)}"
 
 
-class BadVideos:
-    """Videos that could not be read, counted by split, file and reason; each is told once when it is met."""
+class BadVideoMeter:
+    """Videos that could not be read, counted by split, file and reason; the log names each once."""
 
     def __init__(self):
         self.counts: Counter[tuple[str, str, str]] = Counter()

@@ -1,14 +1,16 @@
-"""In which order a training and an evaluation take their samples, the same on every process."""
+"""The order of samples in training and evaluation, the same on every process, and the loaders of streams."""
 
 import math
 from collections.abc import Iterator
 
 import datasets
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ..data.clips import SampleDataset
 from ..data.streaming import StreamingClips
+from .arguments import MVDTrainingArguments
+from .preemption import outlive_signals
 
 
 def check_size(num_samples: int, total_batch_size: int):
@@ -87,3 +89,49 @@ class EvaluationSampler(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter([(0, index if index < self.num_samples else -1) for index in range(self.length)])
+
+
+def sample_names(
+    dataset, sampler: EpochSampler, args: MVDTrainingArguments, step: int, batch: int, process: int
+) -> list[str]:
+    """Names of the samples of a process's micro-batch of an optimizer step, counted from 1.
+
+    A sample of a data set that is none of ours has its index for a name.
+    """
+    steps_per_epoch = len(sampler) // args.total_batch_size
+    epoch, step_of_epoch = divmod(step - 1, steps_per_epoch)
+    size, accumulation = args.train_batch_size, args.gradient_accumulation_steps
+    first = ((step_of_epoch * accumulation + batch) * args.world_size + process) * size
+    indices = [index for _, index in sampler.order(epoch)[first : first + size]]
+    if not isinstance(dataset, SampleDataset):
+        return [str(index) for index in indices]
+    return [dataset.reader.name(dataset.rows[index]) for index in indices]
+
+
+def start_stream(stream: StreamingClips, args: MVDTrainingArguments, epoch: int, steps_done: int):
+    """Give a stream the epoch that comes, this process's part of it, and how much of it was trained on."""
+    accumulation = args.gradient_accumulation_steps
+    stream.begin_epoch(
+        epoch,
+        skipped_batches=steps_done * accumulation,
+        num_batches=stream.size // args.total_batch_size * accumulation,
+        batch_size=args.train_batch_size,
+        process=args.process_index,
+        num_processes=args.world_size,
+    )
+
+
+def stream_loader(stream: StreamingClips, args: MVDTrainingArguments, collate) -> DataLoader:
+    """Loader of a stream, which divides itself among the processes."""
+    check_size(stream.size, args.total_batch_size)
+    return DataLoader(
+        stream,
+        batch_size=args.train_batch_size,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        worker_init_fn=outlive_signals(None),
+    )

@@ -1,0 +1,127 @@
+"""What a recipe does around training: resume, stop on a signal, save, evaluate, push, and report in the log."""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping
+
+import torch
+from transformers.trainer_utils import SaveStrategy
+
+from ..data.clips import ClipDataset
+from ..data.streaming import StreamingClips
+from ..hub.run_record import facts_of
+from .checkpoints import last_complete_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(trainer, then: Callable[[], None] | None = None):
+    """Train from the last checkpoint of the output folder, if there is one, and save the model there.
+
+    Logs what the run arrived at and, with an evaluation set, the loss on it before and after. It is the last thing
+    that a recipe does: the processes wait for each other and leave their group. After SIGTERM or Ctrl-C it saves a
+    checkpoint and ends the program with exit code 143 or 130.
+
+    Args:
+        trainer: an [`MVDTrainer`].
+        then: what remains to be done with the trained model, on all processes.
+    """
+    args, is_main = trainer.args, trainer.is_world_process_zero()
+    if is_main:
+        logger.info(describe_run(trainer))
+    checkpoint = last_complete_checkpoint(args.output_dir)
+    if checkpoint is not None and is_main:
+        logger.info("Resuming from %s", checkpoint)
+    args.eval_on_start = trainer.evaluates_first and trainer.eval_dataset is not None and checkpoint is None
+    with trainer.stop_request as stop:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if not trainer.is_stopped:
+            if trainer.is_fsdp_enabled:  # checkpoints may be sharded, the model is whole
+                trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+            trainer.save_model()
+    stop_if_asked(trainer, stop.signal)
+    if trainer.eval_dataset is not None:
+        trained = last_evaluation(trainer) or trainer.evaluate()
+        trainer.report_bad_videos()
+        if is_main:
+            trainer.run_record.save(args.output_dir, args, facts_of(trainer))
+        if args.eval_on_start and is_main:
+            describe_progress(trainer, trained)
+    trainer.save_state()
+    if then is not None:
+        then()
+    if args.push_to_hub and not (trainer.eval_dataset is None and then is None):
+        trainer.push_to_hub("Results of the evaluation")
+    leave(trainer)
+
+
+def stop_if_asked(trainer, number: signal.Signals | None):
+    """End the program if any process was signalled."""
+    number = int(trainer.accelerator.gather(torch.tensor([number or 0], device=trainer.args.device)).max())
+    if not number:
+        return
+    if trainer.is_world_process_zero():
+        name = signal.Signals(number).name
+        logger.warning("Stopped by %s after step %d. %s", name, trainer.state.global_step, how_to_go_on(trainer))
+    leave(trainer)
+    sys.exit(128 + number)
+
+
+def how_to_go_on(trainer) -> str:
+    """What a stopped run reports at its end."""
+    if not trainer.is_stopped:
+        return f"Training had ended, the model is in {trainer.args.output_dir}: the same command does the rest."
+    if trainer.args.save_strategy == SaveStrategy.NO:
+        return "No checkpoint was saved, as save_strategy is no."
+    return f"{trainer.checkpoint_folder()} is complete: start the same command again to go on."
+
+
+def leave(trainer):
+    """Wait for the other processes and leave their group."""
+    trainer.accelerator.wait_for_everyone()
+    # Without DistributedDataParallel's hold on the process group its threads end here, not within Python's own end.
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    trainer.accelerator.end_training()
+
+
+def describe_run(trainer) -> str:
+    """What the run arrived at: batch, learning rate, processes, precision, steps and sizes."""
+    args = trainer.args
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    counts = {"clips": args.clips_per_video, "masks": args.masks_per_clip}
+    is_ours = isinstance(trainer.train_dataset, ClipDataset | StreamingClips)
+    repeats = trainer.train_dataset.reader.clip_sampler.repeats if is_ours else 1
+    clips = "".join(f"{count} {name} x " for name, count in counts.items() if count > 1)
+    scaled = "" if args.base_learning_rate is None else f" (base {args.base_learning_rate:g} x batch / 256)"
+    return (
+        f"{type(trainer.model).__name__}: {trainable:,} trainable parameters. "
+        f"Effective batch {args.effective_batch_size} = {args.train_batch_size} videos x "
+        f"{clips}{args.gradient_accumulation_steps} accumulation steps x {args.world_size} processes. "
+        f"Learning rate {args.learning_rate:g}{scaled}, floor {args.min_learning_rate:g}. "
+        f"{trainer.num_samples()} samples, {trainer.steps_per_epoch()} steps per epoch, "
+        f"{length}. Precision {precision} on {args.device}."
+        + (f" Each video gives {repeats} clips of the same frames." if repeats > 1 else "")
+    )
+
+
+def last_evaluation(trainer) -> dict[str, float] | None:
+    """The figures of the evaluation after the last step, if there was one."""
+    entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return entries[-1] if entries and entries[-1]["step"] == trainer.state.global_step else None
+
+
+def describe_progress(trainer, trained: Mapping[str, float]):
+    """Log how far each held-out loss fell since the evaluation before training."""
+    for name in (name for name in trained if name.startswith("eval_") and name.endswith("_loss")):
+        untrained = next(entry[name] for entry in trainer.state.log_history if name in entry)
+        logger.info(
+            "Held-out %s: %.4f untrained, %.4f trained (%.0f %% lower).",
+            name.removeprefix("eval_"),
+            untrained,
+            trained[name],
+            100 * (1 - trained[name] / untrained),
+        )
