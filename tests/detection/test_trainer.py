@@ -217,10 +217,10 @@ def test_annotated_boxes_have_a_loss_and_an_all_knowing_model_the_full_score(toy
         for frame in map(key_frames.__getitem__, range(len(key_frames)))
     ]
     random.Random(0).shuffle(found)  # batches come in any order
-    assert run.score(found, key_frames)["mAP"] == 1
+    assert run.score(found, key_frames, "hash")["mAP"] == 1
     with pytest.raises(RuntimeError, match="evaluated more than once"):
-        run.score([*found, found[0]], key_frames)
-    assert run.score([], key_frames)["mAP"] == 0
+        run.score([*found, found[0]], key_frames, "hash")
+    assert run.score([], key_frames, "hash")["mAP"] == 0
 
 
 def test_scores_are_those_of_the_action_times_the_person():

@@ -86,14 +86,14 @@ def test_training_clips_are_mixed_and_evaluation_clips_are_not(data, tmp_path):
     clips = next(iter(run.get_train_dataloader()))
     run.model.train()
     torch.manual_seed(5)
-    mixed = run._prepare_inputs(dict(clips))
+    mixed = run.model_inputs(clips)
     torch.manual_seed(5)
     expected = Mixup(4)(clips, torch.default_generator)
     assert mixed["labels"].shape == (8, 4)
     assert torch.equal(mixed["pixel_values"], expected["pixel_values"])
     assert torch.equal(mixed["labels"], expected["labels"])
     run.model.eval()
-    assert torch.equal(run._prepare_inputs(dict(clips))["labels"], clips["labels"])
+    assert torch.equal(run.model_inputs(clips)["labels"], clips["labels"])
     assert trainer(data, tmp_path, keys={"mixup_alpha": 0, "cutmix_alpha": 0, "label_smoothing": 0}).mixup is None
 
 
@@ -227,7 +227,7 @@ def test_an_interrupted_run_with_mixing_and_average_continues_as_if_nothing_had_
 
 def test_an_average_is_not_continued_from_a_run_that_had_none(data, tmp_path):
     trainer(data, tmp_path, num_train_epochs=1).train()
-    with pytest.raises(ValueError, match=r"has no averaged weights .*leave ema_decay out"):
+    with pytest.raises(ValueError, match=r"has no averaged weights .*ema_decay"):
         trainer(data, tmp_path, num_train_epochs=2, ema_decay=0.9).run()
 
 

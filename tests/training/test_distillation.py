@@ -205,13 +205,12 @@ def test_a_nan_loss_stops_training_naming_step_and_part_and_keeps_the_last_check
     ]
 
 
-def test_targets_are_the_features_of_the_hidden_patches_in_float32():
+def test_targets_are_the_features_of_the_masked_patches():
     mask = torch.tensor([[True, False, True, False], [False, True, True, False]])
     targets = {"image": torch.randn(2, 4, 8).bfloat16(), "video": torch.randn(2, 4, 6)}
     hidden = masked_targets({name: target[:, :2] for name, target in targets.items()}, targets, mask)
     for name, target in targets.items():
-        assert hidden[name].dtype == torch.float32
-        assert torch.equal(hidden[name], target[mask].view(2, 2, -1).float())
+        assert torch.equal(hidden[name], target[mask].view(2, 2, -1))
 
 
 def loss_and_gradients(trainer, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -282,8 +281,8 @@ def test_the_loss_of_a_decoded_part_is_that_of_its_patches(tmp_path, tiny_teache
 @pytest.mark.parametrize(
     ("masks_per_clip", "decoder_keep", "message"),
     [
-        (2, 1.0, "masks_per_clip=2, but the data set draws 1 for each clip"),
-        (1, 0.5, "decoder_keep=0.5, but the data set says not which hidden patches are decoded"),
+        (2, 1.0, "masks_per_clip=2, but the data set draws 1 per clip"),
+        (1, 0.5, "decoder_keep=0.5, but the batch lacks bool_decoded_pos"),
     ],
 )
 def test_a_data_set_that_draws_other_masks_is_refused(
@@ -309,7 +308,7 @@ def test_masks_of_a_data_set_that_nobody_asked_for_are_refused(tmp_path, tiny_te
         args=arguments(tmp_path),
         train_dataset=SeveralMasks(tiny_student_config, 2),
     )
-    with pytest.raises(ValueError, match="masks_per_clip=1, but the data set draws 2 for each clip"):
+    with pytest.raises(ValueError, match="masks_per_clip=1, but the data set draws 2 per clip"):
         trainer.train()
 
 

@@ -258,7 +258,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_happene
         "dataloader_num_workers": 2,
         "num_train_epochs": 60,
         "save_steps": 40,
-        "logging_steps": 3,
+        "logging_strategy": "no",
     }
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(recipe, whole, processes, **options)

@@ -14,7 +14,14 @@ from mvd_hf import (
     MVDTrainingArguments,
     tube_mask,
 )
-from mvd_hf.training.optimization import cosine_schedule, layer_of, parameter_groups, without_adapters
+from mvd_hf.training.optimization import (
+    cosine_schedule,
+    layer_of,
+    parameter_groups,
+    parameter_rules,
+    unwrapped_name,
+    without_adapters,
+)
 
 SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
@@ -160,6 +167,49 @@ def test_a_model_without_adapters_is_itself(adapted):
     model = without_adapters(adapted)
     assert isinstance(model, MVDForVideoClassification)
     assert without_adapters(model) is model
+
+
+def found_groups(model, **options) -> dict[str, tuple[float, float]]:
+    """Rate and weight decay of every parameter, by its unwrapped name."""
+    names = {id(parameter): unwrapped_name(name) for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.05, 0.5, **options)
+    return {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+
+
+def test_wrappers_change_nothing_about_the_groups():
+    model = MVDForVideoClassification(MVDConfig.from_name("mvd-b", **SIZES, num_frames=4, num_labels=3))
+    expected = found_groups(model)
+    assert len(set(expected.values())) == 8
+    assert found_groups(torch.compile(model, backend="eager")) == expected
+    assert found_groups(torch.compile(model, backend="eager"), rules=parameter_rules(model)) == expected
+
+    class Wrapper(torch.nn.Module):  # names as FSDP and activation checkpointing make them
+        def __init__(self, module):
+            super().__init__()
+            self._fsdp_wrapped_module = module
+
+    rules = parameter_rules(model)
+    wrapped = Wrapper(model)
+    model.mvd.layers[0] = Wrapper(model.mvd.layers[0])
+    for parameter in model.parameters():
+        parameter.data = parameter.data.flatten()  # a piece without its shape
+    assert found_groups(wrapped, rules=rules) == expected
+
+
+def test_a_parameter_of_which_nothing_is_known_is_refused():
+    model = MVDForVideoClassification(MVDConfig.from_name("mvd-b", **SIZES, num_frames=4, num_labels=3))
+    rules = parameter_rules(model)
+    model.register_parameter("_flat_param", torch.nn.Parameter(torch.zeros(4)))
+    with pytest.raises(ValueError, match="'_flat_param'.*fsdp_use_orig_params"):
+        parameter_groups(model, 0.05, rules=rules)
+
+
+def test_parameters_that_zero_3_has_emptied_keep_their_shape_beside_them():
+    model = MVDForVideoClassification(MVDConfig.from_name("mvd-b", **SIZES, num_frames=4, num_labels=3))
+    expected = found_groups(model)
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    assert found_groups(model) == expected
 
 
 class Clips(torch.utils.data.Dataset):

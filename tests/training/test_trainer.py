@@ -428,7 +428,9 @@ def test_the_loss_on_an_evaluation_set_is_the_mean_over_its_clips(tmp_path, batc
     config = videomae()
     model, data = MVDForPixelReconstruction(config), Clips(config, 7)
     trainer = MVDTrainer(model, arguments(tmp_path, per_device_eval_batch_size=batch), eval_dataset=data)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(mean_loss(model, data, trainer.num_masked), rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        mean_loss(model, data, trainer.model.config.num_masked_patches), rel=1e-5
+    )
 
 
 def test_evaluations_do_not_mix(tmp_path):
@@ -437,7 +439,7 @@ def test_evaluations_do_not_mix(tmp_path):
     model = MVDForPixelReconstruction(config)
     sets = {"five": Clips(config, 5), "six": Clips(config, 6)}
     trainer = MVDTrainer(model, arguments(tmp_path, per_device_eval_batch_size=4), eval_dataset=sets)
-    expected = {name: mean_loss(model, data, trainer.num_masked) for name, data in sets.items()}
+    expected = {name: mean_loss(model, data, trainer.model.config.num_masked_patches) for name, data in sets.items()}
     assert expected["five"] != pytest.approx(expected["six"], rel=1e-4)
     for _ in range(2):
         metrics = trainer.evaluate()
@@ -465,7 +467,9 @@ def test_evaluations_within_training_leave_its_logs_alone(tmp_path):
     assert logs[0] == logs[1]
     evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(evaluated) == 4
-    assert evaluated[-1] == pytest.approx(mean_loss(model, Clips(config, 5), trainer.num_masked), rel=1e-5)
+    assert evaluated[-1] == pytest.approx(
+        mean_loss(model, Clips(config, 5), trainer.model.config.num_masked_patches), rel=1e-5
+    )
 
 
 def test_the_parts_of_the_loss_are_evaluated_by_name(tmp_path, tiny_student_config, tiny_teachers):
@@ -557,8 +561,10 @@ def test_unreadable_videos_are_missing_from_the_evaluation_and_counted(tmp_path,
     for _ in range(2):
         metrics = trainer.evaluate()
         assert metrics["eval_missing"] == 2
-        assert metrics["eval_loss"] == pytest.approx(mean_loss(model, readable, trainer.num_masked), rel=1e-5)
-    assert "The evaluation rests on 6 of 8 videos; the others cannot be read." in caplog.text
+        assert metrics["eval_loss"] == pytest.approx(
+            mean_loss(model, readable, trainer.model.config.num_masked_patches), rel=1e-5
+        )
+    assert "on 6 of 8 videos" in caplog.text
 
 
 def test_an_evaluation_of_nothing_but_unreadable_videos_is_refused(tmp_path, videos):
@@ -645,22 +651,31 @@ def test_a_full_disk_is_told_with_what_is_complete_and_leaves_nothing_half_writt
     assert again.state.global_step == 6
 
 
-@pytest.mark.parametrize(("strategy", "saved"), [("epoch", {"checkpoint-2", "checkpoint-3"}), ("no", set())])
-def test_a_request_to_stop_saves_after_the_step_and_ends_with_143(tmp_path, caplog, strategy, saved):
+@pytest.mark.parametrize(
+    ("number", "code", "strategy", "saved"),
+    [
+        (signal.SIGTERM, 143, "epoch", {"checkpoint-2", "checkpoint-3"}),
+        (signal.SIGINT, 130, "no", set()),
+    ],
+)
+def test_a_signal_saves_after_the_step_and_ends_the_run_whatever_is_logged(
+    tmp_path, caplog, number, code, strategy, saved
+):
     class Terminate(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
 
     config = videomae()
-    args = arguments(tmp_path, num_train_epochs=5, warmup_epochs=0, save_strategy=strategy, logging_steps=100)
+    options = {"num_train_epochs": 5, "warmup_epochs": 0, "logging_strategy": "no"}
+    args = arguments(tmp_path, save_strategy=strategy, **options)
     trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config))
     trainer.add_callback(Terminate())
     with pytest.raises(SystemExit) as ended:
         trainer.run()
-    assert ended.value.code == 143
+    assert ended.value.code == code
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == saved
-    assert "Stopped by SIGTERM after step 3" in caplog.text
+    assert f"Stopped by {number.name} after step 3" in caplog.text
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -680,3 +695,34 @@ def test_a_request_to_stop_that_comes_at_the_very_end_is_not_forgotten(tmp_path,
     assert f"Training had ended, the model is in {tmp_path}" in caplog.text
     assert (tmp_path / "model.safetensors").exists()
     assert not done
+
+
+def test_a_nan_ends_a_run_that_logs_and_saves_nothing(tmp_path):
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:
+                next(model.parameters()).data.fill_(float("nan"))
+
+    config = videomae()
+    args = arguments(tmp_path, num_train_epochs=20, warmup_epochs=0, logging_strategy="no")
+    trainer = MVDTrainer(MVDForPixelReconstruction(config), args, train_dataset=Clips(config))
+    trainer.add_callback(Poison())
+    with pytest.raises(FloatingPointError, match="'loss' is NaN or infinite at step 4"):
+        trainer.train()
+    assert trainer.state.global_step == 4  # at the end of the epoch, or after ten steps
+
+
+def test_the_card_is_written_as_scripts_ask_for_it(tmp_path):
+    config = videomae()
+    args = arguments(tmp_path, num_train_epochs=1, warmup_epochs=0, license="apache-2.0")
+    model, processor = MVDForPixelReconstruction(config), MVDVideoProcessor.for_model(config)
+    trainer = MVDTrainer(model, args, train_dataset=Clips(config), processing_class=processor)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    assert "license: apache-2.0" in (tmp_path / "README.md").read_text()
+    known = {"finetuned_from": "videomae-b", "tasks": "video-classification", "dataset": "me/clips", "tags": "video"}
+    trainer.create_model_card(model_name="My model", language="en", **known)
+    card = (tmp_path / "README.md").read_text()
+    assert "My model" in card
+    assert "- video" in card

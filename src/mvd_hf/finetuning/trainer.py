@@ -145,11 +145,12 @@ class FinetuningTrainer(MVDTrainer):
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(AfterSteps(self))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def model_inputs(self, inputs: Mapping) -> dict:
+        inputs = super().model_inputs(inputs)
         if self.mixup is not None and self.model.training:
             # torch's own generator has a new seed at every step, so a resumed run mixes as an uninterrupted one
             inputs = self.mixup(inputs, torch.default_generator)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return inputs
 
     def loss_parts(self, outputs, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The loss and, of labels that are not mixed, top-1 and top-5 accuracy."""

@@ -128,24 +128,25 @@ class SavingTrainer(Trainer):
         license: str | None = None,
         tags: str | list[str] | None = None,
         model_name: str | None = None,
-        *args,
-        **kwargs,
+        **others,
     ):
         """Write the card of what was trained into the output folder.
 
-        The card tells what the record of the run holds: base model, data, task and results are not taken from the
-        further arguments of [`~transformers.Trainer.create_model_card`], which scripts may pass all the same.
-
         Args:
-            language: of the card's metadata.
             license: of the weights; by default that of the training arguments.
             tags: further tags.
             model_name: heading of the card.
+            language, others: the other arguments of [`~transformers.Trainer.create_model_card`], which scripts may
+                pass. The log says that they are not used: base model, data, task and results come from the run's record.
         """
-        if self.is_world_process_zero():
-            tags = [tags] if isinstance(tags, str) else tags or []
-            details = CardDetails(license=license or self.args.license, title=model_name, tags=tags)
-            write_card(self.args.output_dir, self.hub_model_id or model_name, details)
+        if not self.is_world_process_zero():
+            return
+        unused = sorted(name for name, value in {"language": language, **others}.items() if value)
+        if unused:
+            logger.info("The card is made from the record of the run and does not use %s.", ", ".join(unused))
+        tags = [tags] if isinstance(tags, str) else tags or []
+        details = CardDetails(license=license or self.args.license, title=model_name, tags=tags)
+        write_card(self.args.output_dir, self.hub_model_id or model_name or Path(self.args.output_dir).name, details)
 
     def push_to_hub(
         self,
