@@ -116,16 +116,14 @@ def test_pretraining_clips_fit_the_configuration(toy):
 def test_pretraining_clips_are_cropped_at_the_scales_of_the_recipe(toy):
     for scales in ([1.0, 0.875, 0.75, 0.66], [0.5]):
         keys = {} if len(scales) == 4 else {"crop_scales": scales}
-from mvd_hf.model.video_reading import VideoReadError
-from short_runs import counts
-from video_files import all_frames, first_and_last, whole
+        data = pretraining_clips(DataArguments(dataset=str(toy), **keys), CONFIG, counts())
+        assert data.reader.clip_sampler.augmentation.crop.scales == tuple(scales)
 
 
 def test_pretraining_clips_use_the_stride_mask_and_crop_of_the_recipe(toy):
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_type="random", mask_ratio=0.6)
-from mvd_hf.model.video_reading import VideoReadError
-from short_runs import counts
-from video_files import all_frames, first_and_last, whole
+    data = pretraining_clips(DataArguments(dataset=str(toy), stride=3, crop="random_resized"), config, counts())
+    assert (np.diff(data.reader.clip_sampler.frames(16, generator=sample_generator(0, 0, 0))) == 3).all()
     mask = data[0]["bool_masked_pos"].view(config.grid)
     assert mask.sum() == config.num_masked_patches
     assert not (mask == mask[0]).all()

@@ -200,7 +200,7 @@ def test_a_parameter_of_which_nothing_is_known_is_refused():
     model = MVDForVideoClassification(MVDConfig.from_name("mvd-b", **SIZES, num_frames=4, num_labels=3))
     rules = parameter_rules(model)
     model.register_parameter("_flat_param", torch.nn.Parameter(torch.zeros(4)))
-    with pytest.raises(ValueError, match="'_flat_param'.*fsdp_use_orig_params"):
+    with pytest.raises(ValueError, match=r"'_flat_param'.*fsdp_use_orig_params"):
         parameter_groups(model, 0.05, rules=rules)
 
 

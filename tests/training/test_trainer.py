@@ -22,6 +22,7 @@ from mvd_hf import (
     MVDForPixelReconstruction,
     MVDForVideoClassification,
     MVDTrainer,
+    MVDVideoProcessor,
     distillation_losses,
     load_teachers,
     tube_mask,
@@ -411,6 +412,9 @@ def test_resuming_with_the_same_rate_says_nothing(tmp_path, caplog):
     assert trainer.state.global_step == 4
 
 
+MASKED = videomae().num_masked_patches
+
+
 def mean_loss(model, data, num_masked: int) -> float:
     """Mean over the clips of a data set, one at a time."""
     model.eval()
@@ -428,9 +432,7 @@ def test_the_loss_on_an_evaluation_set_is_the_mean_over_its_clips(tmp_path, batc
     config = videomae()
     model, data = MVDForPixelReconstruction(config), Clips(config, 7)
     trainer = MVDTrainer(model, arguments(tmp_path, per_device_eval_batch_size=batch), eval_dataset=data)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(
-        mean_loss(model, data, trainer.model.config.num_masked_patches), rel=1e-5
-    )
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(mean_loss(model, data, MASKED), rel=1e-5)
 
 
 def test_evaluations_do_not_mix(tmp_path):
@@ -439,7 +441,7 @@ def test_evaluations_do_not_mix(tmp_path):
     model = MVDForPixelReconstruction(config)
     sets = {"five": Clips(config, 5), "six": Clips(config, 6)}
     trainer = MVDTrainer(model, arguments(tmp_path, per_device_eval_batch_size=4), eval_dataset=sets)
-    expected = {name: mean_loss(model, data, trainer.model.config.num_masked_patches) for name, data in sets.items()}
+    expected = {name: mean_loss(model, data, MASKED) for name, data in sets.items()}
     assert expected["five"] != pytest.approx(expected["six"], rel=1e-4)
     for _ in range(2):
         metrics = trainer.evaluate()
@@ -467,9 +469,7 @@ def test_evaluations_within_training_leave_its_logs_alone(tmp_path):
     assert logs[0] == logs[1]
     evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(evaluated) == 4
-    assert evaluated[-1] == pytest.approx(
-        mean_loss(model, Clips(config, 5), trainer.model.config.num_masked_patches), rel=1e-5
-    )
+    assert evaluated[-1] == pytest.approx(mean_loss(model, Clips(config, 5), MASKED), rel=1e-5)
 
 
 def test_the_parts_of_the_loss_are_evaluated_by_name(tmp_path, tiny_student_config, tiny_teachers):
@@ -561,9 +561,7 @@ def test_unreadable_videos_are_missing_from_the_evaluation_and_counted(tmp_path,
     for _ in range(2):
         metrics = trainer.evaluate()
         assert metrics["eval_missing"] == 2
-        assert metrics["eval_loss"] == pytest.approx(
-            mean_loss(model, readable, trainer.model.config.num_masked_patches), rel=1e-5
-        )
+        assert metrics["eval_loss"] == pytest.approx(mean_loss(model, readable, MASKED), rel=1e-5)
     assert "on 6 of 8 videos" in caplog.text
 
 

@@ -137,7 +137,7 @@ class SavingTrainer(Trainer):
             tags: further tags.
             model_name: heading of the card.
             language, others: the other arguments of [`~transformers.Trainer.create_model_card`], which scripts may
-                pass. The log says that they are not used: base model, data, task and results come from the run's record.
+                pass. The log says that they are not used: the run's record has base model, data, task and results.
         """
         if not self.is_world_process_zero():
             return
