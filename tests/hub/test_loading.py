@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 from launching import ROOT
@@ -57,7 +58,7 @@ def test_an_encoder_of_any_stage_is_kept_and_all_else_is_new(kind, family, tmp_p
     source.save_pretrained(tmp_path)
     model, fresh = load_classifier(str(tmp_path), CLASSES, {"drop_path_rate": 0.2})
     assert fresh == [*HEAD, "fc_norm.bias", "fc_norm.weight"]
-    assert f"New weights: {', '.join(fresh)}. All others are from {tmp_path}" in caplog.text
+    assert ", ".join(fresh) in caplog.text
     assert model.config.id2label == dict(enumerate(CLASSES))
     assert model.config.problem_type == "single_label_classification"
     assert model.config.drop_path_rate == 0.2
@@ -91,8 +92,8 @@ def test_a_head_for_as_many_other_classes_is_drawn_anew(config, tmp_path, caplog
     source = classifier(config, CLASSES, tmp_path)
     model, fresh = load_classifier(str(tmp_path), ["cat", "cow", "dog"], {"head_init_scale": 0.001})
     assert fresh == HEAD
-    assert "classes of" in caplog.text
-    assert "3 (jump, run, walk) by 3 (cat, cow, dog)" in caplog.text
+    assert "jump, run, walk" in caplog.text
+    assert "cat, cow, dog" in caplog.text
     assert model.classifier.weight.abs().max() < 0.01 * source.classifier.weight.abs().max()
     assert model.classifier.bias.abs().max() == 0
     assert torch.equal(model.fc_norm.weight, source.fc_norm.weight)
@@ -142,22 +143,21 @@ def test_an_official_file_gives_its_encoder():
     assert torch.equal(model.mvd.layers[1].mlp.fc1.weight, official)
 
 
-def test_a_published_size_is_trained_from_scratch(caplog):
-    caplog.set_level(logging.INFO)
+def test_a_published_size_is_trained_from_scratch():
     sizes = {**TINY, "num_frames": 4}
     model, fresh = load_classifier("mvd-s", CLASSES, sizes)
-    assert "All weights are new: mvd-s is trained from scratch" in caplog.text
     assert fresh == [name for name, _ in model.named_parameters()]
     assert model.config.num_labels == 3
 
 
-def test_what_is_no_model_is_refused_with_the_remedy(config, tmp_path):
-    with pytest.raises(ValueError, match=r"'nowhere' cannot be had: give a folder .*mvd-s"):
+def test_what_is_no_model_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # an unreachable Hub would be asked again and again
+    with pytest.raises(ValueError, match=r"'nowhere'.*mvd-s"):
         load_classifier("nowhere", 3)
-    with pytest.raises(ValueError, match=r"no field 'drop_path_rat'\. Did you mean 'drop_path_rate'"):
+    with pytest.raises(ValueError, match=r"'drop_path_rat'.*'drop_path_rate'"):
         load_classifier("mvd-s", 3, {"drop_path_rat": 0.1})
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(ValueError, match="of the type 'vit'; fine-tuning takes MVD and VideoMAE"):
+    with pytest.raises(ValueError, match=r"'vit'.*MVD and VideoMAE"):
         load_classifier(str(tmp_path), 3)
 
 
@@ -174,14 +174,14 @@ def test_an_encoder_that_is_not_whole_or_of_another_size_is_refused(config, tmp_
 
 def test_the_processor_is_the_stored_one_or_follows_the_given_sampling(config, tmp_path):
     MVDForVideoClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no video processor that says how frames were sampled"):
+    with pytest.raises(ValueError, match="dense or uniform"):
         load_processor(str(tmp_path), config)
     assert load_processor(str(tmp_path), config, "uniform").sampling == "uniform"
     MVDVideoProcessor.for_model(config, sampling="uniform", frame_sampling_rate=3).save_pretrained(tmp_path)
     stored = load_processor(str(tmp_path), config)
     assert (stored.sampling, stored.frame_sampling_rate, stored.num_frames) == ("uniform", 3, 4)
     (tmp_path / "video_preprocessor_config.json").unlink()  # the file beside it does not say it
-    with pytest.raises(ValueError, match=r"give sampling, dense or uniform .*only preprocessor_config\.json"):
+    with pytest.raises(ValueError, match=r"dense or uniform .*preprocessor_config\.json"):
         load_processor(str(tmp_path), config)
 
 
@@ -199,13 +199,9 @@ def test_a_videomae_of_transformers_gets_our_processor_with_its_normalisation(tm
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.safetensors", b"nothing", "The weights of the model .* cannot be read"),
-        (
-            "config.json",
-            b'{"model_type": "mvd", "num_frames": []}',
-            r"config\.json of the model .* is not an MVD model's",
-        ),
-        ("config.json", b"[" * 100_000, "The model .* cannot be had"),
+        ("model.safetensors", b"nothing", "weights of the model"),
+        ("config.json", b'{"model_type": "mvd", "num_frames": []}', r"config\.json of the model .*num_frames"),
+        ("config.json", b"[" * 100_000, "published size"),
     ],
 )
 def test_damaged_files_of_a_model_are_named(config, tmp_path, name, content, message):

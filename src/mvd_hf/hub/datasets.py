@@ -1,10 +1,11 @@
-"""Data sets of clips for the Hub: any source of videos as parquet or WebDataset shards with labels and a card."""
+"""Publishing data sets of videos or images: parquet or WebDataset shards with labels, and a card."""
 
 import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCa
 
 from ..data.sources import LabelReader, holds_images, keep_listed, load_rows, media_column, media_name, read_manifest
 from .cards import read_template
-from .licenses import check_license
+from .licenses import check_license, license_in_words
 from .publish import Publication, find_repository
 from .run_record import CARD_NAME
 
 FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}
-# what a reader of a stream holds of a shard at once
+# bytes of a shard that a streaming reader holds in memory at once
 ROW_GROUP_BYTES = 32 << 20
 SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -33,14 +34,14 @@ class DatasetDetails:
     """How a data set is published, and what its card says.
 
     Args:
-        license: of the files, as the Hub writes it.
+        license: of the files, by its name on the Hub.
         license_name, license_link: of a license that the Hub calls `other`.
         title, description: of the card.
-        label_column: column of the labels, if there are labels; dots reach into nested columns.
-        label_names: names of the classes, or a file with a name per line, if the source does not know them.
+        label_column: column of the labels, if there are any; dots reach into nested columns.
+        label_names: names of the classes, or a file with a name per line, if the source does not have them.
         format: `parquet` or `webdataset`.
         shard_megabytes: size of a shard.
-        min_shards: shards of a split at least: as many as processes times data workers of a training that streams it.
+        min_shards: smallest number of shards of a split. Streaming needs processes times data workers.
 
     Raises:
         ValueError: if there is no license or no such format, or a number is below one.
@@ -68,35 +69,29 @@ class DatasetDetails:
 
 @dataclass
 class Split:
-    """A split of a data set, as it is cut into shards.
-
-    Args:
-        name: its name.
-        rows: its videos or images.
-        shards: numbers of the rows of each shard.
-        bytes: of all files.
-    """
+    """A split of a data set: its rows, the row numbers of each shard, and the bytes of all files."""
 
     name: str
     rows: datasets.Dataset
     shards: list[list[int]] = field(default_factory=list)
     bytes: int = 0
 
-    @property
-    def count(self) -> int:
-        return len(self.rows)
+    def shard_paths(self, suffix: str) -> list[str]:
+        """Paths of the shards in the repository."""
+        count = len(self.shards)
+        return [f"data/{self.name}-{number:05d}-of-{count:05d}{suffix}" for number in range(count)]
 
 
 def load_splits(
     dataset: str | Mapping[str, str], root: str | None = None, manifest: str | None = None
 ) -> dict[str, datasets.Dataset]:
-    """The splits of a source of videos.
+    """Rows of a source by split.
 
     Args:
-        dataset: a folder or another source with splits, a list file, or a source for each split by name; see
+        dataset: a source with splits, a list file, or a source for each split by name; see
             `mvd_hf.data.sources.load_rows`.
         root: folder of the videos of list files.
-        manifest: of `recipes/audit.py`: only files that it says to use.
+        manifest: of `recipes/audit.py`, to leave out the files that it rejects.
 
     Raises:
         ValueError: if a source cannot be loaded.
@@ -112,40 +107,43 @@ def load_splits(
     return splits
 
 
-def read_file(item: Mapping) -> bytes:
-    """The content of a row's file.
-
-    Raises:
-        ValueError: if it cannot be read.
-    """
-    if item["bytes"] is not None:
-        return item["bytes"]
+@contextmanager
+def named_errors(item: Mapping) -> Iterator[None]:
+    """Turn an OSError into a ValueError that names the file of a row."""
     try:
-        return Path(item["path"]).read_bytes()
+        yield
     except OSError as error:
         raise ValueError(
-            f"{item['path']} cannot be read ({error}): audit the data set, and give its manifest."
+            f"{item['path']} cannot be read ({error}): run recipes/audit.py, and give its manifest."
         ) from error
+
+
+def read_file(item: Mapping) -> bytes:
+    """The content of a row's file; raises ValueError if it cannot be read."""
+    with named_errors(item):
+        return item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
 
 
 def file_size(item: Mapping) -> int:
     """Bytes of a row's file; raises ValueError if there is no such file."""
-    if item["bytes"] is not None:
-        return len(item["bytes"])
-    try:
-        return os.path.getsize(item["path"])
-    except OSError as error:
-        raise ValueError(
-            f"{item['path']} cannot be read ({error}): audit the data set, and give its manifest."
-        ) from error
+    with named_errors(item):
+        return len(item["bytes"]) if item["bytes"] is not None else os.path.getsize(item["path"])
 
 
-def cut(sizes: list[int], num_shards: int) -> list[list[int]]:
-    """Numbers of consecutive files in shards of about equal size, at least one in each."""
+def cut(sizes: Sequence[int], num_shards: int) -> list[list[int]]:
+    """Cut files into consecutive shards of about equal size, with at least one file in each.
+
+    Args:
+        sizes: bytes of the files.
+        num_shards: number of shards, at most that of the files.
+
+    Returns:
+        The numbers of the files of each shard.
+    """
     shards, start, left = [], 0, sum(sizes)
     for waiting in range(num_shards, 0, -1):
         stop, size = start + 1, sizes[start]
-        # a file goes where most of it lies, but the shards that wait get one each
+        # a file joins the shard that holds its larger half, and one file is left for each shard that follows
         while stop <= len(sizes) - waiting and (waiting == 1 or size + sizes[stop] / 2 <= left / waiting):
             size += sizes[stop]
             stop += 1
@@ -155,11 +153,7 @@ def cut(sizes: list[int], num_shards: int) -> list[list[int]]:
 
 
 def plan_split(name: str, rows: datasets.Dataset, details: DatasetDetails) -> Split:
-    """Cut a split into shards.
-
-    Raises:
-        ValueError: if it has fewer files than it shall have shards, or a file is missing.
-    """
+    """Cut a split into shards; raises ValueError if it has fewer files than shards, or a file is missing."""
     sizes = [file_size(item) for item in rows[media_column(rows)]]
     num_shards = max(details.min_shards, -(-sum(sizes) // (details.shard_megabytes << 20)))
     if len(sizes) < num_shards:
@@ -168,7 +162,7 @@ def plan_split(name: str, rows: datasets.Dataset, details: DatasetDetails) -> Sp
 
 
 def file_names(split: Split) -> list[str]:
-    """What to call the files of a split: their paths below the folder that they share, or else their numbers."""
+    """Names of the files of a split: paths below their common folder, or numbers where a row has no path."""
     items = split.rows[media_column(split.rows)]
     if any(item["path"] is None for item in items):
         return [f"{number:08d}{Path(item['path'] or '').suffix}" for number, item in enumerate(items)]
@@ -179,78 +173,65 @@ def file_names(split: Split) -> list[str]:
 
 
 class ShardWriter:
-    """Writes rows of all splits as shards: files as they are, labels as classes that all splits share.
+    """Writes rows of all splits as shards, with unchanged files and one set of classes.
 
     Args:
-        splits: the rows by split.
+        splits: rows by split.
         details: format and labels.
 
+    Attributes:
+        media, label: columns of the files and of the labels; `label` is `None` without labels.
+        names: names of the classes; empty where labels are plain numbers.
+        features: columns and their types.
+
     Raises:
-        ValueError: if splits differ in what they hold or in their classes, or the format cannot hold them.
+        ValueError: if splits differ in their classes, or the format cannot hold the rows.
     """
 
     def __init__(self, splits: Mapping[str, datasets.Dataset], details: DatasetDetails):
-        self.format, self.labels = details.format, {}
-        first = next(iter(splits.values()))
+        column, first = details.label_column, next(iter(splits.values()))
         self.is_image = holds_images(first, media_column(first))
-        if details.label_column is not None:
-            self.labels = {
-                name: LabelReader(rows, details.label_column, details.label_names) for name, rows in splits.items()
-            }
-        classes = {tuple(reader.names or ()) for reader in self.labels.values()}
+        self.readers: dict[str, LabelReader] = {}
+        if column is not None:
+            self.readers = {name: LabelReader(rows, column, details.label_names) for name, rows in splits.items()}
+        classes = {tuple(reader.names or ()) for reader in self.readers.values()}
         if len(classes) > 1:
             raise ValueError("The splits have different classes: give label_names, the names of all of them in order.")
         self.names = list(classes.pop()) if classes else []
-        if self.format == "webdataset" and any(name.lstrip("-").isdigit() for name in self.names):
-            raise ValueError(
-                "Classes that are named by numbers cannot be told from class numbers: use format=parquet."
-            )
-        self.suffix = ""
-        if self.format == "webdataset":
+        self.is_tar = details.format == "webdataset"
+        self.media, self.label = "image" if self.is_image else "video", "label" if self.readers else None
+        if self.is_tar:
+            numbers = [name for name in self.names if name.lstrip("-").isdigit()]
+            if numbers:
+                raise ValueError(
+                    f"WebDataset cannot distinguish the class name {numbers[0]!r} from a number: use format=parquet."
+                )
             suffixes = {Path(media_name(item)).suffix for rows in splits.values() for item in rows[media_column(rows)]}
             if len(suffixes) != 1 or not next(iter(suffixes)):
-                raise ValueError(
-                    f"A WebDataset holds files of one kind, these are {sorted(suffixes)}: use format=parquet."
-                )
-            self.suffix = suffixes.pop()
-
-    @property
-    def media(self) -> str:
-        """Column of the files."""
-        if self.format == "webdataset":
-            return self.suffix.lstrip(".")
-        return "image" if self.is_image else "video"
-
-    @property
-    def label(self) -> str | None:
-        """Column of the labels."""
-        return None if not self.labels else "cls" if self.format == "webdataset" else "label"
-
-    @property
-    def features(self) -> Features:
-        """Columns and their types."""
+                raise ValueError(f"A WebDataset holds files of one kind, not {sorted(suffixes)}: use format=parquet.")
+            self.media, self.label = suffixes.pop().lstrip("."), "cls" if self.readers else None
         columns = {self.media: Image() if self.is_image else Video()}
         if self.label is not None:
             columns[self.label] = ClassLabel(names=self.names) if self.names else Value("int64")
-        if self.format == "webdataset":
+        if self.is_tar:
             columns |= {"__key__": Value("string"), "__url__": Value("string")}
-        return Features(columns)
+        self.features = Features(columns)
 
-    def samples(self, split: Split, numbers: list[int]) -> Iterator[tuple[str, bytes, int | None]]:
+    def samples(self, split: Split, numbers: Iterable[int]) -> Iterator[tuple[str, bytes, int | None]]:
         """Name, content and class of rows."""
         column, names = media_column(split.rows), file_names(split)
         for number in numbers:
             row = split.rows[number]
-            yield names[number], read_file(row[column]), self.labels[split.name](row) if self.labels else None
+            yield names[number], read_file(row[column]), self.readers[split.name](row) if self.readers else None
 
-    def write(self, path: str | Path, split: Split, numbers: list[int]):
+    def write(self, path: str | Path, split: Split, numbers: Sequence[int]):
         """Write a shard."""
-        if self.format == "parquet":
-            self._write_parquet(path, self.samples(split, numbers))
-        else:
+        if self.is_tar:
             self._write_tar(path, zip(numbers, self.samples(split, numbers), strict=True))
+        else:
+            self._write_parquet(path, self.samples(split, numbers))
 
-    def _write_parquet(self, path: str | Path, samples: Iterator[tuple[str, bytes, int | None]]):
+    def _write_parquet(self, path: str | Path, samples: Iterable[tuple[str, bytes, int | None]]):
         schema = self.features.arrow_schema
         waiting: list[dict] = []
         with pyarrow.parquet.ParquetWriter(path, schema, compression="none") as writer:
@@ -263,34 +244,26 @@ class ShardWriter:
             if waiting:
                 writer.write_table(pyarrow.Table.from_pylist(waiting, schema))
 
-    def _write_tar(self, path: str | Path, samples: Iterator[tuple[int, tuple[str, bytes, int | None]]]):
+    def _write_tar(self, path: str | Path, samples: Iterable[tuple[int, tuple[str, bytes, int | None]]]):
         with tarfile.open(path, "w") as archive:
             for number, (_, content, label) in samples:
-                files = {self.suffix: content} | ({} if label is None else {".cls": str(label).encode()})
+                files = {self.media: content} | ({} if label is None else {self.label: str(label).encode()})
                 for suffix, data in files.items():
-                    member = tarfile.TarInfo(f"{number:08d}{suffix}")
+                    member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
 
 
-def shard_paths(split: Split, suffix: str) -> list[str]:
-    """Paths of a split's shards in the repository."""
-    count = len(split.shards)
-    return [f"data/{split.name}-{number:05d}-of-{count:05d}{suffix}" for number in range(count)]
-
-
-def dataset_card(name: str, splits: list[Split], writer: ShardWriter, details: DatasetDetails) -> DatasetCard:
-    """The card of a data set, with what `datasets` reads of it: columns, classes, splits and their sizes."""
+def dataset_card(name: str, splits: Sequence[Split], writer: ShardWriter, details: DatasetDetails) -> DatasetCard:
+    """The card of a data set, with the metadata that `datasets` reads: columns, classes, splits and their sizes."""
     suffix = FORMATS[details.format]
-    total = sum(split.count for split in splits)
-    infos = SplitDict()
+    infos, total, size = SplitDict(), sum(len(split.rows) for split in splits), sum(split.bytes for split in splits)
     for split in splits:
-        infos.add(SplitInfo(split.name, num_bytes=split.bytes, num_examples=split.count))
-    size = sum(split.bytes for split in splits)
+        infos.add(SplitInfo(split.name, num_bytes=split.bytes, num_examples=len(split.rows)))
     info = DatasetInfo(features=writer.features, splits=infos, download_size=size, dataset_size=size)
     files = [{"split": split.name, "path": f"data/{split.name}-*{suffix}"} for split in splits]
     task = "image-classification" if writer.is_image else "video-classification"
-    head = DatasetCardData(
+    metadata = DatasetCardData(
         license=details.license,
         license_name=details.license_name,
         license_link=details.license_link,
@@ -299,7 +272,7 @@ def dataset_card(name: str, splits: list[Split], writer: ShardWriter, details: D
         tags=["video"],
         configs=[{"config_name": "default", "data_files": files}],
     )
-    DatasetInfosDict({"default": info}).to_dataset_card_data(head)
+    DatasetInfosDict({"default": info}).to_dataset_card_data(metadata)
     body = read_template("dataset_card.md").render(
         title=details.title or name.rpartition("/")[2],
         name=name,
@@ -308,9 +281,9 @@ def dataset_card(name: str, splits: list[Split], writer: ShardWriter, details: D
         names=writer.names,
         media=writer.media,
         label=writer.label,
-        license=details.license if details.license != "other" else f"[{details.license_name}]({details.license_link})",
+        license=license_in_words(details.license, details.license_name, details.license_link),
     )
-    return DatasetCard(f"---\n{yaml.safe_dump(head.to_dict(), sort_keys=False)}---\n\n{body}")
+    return DatasetCard(f"---\n{yaml.safe_dump(metadata.to_dict(), sort_keys=False)}---\n\n{body}")
 
 
 def publish_dataset(
@@ -322,9 +295,9 @@ def publish_dataset(
     revision: str | None = None,
     dry_run: bool = False,
 ) -> Publication:
-    """Upload a data set of videos or images: shards one after the other, then all of them in one commit with the card.
+    """Upload a data set of videos or images: shard by shard, then one commit of all shards and the card.
 
-    Started again after an interruption, shards that are there already are not sent again.
+    After an interruption, the same call sends only the missing shards.
 
     Args:
         splits: rows by split, from [`load_splits`].
@@ -332,40 +305,46 @@ def publish_dataset(
         details: license, labels and format.
         private: whether a new repository is private.
         revision: branch to upload to.
-        dry_run: whether nothing is written or uploaded; sizes of shards are then those of the files in them.
+        dry_run: whether to write and upload nothing; the sizes of shards are then those of their files.
 
     Raises:
-        ValueError: if a file cannot be read, or the repository is public against expectation.
+        ValueError: if a file cannot be read, or if `private`, but the repository exists and is public.
     """
-    writer = ShardWriter(splits, details)
+    writer, suffix = ShardWriter(splits, details), FORMATS[details.format]
     plans = [plan_split(name, rows, details) for name, rows in splits.items()]
-    card = dataset_card(repo_id, plans, writer, details)
+    card = str(dataset_card(repo_id, plans, writer, details))
     shards = {
         path: (split, numbers)
         for split in plans
-        for path, numbers in zip(shard_paths(split, FORMATS[details.format]), split.shards, strict=True)
+        for path, numbers in zip(split.shard_paths(suffix), split.shards, strict=True)
     }
+    files, url = {CARD_NAME: len(card.encode())}, None
     if dry_run:
-        sizes = {
-            path: sum(file_size(item) for item in split.rows.select(numbers)[media_column(split.rows)])
-            for path, (split, numbers) in shards.items()
-        }
-        return Publication(repo_id, {**sizes, CARD_NAME: len(str(card).encode())}, str(card), [])
-    api = HfApi()
-    repo_id = find_repository(api, repo_id, private, revision, "dataset")
-    operations: list[CommitOperationAdd | CommitOperationDelete] = []
-    with tempfile.TemporaryDirectory() as place:
         for path, (split, numbers) in shards.items():
-            file = Path(place) / "shard"
+            files[path] = sum(map(file_size, split.rows.select(numbers)[media_column(split.rows)]))
+    else:
+        repo_id = find_repository(HfApi(), repo_id, private, revision, "dataset")
+        sizes, url = upload_shards(shards, writer, card, repo_id, revision)
+        files |= sizes
+    return Publication(repo_id, files, card, [], url)
+
+
+def upload_shards(
+    shards: Mapping[str, tuple[Split, list[int]]], writer: ShardWriter, card: str, repo_id: str, revision: str | None
+) -> tuple[dict[str, int], str]:
+    """Upload shards and card in one commit, which deletes other shards; returns sizes by path and the commit's URL."""
+    api, place = HfApi(), {"repo_id": repo_id, "repo_type": "dataset", "revision": revision}
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path, (split, numbers) in shards.items():
+            file = Path(folder) / "shard"
             writer.write(file, split, numbers)
             operations.append(CommitOperationAdd(path, str(file)))
-            api.preupload_lfs_files(repo_id, operations[-1:], repo_type="dataset", revision=revision)
+            # a shard that is on the Hub already is not sent again
+            api.preupload_lfs_files(additions=operations[-1:], **place)
     sizes = {operation.path_in_repo: operation.upload_info.size for operation in operations}
-    old = [path for path in api.list_repo_files(repo_id, repo_type="dataset", revision=revision) if "data/" in path]
+    old = [path for path in api.list_repo_files(**place) if "data/" in path]
     operations += [CommitOperationDelete(path) for path in old if path not in shards]
-    operations.append(CommitOperationAdd(CARD_NAME, str(card).encode()))
-    commit = api.create_commit(
-        repo_id, operations, commit_message="Upload with mvd_hf", repo_type="dataset", revision=revision
-    )
-    files = {**sizes, CARD_NAME: len(str(card).encode())}
-    return Publication(repo_id, files, str(card), [], commit.commit_url)
+    operations.append(CommitOperationAdd(CARD_NAME, card.encode()))
+    commit = api.create_commit(operations=operations, commit_message="Upload with mvd_hf", **place)
+    return sizes, commit.commit_url

@@ -1,4 +1,4 @@
-"""Stage 3 begins: a classifier from any MVD or VideoMAE checkpoint, saying which of its weights are new."""
+"""Loading a classifier from any MVD or VideoMAE checkpoint, with a report of its new weights."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def is_published_name(source: str) -> bool:
-    """Whether it names a published size (`mvd-s`), not a folder or a model of the Hub."""
+    """Whether a source names a published size (`mvd-s`), and not a folder or a model of the Hub."""
     if os.path.exists(source) or "/" in source:
         return False
     try:
@@ -35,38 +35,39 @@ def is_published_name(source: str) -> bool:
 
 
 def read_stored_config(source: str) -> dict:
-    """The configuration in a folder or at a Hub id.
-
-    Raises:
-        ValueError: if there is none, saying what a model may be.
-    """
+    """The configuration in a folder or repository of the Hub; raises ValueError if there is none."""
     try:
         stored, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"The model {source!r} cannot be had: give a folder with a {CONFIG_NAME}, the id of a model of the Hub, a "
-            f".pth file, or, to train from scratch, a published size such as mvd-s ({error})."
+            f"The model {source!r} cannot be loaded: give a folder with a {CONFIG_NAME}, the id of a model of the "
+            f"Hub, a .pth file, or, to train from scratch, a published size such as mvd-s ({error})."
         ) from error
     return stored
 
 
+def converted_videomae_config(source: str, config: PreTrainedConfig) -> MVDConfig:
+    """The `MVDConfig` for a VideoMAE model of transformers, with the normalisation of its processor."""
+    normalization = read_normalization(source, config) or FAMILIES["videomae"].normalization
+    return videomae_config(config, normalization.mean, normalization.std)
+
+
 def load_videomae(source: str, stored: Mapping) -> tuple[MVDConfig, Weights]:
-    """Our configuration and weights of one of transformers' VideoMAE models: of its encoder and its classifier."""
+    """Configuration and weights of a VideoMAE model of transformers, encoder and classifier, under our names."""
     config = AutoConfig.for_model(**stored)
     is_classifier = any("VideoClassification" in name for name in stored.get("architectures") or ())
     auto_class = AutoModelForVideoClassification if is_classifier else AutoModelForPreTraining
     model = auto_class.from_pretrained(
         source, config=config, dtype=torch.float32, key_mapping=FAMILIES["videomae"].old_names
     )
-    normalization = read_normalization(source, config) or FAMILIES["videomae"].normalization
-    return videomae_config(config, normalization.mean, normalization.std), videomae_weights(model)
+    return converted_videomae_config(source, config), videomae_weights(model)
 
 
 def load_source(source: str, overrides: Mapping) -> tuple[MVDConfig, Weights | None]:
-    """Configuration of a checkpoint and its weights, `None` where `from_pretrained` reads them itself.
+    """Configuration and weights of a checkpoint; no weights where `from_pretrained` can read them.
 
     Raises:
-        ValueError: if there is no such checkpoint, or one of another type.
+        ValueError: if there is no such checkpoint, or its type is neither MVD nor VideoMAE.
     """
     path = Path(source)
     if path.is_file() or (path.is_dir() and not (path / CONFIG_NAME).exists()):
@@ -78,29 +79,29 @@ def load_source(source: str, overrides: Mapping) -> tuple[MVDConfig, Weights | N
         return load_videomae(source, stored)
     if stored.get("model_type") != "mvd":
         raise ValueError(
-            f"The model {source!r} is of the type {stored.get('model_type')!r}; fine-tuning takes MVD and VideoMAE."
+            f"The model {source!r} has the type {stored.get('model_type')!r}; fine-tuning supports MVD and VideoMAE."
         )
     try:
         return MVDConfig.from_pretrained(source), None
     except (StrictDataclassError, TypeError, AttributeError) as error:
-        raise ValueError(f"The {CONFIG_NAME} of the model {source!r} is not an MVD model's: {error}") from error
+        raise ValueError(f"The {CONFIG_NAME} of the model {source!r} is not valid: {error}") from error
 
 
 def has_class_names(config: PreTrainedConfig) -> bool:
-    """Whether the classes of a configuration have names of their own."""
+    """Whether the classes of a configuration have names other than the default ones."""
     return list(config.id2label.values()) != [f"LABEL_{i}" for i in range(len(config.id2label))]
 
 
 def load_processor(source: str, config: PreTrainedConfig, sampling: str | None = None) -> MVDVideoProcessor:
-    """The video processor of a classifier; one of transformers' VideoMAE gets ours, with its own normalisation.
+    """The video processor of a model; a VideoMAE of transformers gets one of ours with its normalisation.
 
     Args:
-        source: folder or Hub id of the classifier.
+        source: folder or Hub id of the model.
         config: its configuration.
-        sampling: `dense` or `uniform`, if another than the stored one.
+        sampling: `dense` or `uniform`, to replace the stored one.
 
     Raises:
-        ValueError: if there is none and no sampling is given, as only the training knows it.
+        ValueError: if there is no stored processor and no sampling is given.
     """
     chosen = {} if sampling is None else {"sampling": sampling}
     if config.model_type == "mvd":
@@ -109,87 +110,98 @@ def load_processor(source: str, config: PreTrainedConfig, sampling: str | None =
         except OSError as error:
             if sampling is None:
                 raise ValueError(
-                    f"The model {source!r} has no video processor that says how frames were sampled in training: give "
+                    f"The model {source!r} has no video processor, which stores how training sampled frames: give "
                     f"sampling, dense or uniform ({error})."
                 ) from error
             return MVDVideoProcessor.for_model(config, **chosen)
-    normalization = read_normalization(source, config) or FAMILIES["videomae"].normalization
-    return MVDVideoProcessor.for_model(videomae_config(config, normalization.mean, normalization.std), **chosen)
+    return MVDVideoProcessor.for_model(converted_videomae_config(source, config), **chosen)
 
 
 def load_classifier(
     source: str, classes: Sequence[str] | int, config: Mapping | None = None
 ) -> tuple[MVDForVideoClassification, list[str]]:
-    """A classifier whose encoder comes from a checkpoint, and the names of its new weights, which are logged, too.
+    """A classifier with the encoder of a checkpoint, and the names of its new weights, which are also logged.
 
-    The head of a checkpoint is kept if it is for the same classes, which then stand in the given order, or for as many
-    where either has no names. All else must be complete.
+    A classification head for the same classes is kept and put into the given order. A head for the same number of
+    classes is kept where the classes of either side have no names. All other weights must be complete.
 
     Args:
-        source: a folder or Hub id of an MVD model of any stage or of transformers' VideoMAE; an official .pth file or
-            DeepSpeed folder; or a published size such as `mvd-s`, for training from scratch.
+        source: folder or Hub id of an MVD model of any stage, or of a VideoMAE of transformers; an official .pth file
+            or DeepSpeed folder; or a published size such as `mvd-s`, to train from scratch.
         classes: names of the classes, or their number.
-        config: `MVDConfig` fields that shall differ, such as `drop_path_rate`.
+        config: `MVDConfig` fields to change, such as `drop_path_rate`.
 
     Raises:
-        ValueError: if there is no such model, or it is none of these.
-        CheckpointMismatchError: (a ValueError) naming weights of the encoder that are missing, left over or of another
-            shape.
+        ValueError: if the source is none of these.
+        CheckpointMismatchError: (a ValueError) if weights of the encoder are missing, unexpected or of another shape.
     """
     overrides = {key: value for key, value in (config or {}).items() if key != "num_labels"}
     MVDConfig.check_fields(overrides)
     names = None if isinstance(classes, int) else list(classes)
-    labels = {"num_labels": classes} if names is None else as_labels(names)
-    labels["problem_type"] = "single_label_classification"
+    labels = {"num_labels": classes} if names is None else label_fields(names)
     if is_published_name(source):
-        model = MVDForVideoClassification(MVDConfig.from_name(source, **(labels | overrides)))
+        fields = {"problem_type": "single_label_classification"} | labels | overrides
+        model = MVDForVideoClassification(MVDConfig.from_name(source, **fields))
         logger.info("All weights are new: %s is trained from scratch.", source)
         return model, [name for name, _ in model.named_parameters()]
     stored, weights = load_source(source, overrides)
-    own = list(stored.id2label.values()) if has_class_names(stored) else None
-    if names is None and own is not None and len(own) == classes:
-        labels = {**as_labels(own), "problem_type": labels["problem_type"]}
-    kept = {key: value for key, value in stored.to_diff_dict().items() if key not in ("id2label", "label2id")}
+    stored_names = list(stored.id2label.values()) if has_class_names(stored) else None
+    if names is None and stored_names is not None and len(stored_names) == classes:
+        labels = label_fields(stored_names)
+    fields = {key: value for key, value in stored.to_diff_dict().items() if key not in ("id2label", "label2id")}
+    fields |= {"problem_type": "single_label_classification"} | labels | overrides
+    model, new = load_weights(source, MVDConfig(**fields), weights)
+    if stored_names is not None and names is not None:
+        if sorted(stored_names) == sorted(names):
+            reorder_head(model, [stored_names.index(name) for name in names])
+        else:
+            new |= reset_head(model)
+            logger.info("The classes of %s are replaced: %s by %s.", source, listed(stored_names, 3), listed(names, 3))
+    logger.info("New weights: %s. All others are from %s.", ", ".join(sorted(new)) or "none", source)
+    return model, sorted(new)
+
+
+def load_weights(
+    source: str, config: MVDConfig, weights: Weights | None
+) -> tuple[MVDForVideoClassification, set[str]]:
+    """A classifier with the given weights, or else those of the source, and the names of the weights of its new head.
+
+    Raises:
+        ValueError: if the weights cannot be read, or those of the encoder do not fit.
+    """
     try:
         model, report = MVDForVideoClassification.from_pretrained(
             None if weights is not None else source,
-            config=MVDConfig(**(kept | labels | overrides)),
+            config=config,
             state_dict=weights,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # judged below, by name
+            ignore_mismatched_sizes=True,  # refused below, except in the head
             output_loading_info=True,
         )
     except (SafetensorError, OSError) as error:
         raise ValueError(f"The weights of the model {source!r} cannot be read: {error}") from error
     problems = loading_problems(report)
     refuse_partial_load(model, source, problems, new_head=True, replace_head=True)
-    fresh = problems["missing"] | problems["of another shape"]
-    if own is not None and names is not None and sorted(own) != sorted(names):
-        fresh |= replace_head(model)
-        logger.info("The classes of %s are replaced: %s by %s.", source, listed(own, 3), listed(names, 3))
-    elif own is not None and names is not None:
-        reorder_head(model, [own.index(name) for name in names])
-    logger.info("New weights: %s. All others are from %s.", ", ".join(sorted(fresh)) or "none", source)
-    return model, sorted(fresh)
+    return model, problems["missing"] | problems["of another shape"]
 
 
-@torch.no_grad()
-def reorder_head(model: MVDForVideoClassification, order: Sequence[int]):
-    """Let class i be what class `order[i]` was."""
-    for parameter in model.classifier.parameters():
-        parameter.copy_(parameter[list(order)].clone())
-
-
-def as_labels(names: Sequence[str]) -> dict[str, dict]:
+def label_fields(names: Sequence[str]) -> dict[str, dict]:
     """Names of classes as fields of a configuration."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def replace_head(model: MVDForVideoClassification) -> set[str]:
-    """Draw the classifier anew, where the loaded one is for as many other classes; gives the names of its weights."""
+@torch.no_grad()
+def reorder_head(model: MVDForVideoClassification, order: Sequence[int]):
+    """Make class `order[i]` of the head class i."""
+    for parameter in model.classifier.parameters():
+        parameter.copy_(parameter[list(order)].clone())
+
+
+def reset_head(model: MVDForVideoClassification) -> set[str]:
+    """Initialise the linear layer of the head again; returns the names of its weights."""
     names = set()
     for name, parameter in model.classifier.named_parameters():
-        parameter._is_hf_initialized = False
+        parameter._is_hf_initialized = False  # or transformers would skip it
         names.add(f"classifier.{name}")
     model._init_weights(model.classifier)
     return names
