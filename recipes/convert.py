@@ -1,8 +1,8 @@
-"""Official checkpoints (MVD, MAE, VideoMAE .pth) to folders that `from_pretrained` loads.
+"""Convert official checkpoints (MVD, MAE, VideoMAE .pth) to folders for `from_pretrained`.
 
     python recipes/convert.py mae_pretrain_vit_base.pth --output teachers/mae-b [--config.image_size 224 ...]
 
-`config` holds the `MVDConfig` fields that shapes do not tell, see `mvd_hf.convert_checkpoint`.
+`config` holds the `MVDConfig` fields that shapes cannot give, see `mvd_hf.convert_checkpoint`.
 """
 
 import logging
@@ -15,13 +15,13 @@ from mvd_hf.hub.conversion import convert_checkpoint, save_converted
 
 @dataclass
 class ConversionArguments:
-    """The checkpoint, the folder to write, configuration fields to add, and the license of the weights.
+    """The checkpoint and the folder to write.
 
     Args:
         checkpoint: a .pth file or a DeepSpeed folder.
         output: folder for weights, configuration, video processor and card.
         config: see above.
-        license: as the Hub writes it; by default that of the authors' released weights.
+        license: of the weights, by its name on the Hub; by default that of the authors' released weights.
     """
 
     checkpoint: str

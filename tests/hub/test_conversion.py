@@ -160,31 +160,30 @@ def architecture(config: MVDConfig, *left_out: str) -> dict:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_official_weights_come_back_bit_by_bit(family):
-    model = tiny_model(family)
-    converted = convert_checkpoint(official(model, family), **options(family))
-    assert_same_model(converted, model)
-    assert architecture(converted.config) == architecture(model.config)
+    for fields in ({}, {"use_class_token": True}):
+        model = tiny_model(family, **fields)
+        state_dict = official(model, family)
+        before = {key: value.clone() for key, value in state_dict.items()}
+        converted = convert_checkpoint(state_dict, **options(family))
+        assert_same_model(converted, model)
+        assert architecture(converted.config) == architecture(model.config)
+        assert state_dict.keys() == before.keys()
+        assert all(torch.equal(state_dict[key], before[key]) for key in before)
+        prefixed = {f"backbone.{key}": value for key, value in state_dict.items()}
+        assert_same_model(convert_checkpoint(prefixed, **options(family)), model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_official_class_token_comes_back(family):
-    model = tiny_model(family, use_class_token=True)
-    converted = convert_checkpoint(official(model, family), **options(family))
-    assert_same_model(converted, model)
-    assert converted.config.use_class_token
-
-
-@pytest.mark.parametrize("family", ["videomae", "mae"])
-def test_teacher_file_without_decoder_gives_the_encoder(family):
-    model = tiny_model(family)
-    state_dict = {
-        key: value
-        for key, value in official(model, family).items()
-        if not key.startswith(("decoder", "mask_token", "encoder_to_decoder"))
-    }
-    converted = convert_checkpoint(state_dict, **SIZES[family], num_attention_heads=4)
-    assert_same_model(converted, model.mvd)
-    assert converted.layernorm is not None
+def test_teacher_file_without_decoder_gives_the_encoder():
+    for family in ("videomae", "mae"):
+        model = tiny_model(family)
+        state_dict = {
+            key: value
+            for key, value in official(model, family).items()
+            if not key.startswith(("decoder", "mask_token", "encoder_to_decoder"))
+        }
+        converted = convert_checkpoint(state_dict, **SIZES[family], num_attention_heads=4)
+        assert_same_model(converted, model.mvd)
+        assert converted.layernorm is not None
 
 
 def test_classifier_file_without_head_gives_the_encoder_without_final_norm():
@@ -204,63 +203,52 @@ def test_first_token_classifier_keeps_its_final_norm():
     assert not converted.config.use_mean_pooling
 
 
-def test_source_is_left_as_it_was():
-    state_dict = official(tiny_model("mae"), "mae")
-    before = {key: value.clone() for key, value in state_dict.items()}
-    convert_checkpoint(state_dict, **options("mae"))
-    assert state_dict.keys() == before.keys()
-    assert all(torch.equal(state_dict[key], before[key]) for key in before)
-
-
-def test_overrides_win_over_what_the_file_tells():
+def test_overrides_win_over_the_file():
     state_dict = official(tiny_model("mae"), "mae")
     converted = convert_checkpoint(state_dict, **options("mae"), norm_pix_loss=False, mask_ratio=0.5)
     assert not converted.config.norm_pix_loss
     assert converted.config.mask_ratio == 0.5
 
 
-@pytest.mark.parametrize("name", [f"{family}-{size}" for family in ("mvd", "videomae", "mae") for size in "sblh"])
-def test_published_size_is_recognised_without_help(name):
-    family = {"mvd": "distillation"}.get(name.split("-")[0], name.split("-")[0])
-    config = MVDConfig.from_name(name)
-    with torch.device("meta"):
-        model = (MVDForFeatureDistillation if family == "distillation" else MVDForPixelReconstruction)(config)
-    state_dict = {key.removeprefix("encoder."): value for key, value in official(model, family).items()}
-    inferred = infer_config(family, state_dict, argparse.Namespace(), {})
-    assert architecture(inferred, "drop_path_rate") == architecture(config, "drop_path_rate")
+def test_published_sizes_are_recognised_without_help():
+    kinds = {
+        "mvd": ("distillation", MVDForFeatureDistillation),
+        "videomae": ("videomae", MVDForPixelReconstruction),
+        "mae": ("mae", MVDForPixelReconstruction),
+    }
+    for prefix, (family, model_class) in kinds.items():
+        for size in "sblh":
+            config = MVDConfig.from_name(f"{prefix}-{size}")
+            with torch.device("meta"):
+                state_dict = official(model_class(config), family)
+            state_dict = {key.removeprefix("encoder."): value for key, value in state_dict.items()}
+            inferred = infer_config(family, state_dict, argparse.Namespace(), {})
+            assert architecture(inferred, "drop_path_rate") == architecture(config, "drop_path_rate")
 
 
-@pytest.mark.parametrize("size", "sblh")
-def test_published_classifier_is_recognised_without_help(size):
-    config = MVDConfig.from_name(f"mvd-{size}", num_labels=174)
-    with torch.device("meta"):
-        state_dict = official(MVDForVideoClassification(config), "classification")
-    inferred = infer_config("classification", state_dict, argparse.Namespace(), {})
+def test_published_classifiers_are_recognised_without_help():
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_labels", "grid")
     names += ("position_embedding_type", "use_mean_pooling", "use_class_token", "key_bias")
-    assert [getattr(inferred, name) for name in names] == [getattr(config, name) for name in names]
+    for size in "sblh":
+        config = MVDConfig.from_name(f"mvd-{size}", num_labels=174)
+        with torch.device("meta"):
+            state_dict = official(MVDForVideoClassification(config), "classification")
+        inferred = infer_config("classification", state_dict, argparse.Namespace(), {})
+        assert [getattr(inferred, name) for name in names] == [getattr(config, name) for name in names]
 
 
 # Files
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("wrapper", ["model", "module", None])
-def test_state_dict_is_found_in_its_wrapper(wrapper, family, tmp_path):
-    model = tiny_model(family)
-    content = official(model, family)
+def test_state_dict_is_found_in_its_wrapper(wrapper, tmp_path):
+    model = tiny_model("mae")
+    content = official(model, "mae")
     if wrapper is not None:
         content = {wrapper: content, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}, "epoch": 399}
     torch.save(content, tmp_path / "checkpoint.pth")
-    assert_same_model(convert_checkpoint(tmp_path / "checkpoint.pth", **options(family)), model)
-    assert_same_model(convert_checkpoint(str(tmp_path / "checkpoint.pth"), **options(family)), model)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_backbone_prefix_is_removed(family):
-    model = tiny_model(family)
-    state_dict = {f"backbone.{key}": value for key, value in official(model, family).items()}
-    assert_same_model(convert_checkpoint(state_dict, **options(family)), model)
+    assert_same_model(convert_checkpoint(tmp_path / "checkpoint.pth", **options("mae")), model)
+    assert_same_model(convert_checkpoint(str(tmp_path / "checkpoint.pth"), **options("mae")), model)
 
 
 def test_arguments_in_the_file_give_frames_and_pixels(tmp_path):
@@ -286,11 +274,8 @@ def test_float16_file_of_deepspeed_becomes_float32(tmp_path):
     content = {
         "module": {key: value.half() for key, value in official(model, "classification").items()},
         "epoch": "best",
-        "global_steps": 7,
         "loss_scale": np.float64(128.0),
         "skipped": {"steps": np.int64(3)},
-        "dp_world_size": 8,
-        "mp_world_size": 1,
     }
     torch.save(content, tmp_path / "mp_rank_00_model_states.pt")
     converted = convert_checkpoint(tmp_path / "mp_rank_00_model_states.pt", **options("classification"))
@@ -313,35 +298,41 @@ def test_numbers_pickled_by_an_older_numpy_are_read(tmp_path):
 # Refusals
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("extra", ["blocks.0.attn.gamma_1", "unknown", "optimizer.weight"])
-def test_unknown_weight_is_refused_by_name(extra, family):
-    state_dict = official(tiny_model(family), family) | {extra: torch.ones(32)}
-    with pytest.raises(ValueError, match=re.escape(extra.removeprefix("blocks.0.attn."))):
+def refused(family: str, changes: dict[str, torch.Tensor | None], match: str):
+    """A state dict with some weights removed (`None`) or replaced is refused."""
+    state_dict = {key: value for key, value in official(tiny_model(family), family).items() if key not in changes}
+    state_dict |= {key: value for key, value in changes.items() if value is not None}
+    with pytest.raises(ValueError, match=match):
         convert_checkpoint(state_dict, **options(family))
 
 
-MISSING = [
-    ("distillation", "norm.bias", "mvd.layernorm.bias"),
-    ("distillation", "blocks.1.attn.v_bias", "mvd.layers.1.attention.qkv.v_bias"),
-    ("distillation", "decoder_vid.blocks.2.norm1.weight", "decoders.video.layers.2.norm1.weight"),
-    ("distillation", "mask_token_vid", "decoders.video.mask_token"),
-    ("distillation", "down_img.bias", "decoders.image.embed.bias"),
-    ("videomae", "encoder.blocks.0.mlp.fc2.bias", "mvd.layers.0.mlp.fc2.bias"),
-    ("videomae", "encoder_to_decoder.weight", "decoder.embed.weight"),
-    ("mae", "blocks.1.attn.qkv.bias", "mvd.layers.1.attention.qkv.k_bias"),
-    ("mae", "decoder_pred.bias", "decoder.head.bias"),
-    ("classification", "head.bias", "classifier.bias"),
-    ("classification", "patch_embed.proj.bias", "mvd.embeddings.projection.bias"),
-]
+def test_unknown_weights_are_refused_by_name():
+    for family, extra in (
+        ("distillation", "blocks.0.attn.gamma_1"),
+        ("videomae", "unknown"),
+        ("mae", "optimizer.weight"),
+        ("classification", "unknown"),
+    ):
+        refused(family, {extra: torch.ones(32)}, re.escape(extra))
 
 
-@pytest.mark.parametrize(("family", "name", "ours"), MISSING)
-def test_missing_weight_is_refused_by_name(family, name, ours):
-    state_dict = official(tiny_model(family), family)
-    del state_dict[name]
-    with pytest.raises(ValueError, match=rf"not a complete MVD.*missing \[.*'{re.escape(ours)}'"):
-        convert_checkpoint(state_dict, **options(family))
+def test_missing_weights_are_refused_by_name():
+    for family, name, ours in (
+        ("distillation", "norm.bias", "mvd.layernorm.bias"),
+        ("distillation", "blocks.1.attn.v_bias", "mvd.layers.1.attention.qkv.v_bias"),
+        ("distillation", "decoder_vid.blocks.2.norm1.weight", "decoders.video.layers.2.norm1.weight"),
+        ("distillation", "mask_token_vid", "decoders.video.mask_token"),
+        ("videomae", "encoder.blocks.0.mlp.fc2.bias", "mvd.layers.0.mlp.fc2.bias"),
+        ("videomae", "encoder_to_decoder.weight", "decoder.embed.weight"),
+        ("mae", "blocks.1.attn.qkv.bias", "mvd.layers.1.attention.qkv.k_bias"),
+        ("mae", "decoder_pred.bias", "decoder.head.bias"),
+        ("classification", "head.bias", "classifier.bias"),
+        # these give a size
+        ("distillation", "decoder_img.blocks.0.mlp.fc1.weight", "decoder_img.blocks.0.mlp.fc1.weight"),
+        ("distillation", "decoder_vid.head.weight", "decoder_vid.head.weight"),
+        ("classification", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc1.weight"),
+    ):
+        refused(family, {name: None}, rf"missing.*'{re.escape(ours)}'|'{re.escape(ours)}' is missing")
 
 
 def test_missing_block_is_refused():
@@ -351,125 +342,81 @@ def test_missing_block_is_refused():
         convert_checkpoint(state_dict, **options("classification"))
 
 
-@pytest.mark.parametrize(
-    ("family", "name", "ours"),
-    [
+def test_weights_that_the_model_does_not_have_are_refused_by_name():
+    for family, name, ours in (
         ("classification", "norm.weight", "mvd.layernorm.weight"),
         ("distillation", "blocks.1.attn.k_bias", "mvd.layers.1.attention.qkv.k_bias"),
         ("videomae", "encoder_to_decoder.bias", "decoder.embed.bias"),
         ("distillation", "decoder_img.blocks.0.attn.qkv.bias", "decoders.image.layers.0.attention.qkv.k_bias"),
-    ],
-)
-def test_weight_that_the_model_has_no_place_for_is_refused_by_name(family, name, ours):
-    state_dict = official(tiny_model(family), family) | {name: torch.ones(48)}
-    with pytest.raises(ValueError, match=rf"left over \[.*'{re.escape(ours)}'"):
-        convert_checkpoint(state_dict, **options(family))
+    ):
+        refused(family, {name: torch.ones(48)}, rf"left over \[.*'{re.escape(ours)}'")
 
 
-@pytest.mark.parametrize(
-    ("family", "name", "message"),
-    [
-        ("distillation", "blocks.1.mlp.fc2.weight", r"mvd.layers.1.mlp.fc2.weight \(31, 48\) for \(32, 48\)"),
-        ("distillation", "decoder_vid.norm.bias", r"decoders.video.norm.bias \(15,\) for \(16,\)"),
-        ("videomae", "decoder.head.bias", r"decoder.head.bias \(95,\) for \(96,\)"),
-        ("mae", "decoder_embed.weight", r"decoder.embed.weight \(15, 32\) for \(16, 32\)"),
-        ("classification", "fc_norm.weight", r"fc_norm.weight \(31,\) for \(32,\)"),
-        ("classification", "head.bias", r"classifier.bias \(4,\) for \(5,\)"),
-    ],
-)
-def test_reshaped_weight_is_refused_with_both_shapes(family, name, message):
-    state_dict = official(tiny_model(family), family)
-    state_dict[name] = state_dict[name][:-1]
-    with pytest.raises(ValueError, match=message):
-        convert_checkpoint(state_dict, **options(family))
+def test_reshaped_weights_are_refused_with_both_shapes():
+    for family, name, ours, shape, expected in (
+        ("distillation", "blocks.1.mlp.fc2.weight", "mvd.layers.1.mlp.fc2.weight", (31, 48), (32, 48)),
+        ("videomae", "decoder.head.bias", "decoder.head.bias", (95,), (96,)),
+        ("mae", "decoder_embed.weight", "decoder.embed.weight", (15, 32), (16, 32)),
+        ("classification", "fc_norm.weight", "fc_norm.weight", (31,), (32,)),
+    ):
+        refused(family, {name: torch.zeros(shape)}, re.escape(f"{ours} {shape} for {expected}"))
+    for name in ("patch_embed.proj.weight", "pos_embed"):  # shapes that no model has
+        for shape in ((32, 48), (32, 3, 2, 4, 4, 1), (1, 2, 3)):
+            refused("distillation", {name: torch.zeros(shape)}, name)
 
 
-@pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        ("distillation", "pos_embed"),
-        ("distillation", "pos_embed_img"),
-        ("distillation", "pos_embed_vid"),
-        ("mae", "pos_embed"),
-        ("mae", "decoder_pos_embed"),
-    ],
-)
-def test_learned_position_table_is_refused(family, name):
-    state_dict = official(tiny_model(family), family)
-    state_dict[name] = state_dict[name].clone()
-    state_dict[name][0, 5, 3] += 1e-3
-    with pytest.raises(ValueError, match=rf"^{name} \(\d+, \d+\) is not the fixed"):
-        convert_checkpoint(state_dict, **options(family))
+def test_learned_position_tables_are_refused():
+    tables = [("distillation", name) for name in ("pos_embed", "pos_embed_img", "pos_embed_vid")]
+    for family, name in (*tables, ("mae", "pos_embed"), ("mae", "decoder_pos_embed")):
+        table = official(tiny_model(family), family)[name].clone()
+        table[0, 5, 3] += 1e-3
+        refused(family, {name: table}, rf"^{name} \(")
 
 
-def test_position_table_of_another_geometry_is_refused():
+def test_position_tables_of_another_geometry_are_refused():
     state_dict = official(tiny_model("distillation"), "distillation")
-    with pytest.raises(ValueError, match=r"pos_embed .* is not the fixed 'spacetime' table"):
+    with pytest.raises(ValueError, match=r"pos_embed .*'spacetime'.*num_frames"):
         convert_checkpoint(state_dict, **HEADS)  # 16 frames are assumed, the file has 4
-    with pytest.raises(ValueError, match=r"pos_embed .* is not the fixed 'flat' table"):
+    with pytest.raises(ValueError, match=r"pos_embed .*'flat'"):
         convert_checkpoint(state_dict, **options("distillation"), position_embedding_type="flat")
+    with pytest.raises(ValueError, match=r"num_frames=1 .* 2"):
+        convert_checkpoint(state_dict, **(options("distillation") | {"num_frames": 1}))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_heads_of_an_unknown_width_must_be_given(family):
-    state_dict, given = official(tiny_model(family), family), options(family)
-    for name, width in (("num_attention_heads", 32), ("decoder_num_attention_heads", 16)):
-        if name in given:
-            others = {key: value for key, value in given.items() if key != name}
-            with pytest.raises(ValueError, match=f"width {width} is not known: give {name}"):
-                convert_checkpoint(state_dict, **others)
+def test_heads_of_an_unknown_width_must_be_given():
+    for family in FAMILIES:
+        state_dict, given = official(tiny_model(family), family), options(family)
+        for name, width in (("num_attention_heads", 32), ("decoder_num_attention_heads", 16)):
+            if name in given:
+                others = {key: value for key, value in given.items() if key != name}
+                with pytest.raises(ValueError, match=f"width {width} .*give {name}"):
+                    convert_checkpoint(state_dict, **others)
 
 
-@pytest.mark.parametrize(
-    "state_dict",
-    [
-        {"layer1.weight": torch.ones(2), "fc.bias": torch.ones(2)},
-        {"blocks.0.attn.qkv.weight": torch.ones(96, 32)},
-        {"patch_embed.proj.weight": torch.ones(32, 3, 4, 4), "cls_token": torch.ones(1, 1, 32)},
-    ],
-)
-def test_state_dict_of_another_network_is_refused_with_a_sample_of_its_names(state_dict):
-    with pytest.raises(ValueError, match=f"no MVD, MAE or VideoMAE state dict.*{min(state_dict)}"):
-        convert_checkpoint(state_dict)
+def test_state_dict_of_another_network_is_refused_with_a_sample_of_its_names():
+    for names in (["layer1.weight", "fc.bias"], ["blocks.0.attn.qkv.weight"], ["patch_embed.proj.weight"]):
+        with pytest.raises(ValueError, match=min(names)):
+            convert_checkpoint({name: torch.ones(2) for name in names})
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        torch.ones(3),
-        [torch.ones(3)],
-        {},
-        {"model": {}},
-        {"model": {"blocks.0.attn.qkv.weight": 3}},
-        {"epoch": 3, "optimizer": {}},
-        argparse.Namespace(model={}),
-    ],
-    ids=["tensor", "list", "empty", "empty model", "numbers", "no model", "namespace"],
-)
-def test_file_without_state_dict_is_refused(content, tmp_path):
-    torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other.pth' holds no state dict"):
-        convert_checkpoint(tmp_path / "other.pth")
+def test_files_without_state_dict_are_refused(tmp_path):
+    numbers = {"model": {"blocks.0.attn.qkv.weight": 3}}
+    for content in (torch.ones(3), {}, {"model": {}}, numbers, {"epoch": 3}, argparse.Namespace(model={})):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=r"other\.pth'.*state dict"):
+            convert_checkpoint(tmp_path / "other.pth")
 
 
-def test_truncated_file_is_refused(tmp_path):
+def test_damaged_and_missing_files_are_refused(tmp_path):
     path = tmp_path / "cut.pth"
     torch.save({"model": official(tiny_model("mae"), "mae")}, path)
     content = path.read_bytes()
-    for length in (0, 100, len(content) // 2, len(content) - 100):
-        path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"cut.pth' is not a checkpoint that can be read safely"):
+    page = b"<!DOCTYPE html><title>Sign in</title>"
+    for damaged in (page, *(content[:length] for length in (0, 100, len(content) // 2, len(content) - 100))):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"cut\.pth'.*safely"):
             convert_checkpoint(path, **options("mae"))
-
-
-def test_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "page.pth").write_text("<!DOCTYPE html><title>Sign in</title>")
-    with pytest.raises(ValueError, match=r"page.pth' is not a checkpoint that can be read safely"):
-        convert_checkpoint(tmp_path / "page.pth")
-
-
-def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"There is no checkpoint file .*absent.pth'"):
+    with pytest.raises(ValueError, match=r"absent\.pth'"):
         convert_checkpoint(tmp_path / "absent.pth")
 
 
@@ -483,58 +430,20 @@ class Trap:
         return open, (self.path, "w")
 
 
-@pytest.mark.parametrize("new_format", [True, False])
-def test_nothing_in_a_file_is_executed(new_format, tmp_path):
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_nothing_in_a_file_is_executed(kind, tmp_path):
     path, trap = tmp_path / "trap.pth", tmp_path / "sprung"
     content = {"model": official(tiny_model("mae"), "mae"), "args": Trap(trap)}
-    torch.save(content, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(ValueError, match="objects other than tensors and numbers"):
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"args": Trap(trap)}, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(ValueError, match="safely"):
         convert_checkpoint(path, **options("mae"))
     assert not trap.exists()
-    with torch.load(path, weights_only=False)["args"]:  # the trap is a real one
+    careless = pickle.loads(path.read_bytes()) if kind == "pickle" else torch.load(path, weights_only=False)
+    with careless["args"]:  # the trap is a real one
         assert trap.exists()
-
-
-def test_nothing_in_a_bare_pickle_is_executed(tmp_path):
-    path, trap = tmp_path / "trap.pkl", tmp_path / "sprung"
-    path.write_bytes(pickle.dumps({"model": Trap(trap)}, protocol=2))
-    with pytest.raises(ValueError, match="is not a checkpoint that can be read safely"):
-        convert_checkpoint(path)
-    assert not trap.exists()
-    with pickle.loads(path.read_bytes())["model"]:
-        assert trap.exists()
-
-
-@pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        ("classification", "blocks.0.mlp.fc1.weight"),
-        ("distillation", "decoder_img.blocks.0.mlp.fc1.weight"),
-        ("distillation", "decoder_img.head.weight"),
-        ("distillation", "decoder_vid.head.weight"),
-        ("mae", "decoder_blocks.0.mlp.fc1.weight"),
-    ],
-)
-def test_missing_weight_that_tells_a_size_is_refused_by_name(family, name):
-    state_dict = official(tiny_model(family), family)
-    del state_dict[name]
-    with pytest.raises(ValueError, match=f"incomplete: '{re.escape(name)}' is missing"):
-        convert_checkpoint(state_dict, **options(family))
-
-
-@pytest.mark.parametrize("shape", [(32, 48), (32, 3, 2, 4, 4, 1), (1, 2, 3)])
-@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "pos_embed"])
-def test_weight_with_impossible_dimensions_is_refused_by_name(name, shape):
-    state_dict = official(tiny_model("distillation"), "distillation")
-    state_dict[name] = torch.zeros(shape)
-    with pytest.raises(ValueError, match=name):
-        convert_checkpoint(state_dict, **options("distillation"))
-
-
-def test_frames_that_do_not_fill_the_tubelets_are_refused():
-    state_dict = official(tiny_model("distillation"), "distillation")
-    with pytest.raises(ValueError, match="num_frames=1 must be divisible by the checkpoint's tubelets of 2"):
-        convert_checkpoint(state_dict, **(options("distillation") | {"num_frames": 1}))
 
 
 # Folders
@@ -561,6 +470,8 @@ def test_folder_holds_weights_configuration_processor_and_card(family, tmp_path)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
     arxiv = {"mae": "2111.06377", "videomae": "2203.12602"}.get(family, "2212.04500")
     assert f"arxiv.org/abs/{arxiv}" in card
+    save_converted(model, source, tmp_path / "out", "apache-2.0")
+    assert "license: apache-2.0" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -581,12 +492,6 @@ def test_snippets_of_the_cards_run(tmp_path):
     assert re.search(r"LABEL_.*torch\.Size", result.stdout, re.DOTALL)
 
 
-def test_license_of_own_weights_is_written_as_given(tmp_path):
-    source, model = converted("videomae", tmp_path)
-    save_converted(model, source, tmp_path / "out", "apache-2.0")
-    assert "license: apache-2.0" in (tmp_path / "out" / "README.md").read_text()
-
-
 def test_folder_that_gives_other_outputs_is_refused(tmp_path, monkeypatch):
     source, model = converted("classification", tmp_path)
     save = type(model).save_pretrained
@@ -597,7 +502,7 @@ def test_folder_that_gives_other_outputs_is_refused(tmp_path, monkeypatch):
         save(changed, folder, **options)
 
     monkeypatch.setattr(type(model), "save_pretrained", save_others)
-    with pytest.raises(ValueError, match=r"does not give what was converted: classifier\.bias, logits"):
+    with pytest.raises(ValueError, match=r"classifier\.bias, logits"):
         save_converted(model, source, tmp_path / "out")
 
 
@@ -612,17 +517,14 @@ def test_deepspeed_folder_is_read(latest, tmp_path):
     assert_same_model(convert_checkpoint(tmp_path, **options("classification")), model)
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "", "a" * 300, b"\xff\xfe"])
-def test_deepspeed_folder_that_names_no_folder_of_its_own_is_refused(tmp_path, name):
-    (tmp_path / "latest").write_bytes(name if isinstance(name, bytes) else name.encode())
-    with pytest.raises(ValueError, match=r"'latest' in .* does not name one of its folders"):
-        convert_checkpoint(tmp_path)
-
-
-def test_deepspeed_folder_of_several_parts_or_none_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"needs mp_rank_00_model_states\.pt alone, found none"):
+def test_deepspeed_folder_must_hold_one_part_and_name_its_own_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"mp_rank_00_model_states\.pt.* none"):
         convert_checkpoint(tmp_path)
     for part in (0, 1):
         torch.save({"module": {}}, tmp_path / f"mp_rank_{part:02d}_model_states.pt")
-    with pytest.raises(ValueError, match=r"found mp_rank_00_model_states\.pt, mp_rank_01_model_states\.pt"):
+    with pytest.raises(ValueError, match=r"mp_rank_00_model_states\.pt, mp_rank_01_model_states\.pt"):
         convert_checkpoint(tmp_path)
+    for name in (b"../elsewhere", b"/tmp", b"", b"a" * 300, b"\xff\xfe"):
+        (tmp_path / "latest").write_bytes(name)
+        with pytest.raises(ValueError, match="'latest'"):
+            convert_checkpoint(tmp_path)

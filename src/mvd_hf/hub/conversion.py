@@ -1,4 +1,4 @@
-"""Official checkpoints (MVD, MAE, VideoMAE .pth files) to MVD models, completely or not at all."""
+"""Conversion of official MVD, MAE and VideoMAE checkpoints (.pth files): of all weights, or of none."""
 
 import argparse
 import hashlib
@@ -28,7 +28,7 @@ from .snippets import Snippet, make_snippet
 
 # the official student calls its two teachers "img" and "vid"
 TEACHER_NAMES = {"img": "image", "vid": "video"}
-# attention heads by width where the official programs leave no choice: encoder, decoder of each family
+# attention heads by width in the official code: of the encoder, and of the decoder of each family
 ENCODER_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {
     "distillation": {384: 6, 768: 12, 512: 8, 640: 8},
@@ -71,7 +71,7 @@ FAMILY_RULES = {
     ),
     "classification": ((r"^fc_norm\.", "fc_norm."), (r"^head\.", "classifier.")),
 }
-# fixed tables, recomputed here: official key -> decoder they belong to (None: the encoder)
+# fixed tables, which our models compute: official key -> module (None: the encoder)
 POSITION_TABLES = {
     "pos_embed": None,
     "decoder_pos_embed": "decoder",
@@ -79,11 +79,10 @@ POSITION_TABLES = {
     "pos_embed_vid": "decoders.video",
 }
 
-
-# file in which DeepSpeed keeps the weights, and the one that names the newest folder
+# DeepSpeed's file of weights, and the file that names the newest folder
 DEEPSPEED_WEIGHTS, DEEPSPEED_LATEST = "mp_rank_00_model_states.pt", "latest"
 
-# what a card says of where the weights come from: title, arXiv number, license of the authors' weights
+# for cards, by family: title and arXiv number of the paper, license of the authors' weights
 ORIGINS = {
     "distillation": ("Masked Video Distillation", "2212.04500", "cc-by-nc-4.0"),
     "classification": ("Masked Video Distillation", "2212.04500", "cc-by-nc-4.0"),
@@ -93,10 +92,10 @@ ORIGINS = {
 
 
 def find_weights(path: str | Path) -> Path:
-    """The file with the weights: the path itself, or that in a DeepSpeed folder.
+    """The file with the weights: the path itself, or the weights in a DeepSpeed folder.
 
     Raises:
-        ValueError: if a folder holds none, or the weights of several model-parallel processes.
+        ValueError: if a folder holds no weights, or those of several model-parallel processes.
     """
     path = Path(path)
     if not path.is_dir():
@@ -104,7 +103,7 @@ def find_weights(path: str | Path) -> Path:
     if (path / DEEPSPEED_LATEST).is_file():
         name = (path / DEEPSPEED_LATEST).read_bytes().decode("utf-8", "replace").strip()
         if not re.fullmatch(r"[\w.-]{0,200}\w", name):
-            raise ValueError(f"{DEEPSPEED_LATEST!r} in {str(path)!r} does not name one of its folders: {name!r}.")
+            raise ValueError(f"{DEEPSPEED_LATEST!r} in {str(path)!r} must name a folder beside it, not {name!r}.")
         path = path / name
     parts = sorted(path.glob("mp_rank_*_model_states.pt"))
     if [part.name for part in parts] != [DEEPSPEED_WEIGHTS]:
@@ -117,12 +116,12 @@ def find_weights(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], argparse.Namespace]:
-    """State dict and command-line arguments (empty if the file has none) of an official checkpoint file.
+    """State dict and command-line arguments (empty if there are none) of an official checkpoint file.
 
-    The pickle may hold tensors, plain containers, NumPy numbers and an `argparse.Namespace`, nothing that executes.
+    The file may hold tensors, plain containers, NumPy numbers and an `argparse.Namespace`; no code of it runs.
 
     Raises:
-        ValueError: if the file cannot be read that way, or holds no state dict.
+        ValueError: if the file holds anything else or no state dict, or cannot be read.
     """
     path = find_weights(path)
     numpy_scalars = [np._core.multiarray.scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.int64))]
@@ -134,8 +133,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], argparse
         raise ValueError(f"There is no checkpoint file {str(path)!r}.") from None
     except Exception as error:
         raise ValueError(
-            f"{str(path)!r} is not a checkpoint that can be read safely (truncated, not a PyTorch file, or holding "
-            f"objects other than tensors and numbers): {error}"
+            f"{str(path)!r} cannot be read safely: it is truncated, not a PyTorch file, or holds objects other than "
+            f"tensors and numbers ({error})."
         ) from error
     arguments = content.get("args") if isinstance(content, Mapping) else None
     for wrapper in ("model", "module"):
@@ -144,18 +143,18 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], argparse
             break
     if not isinstance(content, Mapping) or not content or not all(torch.is_tensor(v) for v in content.values()):
         raise ValueError(
-            f"{str(path)!r} holds no state dict: expected tensors by name, bare or under 'model' or 'module'."
+            f"{str(path)!r} holds no state dict: it needs tensors by name, bare or in 'model' or 'module'."
         )
     return dict(content), arguments if isinstance(arguments, argparse.Namespace) else argparse.Namespace()
 
 
 def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
-    """Family of an official state dict and its tensors with the encoder at the top level.
+    """The family of an official state dict, and its tensors with the encoder at the top level.
 
     Families: `distillation` (MVD student), `videomae`, `mae`, `classification` (fine-tuned MVD).
 
     Raises:
-        ValueError: if the names belong to none of them.
+        ValueError: if the names match none of them.
     """
     state_dict = {key.removeprefix("backbone."): value for key, value in state_dict.items()}
     if any(key.startswith("encoder.blocks.") for key in state_dict):
@@ -163,8 +162,8 @@ def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[st
     if "blocks.0.attn.qkv.weight" not in state_dict or "patch_embed.proj.weight" not in state_dict:
         sample = ", ".join(sorted(state_dict)[:4])
         raise ValueError(
-            f"This is no MVD, MAE or VideoMAE state dict (it begins with {sample}): it has no "
-            "'patch_embed.proj.weight' or no 'blocks.0.attn.qkv.weight'."
+            f"This is not a state dict of MVD, MAE or VideoMAE (its first names are {sample}): it lacks "
+            "'patch_embed.proj.weight' or 'blocks.0.attn.qkv.weight'."
         )
     if any(key.startswith(("decoder_img.", "decoder_vid.")) for key in state_dict):
         return "distillation", state_dict
@@ -173,84 +172,103 @@ def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[st
     return "classification", state_dict
 
 
+class Geometry:
+    """Sizes of a network, read from the shapes of its state dict.
+
+    Args:
+        family: of the state dict, for messages.
+        state_dict: with the official names.
+        overrides: `MVDConfig` fields that shapes cannot give.
+    """
+
+    def __init__(self, family: str, state_dict: Mapping[str, torch.Tensor], overrides: Mapping):
+        self.family, self.state_dict, self.overrides = family, state_dict, overrides
+
+    def depth(self, prefix: str) -> int:
+        """Number of blocks whose names have a prefix."""
+        return len({key[len(prefix) :].split(".")[0] for key in self.state_dict if key.startswith(prefix)})
+
+    def heads(self, width: int, known: Mapping[int, int], name: str) -> int:
+        """Attention heads of a given width; raises ValueError if the config field `name` is needed."""
+        if name not in self.overrides and width not in known:
+            raise ValueError(f"The number of attention heads of a model of width {width} is not known: give {name}.")
+        return self.overrides[name] if name in self.overrides else known[width]
+
+    def shape(self, key: str, *dimensions: int) -> tuple[int, ...]:
+        """Shape of a tensor; raises ValueError if it is missing or has another number of dimensions."""
+        if key not in self.state_dict:
+            raise ValueError(f"The {self.family} checkpoint is incomplete: {key!r} is missing.")
+        shape = tuple(self.state_dict[key].shape)
+        if len(shape) not in dimensions:
+            raise ValueError(f"{key!r} has the shape {shape}, which does not fit a {self.family} model.")
+        return shape
+
+    def decoder_fields(self) -> dict:
+        """`MVDConfig` fields of the decoder, if there is one."""
+        blocks, token = {
+            "distillation": ("decoder_img.blocks.", "mask_token_img"),
+            "videomae": ("decoder.blocks.", "mask_token"),
+            "mae": ("decoder_blocks.", "mask_token"),
+        }.get(self.family, ("", ""))
+        if token not in self.state_dict:
+            return {}
+        width = self.shape(token, 3)[-1]
+        return {
+            "decoder_hidden_size": width,
+            "decoder_num_hidden_layers": self.depth(blocks),
+            "decoder_intermediate_size": self.shape(f"{blocks}0.mlp.fc1.weight", 2)[0],
+            "decoder_num_attention_heads": self.heads(
+                width, DECODER_HEADS[self.family], "decoder_num_attention_heads"
+            ),
+            "decoder_embed_bias": self.family != "videomae",
+        }
+
+    def head_fields(self) -> dict:
+        """`MVDConfig` fields of the outputs of a family."""
+        if self.family == "mae":
+            return {"pixel_target": "mae", "mask_ratio": 0.75, "mask_type": "random"}
+        if self.family == "distillation":
+            sizes = {name: self.shape(f"decoder_{key}.head.weight", 2)[0] for key, name in TEACHER_NAMES.items()}
+            return {"teacher_dims": sizes}
+        if self.family == "classification":
+            labels = {"num_labels": self.shape("head.weight", 2)[0]} if "head.weight" in self.state_dict else {}
+            return {"use_mean_pooling": "fc_norm.weight" in self.state_dict} | labels
+        return {}
+
+
 def infer_config(
     family: str, state_dict: Mapping[str, torch.Tensor], arguments: argparse.Namespace, overrides: dict
 ) -> MVDConfig:
-    """Configuration from the shapes of a state dict; `overrides`, then `arguments`, give what shapes do not."""
-
-    def depth(prefix: str) -> int:
-        return len({key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)})
-
-    def heads(width: int, known: dict[int, int], name: str) -> int:
-        if name in overrides:
-            return overrides[name]
-        if width not in known:
-            raise ValueError(f"The number of attention heads of a model of width {width} is not known: give {name}.")
-        return known[width]
-
-    def shape(key: str, *dimensions: int) -> tuple[int, ...]:
-        if key not in state_dict:
-            raise ValueError(f"The {family} checkpoint is incomplete: {key!r} is missing.")
-        if state_dict[key].dim() not in dimensions:
-            raise ValueError(f"{key!r} has the shape {tuple(state_dict[key].shape)}, which no {family} model has.")
-        return tuple(state_dict[key].shape)
-
-    patch = shape("patch_embed.proj.weight", 4, 5)
-    tubelet_size, patch_size = (patch[2] if len(patch) == 5 else 1), patch[-1]
-    width = patch[0]
-    num_frames = 1 if family == "mae" else overrides.get("num_frames", getattr(arguments, "num_frames", 16))
+    """Configuration from the shapes of a state dict; `overrides`, then `arguments`, give the rest."""
+    geometry, is_mae = Geometry(family, state_dict, overrides), family == "mae"
+    width, channels, *patch = geometry.shape("patch_embed.proj.weight", 4, 5)
+    tubelet_size, patch_size = (patch[0] if len(patch) == 3 else 1), patch[-1]
+    num_frames = 1 if is_mae else overrides.get("num_frames", getattr(arguments, "num_frames", 16))
     if num_frames % tubelet_size:
         raise ValueError(f"num_frames={num_frames} must be divisible by the checkpoint's tubelets of {tubelet_size}.")
+    image_size = getattr(arguments, "input_size", 224)
+    if "pos_embed" in state_dict:
+        per_time = (geometry.shape("pos_embed", 3)[1] - is_mae) // (num_frames // tubelet_size)
+        image_size = math.isqrt(per_time) * patch_size
     fields = {
-        "num_channels": patch[1],
+        "num_channels": channels,
         "patch_size": patch_size,
         "tubelet_size": tubelet_size,
         "hidden_size": width,
-        "num_hidden_layers": depth("blocks."),
-        "intermediate_size": shape("blocks.0.mlp.fc1.weight", 2)[0],
-        "num_attention_heads": heads(width, ENCODER_HEADS, "num_attention_heads"),
+        "num_hidden_layers": geometry.depth("blocks."),
+        "intermediate_size": geometry.shape("blocks.0.mlp.fc1.weight", 2)[0],
+        "num_attention_heads": geometry.heads(width, ENCODER_HEADS, "num_attention_heads"),
         "use_class_token": "cls_token" in state_dict,
-        "key_bias": family == "mae",
+        "key_bias": is_mae,
         "position_embedding_type": {"videomae": "flat", "mae": "space"}.get(family, "spacetime"),
         "num_frames": num_frames,
-        "image_size": getattr(arguments, "input_size", 224),
+        "image_size": image_size,
     }
-    if "pos_embed" in state_dict:
-        per_time = (shape("pos_embed", 3)[1] - (family == "mae")) // (num_frames // tubelet_size)
-        fields["image_size"] = math.isqrt(per_time) * patch_size
-    decoder = {
-        "distillation": ("decoder_img.blocks.", "mask_token_img"),
-        "videomae": ("decoder.blocks.", "mask_token"),
-        "mae": ("decoder_blocks.", "mask_token"),
-    }.get(family)
-    if decoder is not None and decoder[1] in state_dict:
-        decoder_width = shape(decoder[1], 3)[-1]
-        fields |= {
-            "decoder_hidden_size": decoder_width,
-            "decoder_num_hidden_layers": depth(decoder[0]),
-            "decoder_intermediate_size": shape(f"{decoder[0]}0.mlp.fc1.weight", 2)[0],
-            "decoder_num_attention_heads": heads(decoder_width, DECODER_HEADS[family], "decoder_num_attention_heads"),
-            "decoder_embed_bias": family != "videomae",
-        }
-    if family == "distillation":
-        fields["teacher_dims"] = {
-            name: shape(f"decoder_{official}.head.weight", 2)[0] for official, name in TEACHER_NAMES.items()
-        }
-    elif family == "mae":
-        fields |= {"pixel_target": "mae", "mask_ratio": 0.75, "mask_type": "random"}
-    elif family == "classification":
-        fields["use_mean_pooling"] = "fc_norm.weight" in state_dict
-        if "head.weight" in state_dict:
-            fields["num_labels"] = shape("head.weight", 2)[0]
-    return MVDConfig(**(fields | overrides))
+    return MVDConfig(**(fields | geometry.decoder_fields() | geometry.head_fields() | overrides))
 
 
 def rename_weights(family: str, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Official tensors under our names, as float32; position tables are left out (see `check_position_tables`).
-
-    Raises:
-        ValueError: if a name is not known.
-    """
+    """Official tensors under our names, as float32, without position tables; raises ValueError for unknown names."""
     renamed, unknown = {}, []
     for key, value in state_dict.items():
         if key in POSITION_TABLES:
@@ -263,16 +281,14 @@ def rename_weights(family: str, state_dict: Mapping[str, torch.Tensor]) -> dict[
         else:
             unknown.append(key)
             continue
-        if name.endswith(".attn.qkv.bias"):
+        if name.endswith(".attn.qkv.bias"):  # MAE has one bias for queries, keys and values
+            layer = name.removesuffix(".attn.qkv.bias").replace(".blocks.", ".layers.")
             for bias, part in zip(("q_bias", "k_bias", "v_bias"), value.chunk(3), strict=True):
-                block = (
-                    name.removesuffix(".qkv.bias").replace(".blocks.", ".layers.").replace(".attn", ".attention.qkv")
-                )
-                renamed[f"{block}.{bias}"] = part.float().contiguous()
+                renamed[f"{layer}.attention.qkv.{bias}"] = part.float().contiguous()
             continue
         for pattern, replacement in LAYER_RULES:
             name = re.sub(pattern, replacement, name)
-        if name == "mvd.embeddings.projection.weight" and value.dim() == 4:
+        if name == "mvd.embeddings.projection.weight" and value.dim() == 4:  # of images: add the axis of time
             value = value.unsqueeze(2)
         renamed[name] = value.float().contiguous()
     if unknown:
@@ -281,7 +297,7 @@ def rename_weights(family: str, state_dict: Mapping[str, torch.Tensor]) -> dict[
 
 
 def check_position_tables(state_dict: Mapping[str, torch.Tensor], config: MVDConfig):
-    """Raise ValueError if a stored position table is not the fixed one that our models recompute."""
+    """Raise ValueError if a stored position table differs from the fixed one that our models compute."""
     for key, decoder in POSITION_TABLES.items():
         if key not in state_dict:
             continue
@@ -289,28 +305,32 @@ def check_position_tables(state_dict: Mapping[str, torch.Tensor], config: MVDCon
         expected = position_table(config.position_embedding_type, config.grid, width)
         stored = state_dict[key].float().flatten(0, 1) if state_dict[key].dim() == 3 else state_dict[key]
         if config.position_embedding_type == "space" and stored.shape[0] == expected.shape[0] + 1:
-            stored = stored[1:]
+            stored = stored[1:]  # without the class token
         if stored.shape != expected.shape or not torch.allclose(stored, expected, atol=1e-4):
             raise ValueError(
-                f"{key} {tuple(stored.shape)} is not the fixed {config.position_embedding_type!r} table "
-                f"{tuple(expected.shape)} of a {config.grid} grid: a learned table, or another geometry."
+                f"{key} {tuple(stored.shape)} differs from the fixed {config.position_embedding_type!r} table "
+                f"{tuple(expected.shape)} of a {config.grid} grid: it is learned, or num_frames or image_size differ."
             )
 
 
 def convert_checkpoint(source: str | Path | Mapping[str, torch.Tensor], **overrides) -> MVDPreTrainedModel:
-    """The MVD model that an official checkpoint holds, in float32 and evaluation mode.
+    """Convert an official checkpoint to an MVD model in float32 and evaluation mode.
+
+    | checkpoint | model |
+    |---|---|
+    | MVD student | `MVDForFeatureDistillation` with the teachers `image` and `video` |
+    | fine-tuned MVD | `MVDForVideoClassification` |
+    | MAE or VideoMAE | `MVDForPixelReconstruction` |
+    | encoder alone | `MVDModel` |
 
     Args:
-        source: a .pth file, a DeepSpeed folder, or a state dict with the official names: an MVD student (gives
-            `MVDForFeatureDistillation`, its teachers named `image` and `video`), a fine-tuned MVD classifier
-            (`MVDForVideoClassification`), MAE or VideoMAE (`MVDForPixelReconstruction`, or `MVDModel` where the file
-            has the encoder only).
-        overrides: `MVDConfig` fields that shapes do not tell (`num_attention_heads` of an unusual width,
-            `image_size`, `num_frames`) or that shall differ. A fine-tuned VideoMAE classifier has the names of a
-            fine-tuned MVD: say `position_embedding_type="flat"`.
+        source: a .pth file, a DeepSpeed folder, or a state dict with the official names.
+        overrides: `MVDConfig` fields that shapes cannot give (`num_attention_heads` of an unusual width, `image_size`,
+            `num_frames`) or that you want to change. A fine-tuned VideoMAE has the names of a fine-tuned MVD: give
+            `position_embedding_type="flat"`.
 
     Raises:
-        ValueError: if the source is not such a checkpoint, or if any weight is left over or missing; it says which.
+        ValueError: if the source is not such a checkpoint, or naming the weights that are left over or missing.
     """
     MVDConfig.check_fields(overrides)
     if isinstance(source, Mapping):
@@ -321,16 +341,18 @@ def convert_checkpoint(source: str | Path | Mapping[str, torch.Tensor], **overri
     config = infer_config(family, state_dict, arguments, overrides)
     check_position_tables(state_dict, config)
     weights = rename_weights(family, state_dict)
-    has_head = any(not key.startswith("mvd.") for key in weights)
-    if not has_head:
+    if all(key.startswith("mvd.") for key in weights):
         model = MVDModel(config, add_final_norm="mvd.layernorm.weight" in weights)
         weights = {key.removeprefix("mvd."): value for key, value in weights.items()}
-    elif family == "distillation":
-        model = MVDForFeatureDistillation(config)
-    elif family == "classification":
-        model = MVDForVideoClassification(config)
     else:
-        model = MVDForPixelReconstruction(config)
+        classes = {"distillation": MVDForFeatureDistillation, "classification": MVDForVideoClassification}
+        model = classes.get(family, MVDForPixelReconstruction)(config)
+    load_completely(model, weights)
+    return model.eval()
+
+
+def load_completely(model: MVDPreTrainedModel, weights: Mapping[str, torch.Tensor]):
+    """Load weights into a model; raises ValueError unless the names and shapes of both are the same."""
     expected = model.state_dict()
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     misshapen = [
@@ -344,10 +366,9 @@ def convert_checkpoint(source: str | Path | Mapping[str, torch.Tensor], **overri
             f"{unexpected or 'nothing'}, of another shape {misshapen or 'nothing'}."
         )
     model.load_state_dict(weights)
-    return model.eval()
 
 
-# transformers' VideoMAE names to ours, after the attention's three products are joined
+# names of VideoMAE in transformers to ours, for weights outside of query, key and value
 VIDEOMAE_RULES = (
     (r"^videomae\.embeddings\.patch_embeddings\.projection\.", "mvd.embeddings.projection."),
     (r"^videomae\.encoder\.layer\.", "mvd.layers."),
@@ -364,10 +385,7 @@ VIDEOMAE_RULES = (
 
 
 def videomae_config(config: PreTrainedConfig, mean: float | tuple, std: float | tuple) -> MVDConfig:
-    """The configuration of one of transformers' VideoMAE models as ours; the pixels' mean and std are its processor's.
-
-    Layer norms get VideoMAE's epsilon of 1e-6, whatever the configuration has by default.
-    """
+    """The `MVDConfig` for a configuration of VideoMAE in transformers, with the mean and std of its processor."""
     same = (
         "image_size patch_size num_channels num_frames tubelet_size hidden_size num_hidden_layers num_attention_heads "
         "intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob initializer_range id2label "
@@ -386,9 +404,9 @@ def videomae_config(config: PreTrainedConfig, mean: float | tuple, std: float | 
 
 
 def videomae_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights of one of transformers' VideoMAE models under our names.
+    """The weights of a VideoMAE model of transformers under our names.
 
-    The keys' biases that old versions of transformers have are left out: they change no softmax.
+    Biases of the keys, which old versions of transformers have, are left out: they cancel in the softmax.
     """
     state, weights = model.state_dict(), {}
     for name, value in state.items():
@@ -405,50 +423,46 @@ def videomae_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return weights
 
 
-def family_of(model: MVDPreTrainedModel) -> str:
-    """The official program that a converted model comes from, a key of `ORIGINS`."""
+def origin_of(model: MVDPreTrainedModel) -> tuple[str, str, str]:
+    """Title and arXiv number of the paper of a converted model, and the license of the authors' weights."""
     if isinstance(model, MVDForVideoClassification):
-        return "classification"
-    if isinstance(model, MVDForFeatureDistillation):
-        return "distillation"
-    return {"space": "mae", "flat": "videomae"}.get(model.config.position_embedding_type, "distillation")
+        return ORIGINS["classification"]
+    families = {"space": "mae", "flat": "videomae"}
+    return ORIGINS[families.get(model.config.position_embedding_type, "distillation")]
 
 
-def describe_conversion(model: MVDPreTrainedModel, source: str | Path) -> dict[str, str]:
-    """Where converted weights come from, for their card: the paper, the authors' file and its digest."""
-    title, arxiv, _ = ORIGINS[family_of(model)]
-    source = find_weights(source)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    return {"title": title, "arxiv": arxiv, "file": source.name, "sha256": digest}
-
-
-@torch.no_grad()
 def save_converted(
-    model: MVDPreTrainedModel, source: str | Path, output: str | Path, license_name: str | None = None
+    model: MVDPreTrainedModel, source: str | Path, output: str | Path, license: str | None = None
 ) -> None:
-    """Write a converted model to a folder: safetensors, configuration, video processor and card; then check it.
-
-    The folder is loaded again: it must hold the same weights, bit by bit, and give the same outputs for a random clip.
+    """Write a converted model to a folder, with its video processor and card, and check that it loads.
 
     Args:
         model: from [`convert_checkpoint`].
         source: the file it was converted from.
         output: the folder.
-        license_name: of the weights, as the Hub writes it; by default that of the authors' released weights.
+        license: of the weights, by its name on the Hub; by default that of the authors' released weights.
 
     Raises:
-        ValueError: if what was written does not give what was converted.
+        ValueError: if the folder does not give the weights and outputs of the model.
     """
-    output = Path(output)
+    output, source = Path(output), find_weights(source)
+    title, arxiv, authors_license = origin_of(model)
     model.save_pretrained(output)
     MVDVideoProcessor.for_model(model.config).save_pretrained(output)
-    text = json.dumps(describe_conversion(model, source), indent=2) + "\n"
-    (output / CONVERSION_NAME).write_text(text, encoding="utf-8")
-    details = CardDetails(license=ORIGINS[family_of(model)][2] if license_name is None else license_name)
-    snippet = make_snippet(str(output), snippet_kind(output), with_code=False)
-    render_card(output, output.name, details, Snippet(snippet)).save(output / CARD_NAME)
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    record = {"title": title, "arxiv": arxiv, "file": source.name, "sha256": sha256}
+    (output / CONVERSION_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    details = CardDetails(license=authors_license if license is None else license)
+    snippet = Snippet(make_snippet(str(output), snippet_kind(output), with_code=False))
+    render_card(output, output.name, details, snippet).save(output / CARD_NAME)
+    check_saved(model, output)
+
+
+@torch.no_grad()
+def check_saved(model: MVDPreTrainedModel, folder: Path):
+    """Raise ValueError unless a folder gives the weights of a model, and its outputs for a random clip."""
     options = {"add_final_norm": model.layernorm is not None} if isinstance(model, MVDModel) else {}
-    loaded = type(model).from_pretrained(output, **options)
+    loaded = type(model).from_pretrained(folder, **options)
     config = model.config
     generator = torch.Generator().manual_seed(0)
     shape = (1, config.num_frames, config.num_channels, *config.frame_size)
@@ -462,7 +476,7 @@ def save_converted(
     for name, value in model(**inputs).items():
         parts = value if isinstance(value, Mapping) else {name: value}
         others = outputs[name] if isinstance(value, Mapping) else {name: outputs[name]}
-        # memory is aligned otherwise, which moves the last bits
+        # another alignment of the memory moves the last bits
         wrong += [part for part in parts if not torch.allclose(parts[part], others[part], rtol=1e-4, atol=1e-5)]
     if wrong:
-        raise ValueError(f"The folder {str(output)!r} does not give what was converted: {', '.join(wrong)}.")
+        raise ValueError(f"The folder {str(folder)!r} does not give the converted model: {', '.join(wrong)} differ.")

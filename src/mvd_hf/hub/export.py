@@ -1,4 +1,4 @@
-"""Classifiers and feature extractors as programs without Python: torch.export and ONNX, checked before they count.
+"""Export of classifiers and encoders with torch.export and to ONNX, each checked against the model.
 
 Letters in shapes: B clips, T frames, C channels, H x W pixels; N tokens, D their width.
 """
@@ -18,34 +18,33 @@ from .loading import load_processor, read_stored_config
 
 FORMATS = {"torch": "model.pt2", "onnx": "model.onnx"}
 DESCRIPTION = "export.json"
-# name of the program's input and of what it gives
+# name of the program's input, and of its output by part
 INPUT, OUTPUTS = "pixel_values", {"classifier": "logits", "features": "last_hidden_state"}
-# clips in the batches that a program is tried on; the first is the one it is traced with
+# batch sizes of the check; the first one is also that of the trace
 BATCH_SIZES = (2, 1, 3)
-# bytes of weights from which ONNX keeps them in a file of their own (a file of protobuf holds 2 GiB)
+# bytes of weights above which ONNX writes them to a second file (protobuf holds 2 GiB)
 LARGEST_SINGLE_FILE = 1_500_000_000
 
 Program = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ExportMismatchError(ValueError):
-    """An exported program does not compute what the model does."""
+    """The outputs of an exported program differ from those of the model."""
 
 
 @dataclass
 class ExportArguments:
-    """What is exported, and how, as a recipe's keys.
+    """Arguments of an export.
 
     Args:
         model: folder or Hub id of an MVD checkpoint.
-        part: `classifier`: clips to logits (B, classes); `features`: clips to the encoder's tokens (B, N, D), normed
-            where the checkpoint has a final norm.
+        part: `classifier` (clips to logits (B, classes)) or `features` (clips to the tokens of the encoder (B, N, D),
+            after its final norm if it has one).
         formats: `torch` (a `.pt2` file of torch.export) and `onnx`.
-        pixels: what the program takes: `float32`, normalised by the processor, or `uint8`, as decoded, which it
-            normalises itself.
-        sampling: `dense` or `uniform`, where no processor says how frames were sampled in training.
-        stride: distance of a dense clip's frames, where it differs from the processor's.
-        tolerance: largest deviation from the model that is accepted, as a part of the largest output.
+        pixels: input of the program: `float32`, normalised by the processor, or `uint8`, normalised by the program.
+        sampling: `dense` or `uniform`, for a checkpoint without a video processor.
+        stride: stride of dense clips, if it differs from the processor's.
+        tolerance: largest accepted deviation from the model, relative to the largest output.
         output: folder to write.
     """
 
@@ -61,7 +60,7 @@ class ExportArguments:
     def __post_init__(self):
         self.formats = ["torch"] if self.formats is None else self.formats
         if not self.model:
-            raise ValueError("Nothing to export: give --model.")
+            raise ValueError("There is no model to export: give --model.")
         choices = {"part": (self.part, OUTPUTS), "pixels": (self.pixels, ("float32", "uint8"))}
         for name, (value, known) in choices.items():
             if value not in known:
@@ -71,12 +70,7 @@ class ExportArguments:
 
 
 class Exported(torch.nn.Module):
-    """A model from clips to one tensor, as programs have it.
-
-    Args:
-        model: a classifier or an encoder.
-        output: the field of its output that is given.
-    """
+    """A classifier or an encoder that returns one field of its output, as programs return tensors."""
 
     def __init__(self, model: MVDForVideoClassification | MVDModel, output: str):
         super().__init__()
@@ -87,20 +81,18 @@ class Exported(torch.nn.Module):
 
 
 def load_part(source: str, part: str) -> Exported:
-    """The classifier or the encoder of a checkpoint, in float32 and evaluation mode.
-
-    Raises:
-        ValueError: if there is no such checkpoint, or no classifier in it.
-    """
+    """The classifier or encoder of a checkpoint, in float32 and evaluation mode; raises ValueError if it has none."""
     stored = read_stored_config(source)
     if stored.get("model_type") != "mvd":
-        raise ValueError(f"The model {source!r} is of the type {stored.get('model_type')!r}; MVD models are exported.")
+        raise ValueError(
+            f"The model {source!r} has the type {stored.get('model_type')!r}; export supports MVD models."
+        )
     options = {"dtype": torch.float32, "attn_implementation": "sdpa"}
     is_classifier = "MVDForVideoClassification" in (stored.get("architectures") or ())
     if part == "classifier":
         model = MVDForVideoClassification.from_pretrained(source, **options)
     else:
-        # the encoder of a mean-pooling classifier has no final norm
+        # the encoder of a classifier with mean pooling has no final norm
         pools_tokens = is_classifier and stored.get("use_mean_pooling", True)
         pools_tokens = pools_tokens and not stored.get("use_attentive_pooling", False)
         model = MVDModel.from_pretrained(source, add_final_norm=not pools_tokens, **options)
@@ -108,7 +100,7 @@ def load_part(source: str, part: str) -> Exported:
 
 
 def random_clips(module: Exported, pixels: str, batch_size: int, seed: int = 0) -> torch.Tensor:
-    """Clips (B, T, C, H, W) of noise, as the program takes them."""
+    """Clips (B, T, C, H, W) of noise as the input of the program."""
     config = module.model.config
     shape = (batch_size, config.num_frames, config.num_channels, *config.frame_size)
     generator = torch.Generator().manual_seed(seed + batch_size)
@@ -118,7 +110,7 @@ def random_clips(module: Exported, pixels: str, batch_size: int, seed: int = 0) 
 
 
 def export_torch(module: Exported, clips: torch.Tensor, path: Path) -> Program:
-    """Write a `.pt2` file for any number of clips, and give the program that is read from it."""
+    """Write a `.pt2` file for any batch size, and return the program that is loaded from it."""
     batch = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=1024)}}
     program = torch.export.export(module, (clips,), dynamic_shapes=batch)
     torch.export.save(program, path)
@@ -126,18 +118,13 @@ def export_torch(module: Exported, clips: torch.Tensor, path: Path) -> Program:
 
 
 def check_onnx_packages():
-    """Raise ImportError, naming the remedy, if a package that ONNX needs is missing."""
+    """Raise ImportError if a package for ONNX is missing."""
     if not (is_onnxscript_available() and is_onnxruntime_available()):
         raise ImportError('Exporting to ONNX needs onnx, onnxruntime and onnxscript: pip install "mvd_hf[export]".')
 
 
 def export_onnx(module: Exported, clips: torch.Tensor, path: Path) -> Program:
-    """Write an ONNX file for any number of clips, and give what onnxruntime makes of it on the CPU.
-
-    Raises:
-        ImportError: if a package is missing.
-    """
-    check_onnx_packages()
+    """Write an ONNX file for any batch size, and return the program as onnxruntime runs it on the CPU."""
     import onnxruntime
 
     size = sum(parameter.nbytes for parameter in module.parameters())
@@ -164,25 +151,25 @@ EXPORTERS: Mapping[str, Callable[[Exported, torch.Tensor, Path], Program]] = {
 
 @torch.no_grad()
 def largest_deviation(program: Program, module: Exported, batches: Sequence[torch.Tensor]) -> float:
-    """Largest difference of a program's outputs from the model's, as a part of the largest output.
+    """Largest deviation of a program from the model over batches of clips, relative to the largest output.
 
     Raises:
-        ExportMismatchError: if an output has another shape, or is not finite.
+        ExportMismatchError: if an output has another shape or is not finite.
     """
     deviations = []
     for clips in batches:
         expected, found = module(clips), program(clips)
         if found.shape != expected.shape or not found.isfinite().all():
             raise ExportMismatchError(
-                f"For {len(clips)} clips the program gives {tuple(found.shape)}, the model {tuple(expected.shape)}, "
-                "or it gives numbers that are not finite."
+                f"For {len(clips)} clips the output of the program has the shape {tuple(found.shape)}, that of the "
+                f"model {tuple(expected.shape)}, or it is not finite."
             )
         deviations.append(float((found - expected).abs().max() / expected.abs().max()))
     return max(deviations)
 
 
-def describe_input(module: Exported, processor: MVDVideoProcessor, pixels: str) -> dict:
-    """What must be known to make the program's input, for JSON."""
+def input_record(module: Exported, processor: MVDVideoProcessor, pixels: str) -> dict:
+    """How to prepare the input of a program, for JSON."""
     config = module.model.config
     height, width = config.frame_size
     normalization = {"scale": 1 / 255, "mean": config.image_mean, "std": config.image_std}
@@ -193,7 +180,9 @@ def describe_input(module: Exported, processor: MVDVideoProcessor, pixels: str) 
         "shape": ["batch", config.num_frames, config.num_channels, height, width],
         "channels": "RGB",
         # (pixel * scale - mean) / std of each channel
-        "normalization": normalization if pixels == "float32" else "in the program: give pixels from 0 to 255",
+        "normalization": normalization
+        if pixels == "float32"
+        else "part of the program: the input has pixels from 0 to 255",
         "frames": {
             "sampling": processor.sampling,
             "stride": processor.frame_sampling_rate if processor.sampling == "dense" else None,
@@ -203,10 +192,10 @@ def describe_input(module: Exported, processor: MVDVideoProcessor, pixels: str) 
     }
 
 
-def describe_export(
+def export_record(
     module: Exported, processor: MVDVideoProcessor, arguments: ExportArguments, deviations: Mapping[str, float]
 ) -> dict:
-    """Everything that a program needs around it, and how well it was checked, for JSON."""
+    """Input, output, checks and versions of an export, for JSON."""
     config = module.model.config
     clips = random_clips(module, arguments.pixels, 1)
     with torch.no_grad():
@@ -218,8 +207,8 @@ def describe_export(
     else:
         time, rows, columns = config.grid
         output["meaning"] = (
-            f"{int(config.use_class_token)} class tokens, then a token for each patch in the order of time ({time}), "
-            f"row ({rows}), column ({columns})"
+            f"{int(config.use_class_token)} class tokens, then a token per patch in the order time ({time}), row "
+            f"({rows}), column ({columns})"
         )
     versions = {name: importlib.metadata.version(name) for name in ("mvd_hf", "torch", "transformers")}
     checks = {"batch_sizes": list(BATCH_SIZES), "tolerance": arguments.tolerance, "largest_deviation": deviations}
@@ -227,7 +216,7 @@ def describe_export(
         "model": Path(arguments.model).name,
         "part": arguments.part,
         "files": {kind: FORMATS[kind] for kind in arguments.formats},
-        "input": describe_input(module, processor, arguments.pixels),
+        "input": input_record(module, processor, arguments.pixels),
         "output": output,
         "checked": checks,
         "versions": versions,
@@ -235,18 +224,18 @@ def describe_export(
 
 
 def export_model(arguments: ExportArguments) -> dict[str, float]:
-    """Export a checkpoint, run the programs against it, and write what their users must know beside them.
+    """Export a checkpoint and check the programs against it.
 
     The folder gets the programs, `export.json` (input, sampling, normalisation, labels, deviations) and the video
-    processor, which makes such inputs in Python. A program that fails its check is removed.
+    processor, which prepares the input in Python. A program that fails its check is removed.
 
     Returns:
         The largest deviation of each program, see [`largest_deviation`].
 
     Raises:
-        ValueError: if there is no such model, or nothing says how its frames are sampled.
+        ValueError: if there is no such model, or the sampling of its frames is not known.
         ExportMismatchError: (a ValueError) if a program deviates by more than the tolerance.
-        ImportError: if a package that ONNX needs is missing.
+        ImportError: if a package for ONNX is missing.
     """
     if "onnx" in arguments.formats:
         check_onnx_packages()
@@ -263,15 +252,15 @@ def export_model(arguments: ExportArguments) -> dict[str, float]:
         path = folder / FORMATS[kind]
         deviation = largest_deviation(EXPORTERS[kind](module, batches[0], path), module, batches)
         if deviation > arguments.tolerance:
-            for part in folder.glob(f"{path.name}*"):  # large ONNX programs have their weights in a second file
+            for part in folder.glob(f"{path.name}*"):  # ONNX may have a second file of weights
                 part.unlink()
             raise ExportMismatchError(
-                f"The {kind} program deviates from the model by {deviation:.2e} of its largest output, more than "
-                f"tolerance={arguments.tolerance}; it was removed. Export with other versions of torch or of the "
-                "runtime, or, if that is precise enough for you, raise the tolerance."
+                f"The {kind} program deviates from the model by {deviation:.2e} of the largest output, more than "
+                f"tolerance={arguments.tolerance}, and was removed. Use other versions of torch or of the runtime, or "
+                "raise the tolerance."
             )
         deviations[kind] = deviation
-    description = describe_export(module, processor, arguments, deviations)
+    description = export_record(module, processor, arguments, deviations)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     processor.save_pretrained(folder)
     return deviations
