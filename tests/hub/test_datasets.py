@@ -9,7 +9,6 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.sources import LabelReader, load_rows, num_videos
 from mvd_hf.hub import datasets as module
 from mvd_hf.hub.datasets import (

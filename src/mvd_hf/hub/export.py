@@ -84,9 +84,7 @@ def load_part(source: str, part: str) -> Exported:
     """The classifier or encoder of a checkpoint, in float32 and evaluation mode; raises ValueError if it has none."""
     stored = read_stored_config(source)
     if stored.get("model_type") != "mvd":
-        raise ValueError(
-            f"The model {source!r} has the type {stored.get('model_type')!r}; export supports MVD models."
-        )
+        raise ValueError(f"The model {source!r} has the type {stored.get('model_type')!r}: export supports MVD only.")
     options = {"dtype": torch.float32, "attn_implementation": "sdpa"}
     is_classifier = "MVDForVideoClassification" in (stored.get("architectures") or ())
     if part == "classifier":
@@ -180,9 +178,7 @@ def input_record(module: Exported, processor: MVDVideoProcessor, pixels: str) ->
         "shape": ["batch", config.num_frames, config.num_channels, height, width],
         "channels": "RGB",
         # (pixel * scale - mean) / std of each channel
-        "normalization": normalization
-        if pixels == "float32"
-        else "part of the program: the input has pixels from 0 to 255",
+        "normalization": normalization if pixels == "float32" else "in the program: pixels from 0 to 255",
         "frames": {
             "sampling": processor.sampling,
             "stride": processor.frame_sampling_rate if processor.sampling == "dense" else None,
