@@ -226,14 +226,14 @@ REFUSED = [
     ({"image_size": 18}, "image height 18 must be divisible by patch_size=4"),
     ({"image_size": (16, 22)}, "image width 22 must be divisible by patch_size=4"),
     ({"num_attention_heads": 5}, "hidden_size=32 must be divisible by num_attention_heads=5"),
-    ({"hidden_size": 24}, "hidden_size=24 must be divisible by 16 for the 'spacetime' position code"),
+    ({"hidden_size": 24}, "hidden_size=24 must be divisible by 16 for the 'spacetime' position"),
     (
         {"hidden_size": 18, "num_attention_heads": 2, "position_embedding_type": "space"},
-        "hidden_size=18 must be divisible by 4 for the 'space' position code",
+        "hidden_size=18 must be divisible by 4 for the 'space' position",
     ),
     (
         {"hidden_size": 21, "num_attention_heads": 3, "position_embedding_type": "flat"},
-        "hidden_size=21 must be divisible by 2 for the 'flat' position code",
+        "hidden_size=21 must be divisible by 2 for the 'flat' position",
     ),
     ({"encoder_init_std": 0.0}, "encoder_init_std=0.0 must be above 0"),
     ({"encoder_init_std": -1}, "encoder_init_std=-1 must be above 0"),

@@ -28,9 +28,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @strict
 class MVDConfig(PreTrainedConfig):
     r"""
-    Configuration of all MVD models: the image teacher (MAE, an image is a one-frame clip), the video teacher
-    (VideoMAE), the distilled student and the classifiers share one network and differ in the fields below. The
-    defaults are the ViT-B student of the paper; `MVDConfig.from_name` gives the other published sizes.
+    Configuration of all MVD models. The image teacher (MAE, with an image as a clip of one frame), the video teacher
+    (VideoMAE), the student and the classifiers share one network and differ in the fields below. The defaults are the
+    ViT-B student of the paper; `MVDConfig.from_name` gives the other published sizes.
 
     Args:
         image_size (`int` or `(height, width)`, defaults to 224): pixels of a frame.
@@ -49,17 +49,17 @@ class MVDConfig(PreTrainedConfig):
             from 0. Encoder and decoders both use it.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every layer norm.
         initializer_range (`float`, defaults to 0.02): standard deviation of tokens and of a classifier's weights.
-        encoder_init_std (`float`, *optional*): standard deviation of the fresh weights of the encoder layers' linear
-            parts; `None` means the official programs' (Xavier uniform in pre-training, `initializer_range` in
-            fine-tuning). In narrow encoders trained from scratch more, such as 0.2 at width 64, learns motion sooner.
-        key_bias (`bool`, defaults to `False`): whether the keys have a bias (MAE). It cannot change the softmax.
-        position_embedding_type (`"spacetime"`, `"space"` or `"flat"`, defaults to `"spacetime"`): fixed position
-            code: separable time, column, row (MVD); column, row (MAE); sinusoid of the flattened index (VideoMAE).
-        use_class_token (`bool`, defaults to `False`): whether a class token (without position) is prepended.
+        encoder_init_std (`float`, *optional*): standard deviation of the initial weights of the encoder's linear
+            layers; `None` means the official initialisation (Xavier uniform in pre-training, `initializer_range` in
+            fine-tuning). Narrow encoders learn motion sooner with larger weights, such as 0.2 at width 64.
+        key_bias (`bool`, defaults to `False`): whether the keys have a bias (MAE). It does not change the output.
+        position_embedding_type (`"spacetime"`, `"space"` or `"flat"`, defaults to `"spacetime"`): fixed sin-cos
+            embeddings of time, column and row (MVD); of column and row (MAE); or of the flattened index (VideoMAE).
+        use_class_token (`bool`, defaults to `False`): whether a class token is prepended, without a position.
         mask_ratio (`float`, defaults to 0.9): part of the patches masked in pre-training.
         mask_type (`"tube"` or `"random"`, defaults to `"tube"`): one spatial mask for all times, or free.
         decoder_keep (`float`, defaults to 1): part of the masked patches, drawn anew for each mask, that pre-training
-            decodes and matches; the others are left out of the decoders and of the loss.
+            decodes; the others take no part in the decoders and the loss.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size
             (`int`, *optional*, two layers by default): the decoder(s); `None` means as in the encoder (MLP: four times
             the decoder's width).
@@ -70,20 +70,20 @@ class MVDConfig(PreTrainedConfig):
             per patch and channel on [0, 1] pixels, or per patch on normalised pixels.
         norm_pix_loss (`bool`, defaults to `True`): whether stage 1 normalises its pixel targets per patch.
         image_mean, image_std (`float` or one per channel, defaults to ImageNet's): normalisation of the input pixels.
-        use_mean_pooling (`bool`, defaults to `True`): classifier on the normalised mean of the patch tokens; `False`
-            uses the first token after the encoder's final norm.
-        use_attentive_pooling (`bool`, defaults to `False`): classifier on what a learned query reads from the patch
-            tokens after the encoder's final norm (an attentive probe), instead of either.
+        use_mean_pooling (`bool`, defaults to `True`): whether the classifier takes the normalised mean of the patch
+            tokens; otherwise it takes the first token after the encoder's final norm.
+        use_attentive_pooling (`bool`, defaults to `False`): whether the classifier takes the output of an attentive
+            pooler on the tokens after the encoder's final norm (an attentive probe), instead of either.
         classifier_dropout (`float`, defaults to 0): dropout in front of the classifier.
-        head_init_scale (`float`, defaults to 0.001): factor on a fresh classifier's weights.
+        head_init_scale (`float`, defaults to 0.001): factor on the initial weights of a classifier.
         detection_pool_size (`int`, defaults to 7): bins along each side of a person's box in action detection.
-        detection_margin (`(x, y)`, defaults to `(0.1, 0.05)`): by which part a person's box is widened and heightened
-            in evaluation; in training, boxes are jittered instead.
-        detection_positions (`"interpolated"` or `"recomputed"`, defaults to `"interpolated"`): position code of
-            frames of another size in action detection: the configured table resized (bicubic) in each time slot, so
-            that no place has a code that training never saw, or computed at integer positions.
+        detection_margin (`(x, y)`, defaults to `(0.1, 0.05)`): how much of its width and height evaluation adds to a
+            person's box; training jitters the boxes instead.
+        detection_positions (`"interpolated"` or `"recomputed"`, defaults to `"interpolated"`): position embeddings of
+            frames of another size in action detection: the configured ones resized (bicubic) at each time, within the
+            range seen in training, or computed at integer positions.
 
-    Sizes that do not divide each other as needed are refused, with a `ValueError`, when a model is built.
+    A model whose sizes do not divide each other as needed raises a `ValueError` when it is built.
     """
 
     model_type = "mvd"
@@ -147,7 +147,7 @@ class MVDConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Write `config.json`; see [`~transformers.PreTrainedConfig.save_pretrained`].
 
-        It names only code that is in the folder.
+        The file names custom code only if that code is in the folder.
         """
         forget_absent_code(self, save_directory)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
@@ -178,7 +178,7 @@ class MVDConfig(PreTrainedConfig):
         if width % divisor:
             raise ValueError(
                 f"{part}hidden_size={width} must be divisible by {divisor} for the "
-                f"{self.position_embedding_type!r} position code."
+                f"{self.position_embedding_type!r} position embeddings."
             )
 
     @property
@@ -235,7 +235,7 @@ class MVDConfig(PreTrainedConfig):
 
     @classmethod
     def check_fields(cls, names: Iterable[str]):
-        """Raise ValueError for a name that is no field: a configuration takes any name for an attribute of yours."""
+        """Raise ValueError for a name that is no field; the constructor itself accepts any name as an attribute."""
         known = {field.name for field in fields(cls)} | {"num_labels", "attn_implementation"}
         for name in names:
             if name not in known:

@@ -1,4 +1,4 @@
-"""MVDForActionDetection: what each person in the middle frame of a clip does, given where they are.
+"""MVDForActionDetection: the actions of each person in the middle frame of a clip, from the person's box.
 
 Letters in shapes: B clips, P people per clip (padded), T frames, C channels, H x W pixels; t x h x w the grid of
 patches, D their width; K action classes. Boxes are x1, y1, x2, y2 in pixels of the clip, from its upper left corner.
@@ -21,19 +21,18 @@ from .configuration_mvd import MVDConfig
 from .modeling_mvd import MVDForVideoClassification, MVDModel, MVDPreTrainedModel
 from .patches_mvd import patch_grid
 
-FINAL_NORMS = ("fresh", "fc_norm")
+FINAL_NORMS = ("fc_norm", "fresh")
 
 
 @dataclass
 class MVDForActionDetectionOutput(ModelOutput):
-    """Output of the action detector.
+    """Output of [`MVDForActionDetection`].
 
     Args:
-        loss (`()`): binary cross entropy, the mean over the classes summed over the people of all clips.
-        logits (`(B, P, K)`): scores of the actions of each person before the sigmoid; of no meaning where `box_mask`
-            is 0.
+        loss (`()`): binary cross entropy, averaged over the classes and summed over the people of all clips.
+        logits (`(B, P, K)`): each person's scores of the actions, before the sigmoid; meaningless for padding.
         boxes (`(B, P, 4)`): the people's boxes, as given.
-        box_mask (`(B, P)` int64): 1 for rows that are people, else 0.
+        box_mask (`(B, P)` int64): 1 for people, 0 for padding.
         hidden_states, attentions: of the encoder, on request.
     """
 
@@ -48,12 +47,11 @@ class MVDForActionDetectionOutput(ModelOutput):
 class MVDForActionDetection(MVDPreTrainedModel):
     """Stage 3, the action detector (AVA).
 
-    Patch tokens after the encoder's final norm, their mean over time, RoIAlign of each person's box, the maximum of
-    its bins, linear.
+    The patch tokens after the encoder's final norm are averaged over time; RoIAlign pools each person's box, and a
+    linear layer classifies the maximum of its bins.
 
-    The final norm is pre-trained: a student's checkpoint has it, a mean-pooling classifier's has not (see
-    [`from_classifier`]). Any height and width that the patches divide are possible; `config.detection_positions` says
-    what becomes of the position code.
+    A student's checkpoint has the final norm, a mean-pooling classifier's has not (see [`from_classifier`]). Frames
+    can have any height and width that the patches divide, with position embeddings as in `config.detection_positions`.
     """
 
     _head_parts = ("classifier",)
@@ -79,13 +77,12 @@ class MVDForActionDetection(MVDPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: the checkpoint of an [`MVDForVideoClassification`].
-            final_norm: what becomes of the detector's final norm: `"fresh"` (weights 1, biases 0: the published AVA
-                runs with Kinetics labels go through a pipeline that does so), or `"fc_norm"` (the classifier's norm,
-                which was trained on the mean of the same tokens).
-            overrides: configuration fields that differ, above all `num_labels` or `id2label`.
+            final_norm: the detector's final norm: `"fc_norm"`, the classifier's, which was trained on the mean of the
+                same tokens; or `"fresh"`, of weights 1 and biases 0, as in the AVA runs with Kinetics labels.
+            overrides: configuration fields that differ, such as `num_labels` or `id2label`.
 
         Raises:
-            ValueError: if `final_norm` is neither, or the classifier has a final norm and needs none of this.
+            ValueError: if `final_norm` is neither, or the classifier has a final norm.
         """
         if final_norm not in FINAL_NORMS:
             raise ValueError(f"There is no final_norm={final_norm!r}; choose {', '.join(FINAL_NORMS)}.")
@@ -105,11 +102,11 @@ class MVDForActionDetection(MVDPreTrainedModel):
     def check_people(
         self, pixel_values: torch.Tensor, boxes: torch.Tensor | None, box_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """The mask of the people as bool, all True by default; raises ValueError if shapes or types do not fit."""
+        """The mask of the people (B, P) as bool, by default all True; ValueError if shapes or types do not fit."""
         batch = pixel_values.shape[0]
         if boxes is None:
             raise ValueError(
-                "boxes (clips, people, 4) are needed: x1, y1, x2, y2 of each person in pixels of the clip."
+                "boxes (clips, people, 4) are missing: x1, y1, x2, y2 of each person in pixels of the clip."
             )
         if boxes.dim() != 3 or boxes.shape[0] != batch or boxes.shape[2] != 4 or not boxes.is_floating_point():
             raise ValueError(
@@ -126,26 +123,20 @@ class MVDForActionDetection(MVDPreTrainedModel):
         return box_mask.bool()
 
     def pool_people(self, features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """Features (B, h, w, D) float32 of a frame to one vector per person (B, P, D).
-
-        In float32 without autocast: RoIAlign has no bfloat16 kernel on CPUs.
-        """
+        """Features (B, h, w, D) float32, averaged over time, to one vector per person (B, P, D)."""
         size, num_people = self.config.detection_pool_size, boxes.shape[1]
         clip = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(num_people)
         regions = torch.cat([clip[:, None].to(features.dtype), boxes.flatten(0, 1).to(features.dtype)], dim=1)
+        # in float32, as RoIAlign has no bfloat16 kernel on CPUs
         with torch.autocast(device_type=features.device.type, enabled=False):
             bins = roi_align(features.permute(0, 3, 1, 2), regions, size, 1 / self.config.patch_size)
         return bins.flatten(2).max(dim=2).values.unflatten(0, (boxes.shape[0], num_people))
 
     def loss(self, labels: torch.Tensor, logits: torch.Tensor, box_mask: torch.Tensor) -> torch.Tensor:
-        """Binary cross entropy, the mean over the classes summed over the people.
-
-        Raises:
-            ValueError: if the labels are not one number per person and class.
-        """
+        """Binary cross entropy, averaged over the classes and summed over the people."""
         if labels.shape != logits.shape:
             raise ValueError(
-                f"labels must be {tuple(logits.shape)} (clips, people, classes), 1 for what a person does, got "
+                f"labels must be {tuple(logits.shape)} (clips, people, classes), 1 for each action of a person, got "
                 f"{tuple(labels.shape)}."
             )
         entropy = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
@@ -165,11 +156,11 @@ class MVDForActionDetection(MVDPreTrainedModel):
         Args:
             pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
             boxes (`(B, P, 4)` float, or a list of `(people, 4)` for each clip): x1, y1, x2, y2 in pixels of the clip.
-                In evaluation the region that is pooled is larger by `config.detection_margin`, within the clip.
-            box_mask (`(B, P)` bool or 0 and 1, *optional*): which rows are people; all by default, or as many as the
+                Evaluation enlarges them by `config.detection_margin`, within the clip.
+            box_mask (`(B, P)` bool or 0 and 1, *optional*): which rows are people; by default all, or as many as the
                 lists have.
             labels (`(B, P, K)`, or a list of `(people, K)`, *optional*): 1 for each action of a person, else 0.
-            interpolate_pos_encoding (*optional*): as in [`MVDModel`]; by default as `config.detection_positions` says.
+            interpolate_pos_encoding (*optional*): as in [`MVDModel`]; by default set by `config.detection_positions`.
 
         Raises:
             ValueError: if the clip does not fit the patches, or boxes, mask or labels do not fit the clip.

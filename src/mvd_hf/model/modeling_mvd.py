@@ -119,7 +119,7 @@ class MVDPatchProjection(nn.Conv3d):
     def forward(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """Clips (B, T, C, H, W) to tokens (B, L, D), or (B, n, D) for the patches `ids` (B, n)."""
         patches = split_patches(pixel_values, self.kernel_size[0], self.kernel_size[1])
-        # tokens are in (time, row, column) order
+        # tokens are in (time, row, column) order; masked patches are left out before the product, not after it
         if ids is not None:
             rows, columns = patches.shape[2:4]
             clip = torch.arange(ids.shape[0], device=ids.device)[:, None]
@@ -266,10 +266,11 @@ class MVDDecoder(nn.Module):
         """Encoder output (B, [1 +] V, D) to predictions (B, M, output_dim), masked patches in ascending order."""
         visible = self.embed(encoded)
         positions = self.positions(grid, interpolate_pos_encoding).to(visible.dtype)
+        # the class token, if there is one, stays first and has no position
         class_token = visible[:, : visible.shape[1] - visible_ids.shape[1]]
         visible = visible[:, class_token.shape[1] :] + positions[visible_ids]
         masked = self.mask_token.to(visible.dtype) + positions[masked_ids]
-        # tokens are not put back in the order of the clip: their position embeddings carry it
+        # masked tokens come last, not in their places in the clip: only position embeddings tell where a token belongs
         hidden_states = torch.cat([class_token, visible, masked], dim=1)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -284,7 +285,7 @@ class MVDPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("video",)
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
+    accepts_loss_kwargs = False  # losses are means over the batch: Trainer must not pass `num_items_in_batch`
     _no_split_modules = ["MVDEmbeddings", "MVDLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True

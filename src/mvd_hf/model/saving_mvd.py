@@ -1,4 +1,4 @@
-"""What is saved names only code that lies beside it: ordinary checkpoints carry none, published ones all of it."""
+"""Saved configurations and processors name custom code only if it is saved beside them."""
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import os
@@ -10,10 +10,10 @@ CODE_ATTRIBUTES = ("auto_map", "custom_pipelines")
 
 
 def forget_absent_code(owner: Any, folder: str | os.PathLike):
-    """Remove from a configuration or processor the names of classes whose file is not in the folder it is saved to.
+    """Remove the names of classes whose file is not in the folder from a configuration or processor.
 
-    What was loaded from a published checkpoint knows the code that came with it. Saved elsewhere by the installed
-    package, it would name files that are not there.
+    A configuration loaded from a published checkpoint names the code of that checkpoint. Saved elsewhere by the
+    installed package, it would name files that are not there.
     """
 
     def is_there(reference: str) -> bool:
