@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForPixelReconstruction, MVDForVideoClassification, MVDModel
+from tiny_models import tiny_config
 
 # width, layers, heads of the encoder, then of the decoder
 SIZES = {
@@ -22,20 +23,37 @@ SIZES = {
     "mae-l": (1024, 24, 16, 512, 8, 16),
     "mae-h": (1280, 32, 16, 512, 8, 16),
 }
-STUDENTS = {"mvd-s": (768, 0.1), "mvd-b": (768, 0.1), "mvd-l": (1024, 0.1), "mvd-h": (1280, 0.2)}
-
-
-def tiny_config(**fields) -> MVDConfig:
-    sizes = {
-        "image_size": 16,
-        "patch_size": 4,
-        "num_frames": 4,
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "decoder_num_hidden_layers": 1,
-    }
-    return MVDConfig(**(sizes | fields))
+# what all sizes of a family share
+FAMILIES = {
+    "mvd": {
+        "position_embedding_type": "spacetime",
+        "use_class_token": False,
+        "key_bias": False,
+        "decoder_embed_bias": True,
+        "mask_ratio": 0.9,
+        "mask_type": "tube",
+    },
+    "videomae": {
+        "position_embedding_type": "flat",
+        "use_class_token": False,
+        "key_bias": False,
+        "decoder_embed_bias": False,
+        "mask_ratio": 0.9,
+        "mask_type": "tube",
+        "pixel_target": "videomae",
+    },
+    "mae": {
+        "position_embedding_type": "space",
+        "use_class_token": True,
+        "key_bias": True,
+        "decoder_embed_bias": True,
+        "mask_ratio": 0.75,
+        "mask_type": "random",
+        "pixel_target": "mae",
+    },
+}
+TEACHER_WIDTHS = {"mvd-s": 768, "mvd-b": 768, "mvd-l": 1024, "mvd-h": 1280}
+DROP_PATH_RATES = {"mvd-s": 0.1, "mvd-b": 0.1, "mvd-l": 0.1, "mvd-h": 0.2}
 
 
 def assert_fields(config: MVDConfig, **expected):
@@ -43,10 +61,13 @@ def assert_fields(config: MVDConfig, **expected):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_named_size_has_the_published_widths(name):
+def test_a_named_size_is_the_published_one(name):
     width, layers, heads, decoder_width, decoder_layers, decoder_heads = SIZES[name]
+    family = name.split("-")[0]
+    side = 16 if name == "mae-h" else 14
+    config = MVDConfig.from_name(name)
     assert_fields(
-        MVDConfig.from_name(name),
+        config,
         image_size=224,
         num_channels=3,
         hidden_size=width,
@@ -61,68 +82,16 @@ def test_named_size_has_the_published_widths(name):
         layer_norm_eps=1e-6,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        drop_path_rate=DROP_PATH_RATES.get(name, 0.0),
         norm_pix_loss=True,
+        patch_size=224 // side,
+        num_frames=1 if family == "mae" else 16,
+        tubelet_size=1 if family == "mae" else 2,
+        grid=(1 if family == "mae" else 8, side, side),
+        **FAMILIES[family],
     )
-
-
-@pytest.mark.parametrize("name", STUDENTS)
-def test_named_student_has_the_published_teachers_and_stochastic_depth(name):
-    teacher_width, drop_path_rate = STUDENTS[name]
-    assert_fields(
-        MVDConfig.from_name(name),
-        teacher_dims={"image": teacher_width, "video": teacher_width},
-        drop_path_rate=drop_path_rate,
-        patch_size=16,
-        num_frames=16,
-        tubelet_size=2,
-        position_embedding_type="spacetime",
-        use_class_token=False,
-        key_bias=False,
-        decoder_embed_bias=True,
-        mask_ratio=0.9,
-        mask_type="tube",
-        grid=(8, 14, 14),
-    )
-
-
-@pytest.mark.parametrize("size", "sblh")
-def test_named_video_teacher_is_videomae(size):
-    assert_fields(
-        MVDConfig.from_name(f"videomae-{size}"),
-        patch_size=16,
-        num_frames=16,
-        tubelet_size=2,
-        position_embedding_type="flat",
-        use_class_token=False,
-        key_bias=False,
-        decoder_embed_bias=False,
-        mask_ratio=0.9,
-        mask_type="tube",
-        pixel_target="videomae",
-        drop_path_rate=0.0,
-        grid=(8, 14, 14),
-    )
-
-
-@pytest.mark.parametrize(("size", "patch_size", "side"), [("s", 16, 14), ("b", 16, 14), ("l", 16, 14), ("h", 14, 16)])
-def test_named_image_teacher_is_mae_on_one_frame_clips(size, patch_size, side):
-    assert_fields(
-        MVDConfig.from_name(f"mae-{size}"),
-        patch_size=patch_size,
-        num_frames=1,
-        tubelet_size=1,
-        position_embedding_type="space",
-        use_class_token=True,
-        key_bias=True,
-        decoder_embed_bias=True,
-        mask_ratio=0.75,
-        mask_type="random",
-        pixel_target="mae",
-        drop_path_rate=0.0,
-        grid=(1, side, side),
-        num_patches=side * side,
-        num_masked_patches=side * side * 3 // 4,
-    )
+    if family == "mvd":
+        assert config.teacher_dims == {"image": TEACHER_WIDTHS[name], "video": TEACHER_WIDTHS[name]}
 
 
 def test_overrides_replace_the_fields_of_a_named_size():
@@ -282,15 +251,15 @@ def test_value_of_another_kind_is_refused_at_once(fields, value):
         MVDConfig(**fields)
 
 
-@pytest.mark.parametrize("teachers", [{}, {"a.b": 8}, {"two words": 8}, {"keys": 8}, {"forward": 8}])
-def test_student_refuses_teachers_that_cannot_name_a_decoder(teachers):
-    name = next(iter(teachers), "no teacher")
-    with pytest.raises(ValueError, match=name):
-        MVDForFeatureDistillation(tiny_config(teacher_dims=teachers))
+@pytest.mark.parametrize("name", ["a.b", "two words", "", "keys", "forward", "training", "_modules"])
+def test_student_refuses_teachers_that_cannot_name_a_decoder(name):
+    for teachers, named in (({name: 8}, f"'{name}'"), ({}, "teacher_dims")):
+        with pytest.raises(ValueError, match=named):
+            MVDForFeatureDistillation(tiny_config(teacher_dims=teachers))
 
 
 @pytest.mark.parametrize(("keep", "decoded"), [(1, 1408), (1.0, 1408), (0.5, 704), (0.25, 352), (0.001, 1)])
-def test_a_part_of_the_hidden_patches_is_decoded(keep, decoded):
+def test_a_part_of_the_masked_patches_is_decoded(keep, decoded):
     assert MVDConfig.from_name("mvd-b", decoder_keep=keep).num_decoded_patches == decoded
     assert MVDConfig.from_name("mvd-b").num_decoded_patches == 1408
 
@@ -301,5 +270,5 @@ def test_a_part_that_decodes_nothing_or_more_than_all_is_refused(keep, decoded):
         _ = MVDConfig.from_name("mvd-b", decoder_keep=keep).num_decoded_patches
 
 
-def test_a_name_takes_an_attention_implementation():
+def test_a_named_size_takes_an_attention_implementation():
     assert MVDConfig.from_name("mvd-s", attn_implementation="eager")._attn_implementation == "eager"

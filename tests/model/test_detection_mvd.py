@@ -9,6 +9,7 @@ from torch import nn
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import mvd_hf.model
+import tiny_models
 from mvd_hf import (
     MVDConfig,
     MVDForActionDetection,
@@ -18,6 +19,7 @@ from mvd_hf import (
     MVDVideoProcessor,
 )
 from mvd_hf.model.loading_mvd import CheckpointMismatchError
+from tiny_models import clips
 
 BOXES = torch.tensor([[[0.0, 0.0, 8.0, 16.0], [4.0, 6.0, 14.0, 15.0]], [[1.0, 2.0, 9.0, 9.0], [0.0, 0.0, 16.0, 16.0]]])
 
@@ -27,33 +29,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-def tiny_config(**fields) -> MVDConfig:
-    """A grid of 2 x 4 x 4 patches of 4 pixels."""
-    sizes = {
-        "image_size": 16,
-        "patch_size": 4,
-        "num_frames": 4,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "decoder_num_hidden_layers": 1,
-        "teacher_dims": {"image": 8},
-        "num_labels": 5,
-    }
-    return MVDConfig(**(sizes | fields))
-
-
 def tiny(model_class=MVDForActionDetection, **fields):
-    """A tiny model in evaluation mode with all its parameters drawn anew."""
-    model = model_class(tiny_config(**fields)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model
-
-
-def clips(batch: int = 2, height: int = 16, width: int = 16) -> torch.Tensor:
-    return torch.randn(batch, 4, 3, height, width)
+    return tiny_models.tiny(model_class, **({"num_labels": 5} | fields))
 
 
 def bilinear(image: torch.Tensor, x: float, y: float) -> torch.Tensor:
