@@ -1,8 +1,8 @@
-"""Stage 3 for AVA: train an action detector from a student, a classifier or a detector, and score it.
+"""Stage 3 for AVA: train an action detector from a student, a classifier or a detector, and evaluate it.
 
     accelerate launch recipes/detect.py recipes/tiny/detect.yaml [--key value ...]
 
-With `--evaluate_only` the model, a detector, is scored as it is. Results are in `<output_dir>/evaluation/`.
+With `--evaluate_only`, a detector is evaluated without training. Results are in `<output_dir>/evaluation/`.
 Keys: the model (below), the data (`mvd_hf.detection.trainer.DetectionArguments`), the training
     (`mvd_hf.MVDTrainingArguments`).
 """
@@ -22,14 +22,14 @@ from mvd_hf.hub.loading import is_published_name, read_stored_config
 
 @dataclass
 class DetectorArguments:
-    """The checkpoint to begin with.
+    """The checkpoint to start from.
 
     Args:
         model: folder or Hub id of a student, a classifier or a detector; a published name (`mvd-b`) for a new network.
         config: fields of its `MVDConfig` that differ.
-        final_norm: where the encoder's final norm comes from: `checkpoint`, or, as a mean-pooling classifier has none,
-            `fc_norm` or `fresh`, see `mvd_hf.MVDForActionDetection.from_classifier`.
-        evaluate_only: score the model without training it.
+        final_norm: source of the encoder's final norm: `checkpoint`, or `fc_norm` or `fresh` for a mean-pooling
+            classifier, which has none, see `mvd_hf.MVDForActionDetection.from_classifier`.
+        evaluate_only: evaluate the model without training it.
     """
 
     model: str = ""
@@ -47,7 +47,7 @@ def load_detector(recipe: DetectorArguments, data: DetectionArguments) -> MVDFor
     overrides = {**recipe.config, **labels}
     if is_published_name(recipe.model):
         return MVDForActionDetection(MVDConfig.from_name(recipe.model, **overrides))
-    read_stored_config(recipe.model)  # says what a model may be, if there is none
+    read_stored_config(recipe.model)  # the error says what a model may be
     if recipe.final_norm != "checkpoint":
         return MVDForActionDetection.from_classifier(recipe.model, recipe.final_norm, **overrides)
     return MVDForActionDetection.from_pretrained(recipe.model, dtype=torch.float32, **overrides)

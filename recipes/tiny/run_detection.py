@@ -19,28 +19,28 @@ from mvd_hf.detection.toy import make_toy_detection_dataset
 DATA, OUTPUT = "outputs/tiny/detection", "outputs/tiny/detector"
 FILES = [f"--ava={DATA}/validation.csv", f"--boxes={DATA}/validation_boxes.csv", f"--label_map={DATA}/actions.pbtxt"]
 TRAINED = ["recipes/tiny/detect.yaml", f"--model={OUTPUT}", "--evaluate_only"]
-PICTURE = [
+FIGURE = [
     f"--model={OUTPUT}",
     f"--video={DATA}/videos/validation_0002.mp4",
     f"--boxes={DATA}/validation_boxes.csv",
     f"--output={OUTPUT}/people.mp4",
 ]
 STAGES = (
-    ("what is wrong with the files", ["recipes/audit.py", *FILES, f"--videos={DATA}/videos"]),
+    ("mistakes in the files", ["recipes/audit.py", *FILES, f"--videos={DATA}/videos"]),
     ("training", ["recipes/detect.py", "recipes/tiny/detect.yaml"]),
     (
-        "the same boxes, each in another key frame: the score must fall to nothing",
+        "the same boxes, each in another key frame: the score must fall to almost zero",
         ["recipes/detect.py", *TRAINED, f"--boxes={DATA}/shuffled_boxes.csv", f"--output_dir={OUTPUT}-shuffled"],
     ),
     (
-        "a picture",
-        ["recipes/visualize.py", "detect", *PICTURE],
+        "a video with boxes and actions",
+        ["recipes/visualize.py", "detect", *FIGURE],
     ),
 )
 
 
 def shuffle_boxes(folder: Path, seed: int = 0):
-    """Write the detected boxes anew, each with the place of another."""
+    """Write the detected boxes again, each in the place of another."""
     with (folder / "validation_boxes.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     places = [row[2:6] for row in rows]
@@ -53,7 +53,7 @@ def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     start = time.perf_counter()
-    # networks this small are fastest on one core, by far where others compete for the rest
+    # networks this small are fastest on one core
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     shuffle_boxes(make_toy_detection_dataset(DATA))
     for title, words in STAGES:

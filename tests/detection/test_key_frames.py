@@ -1,4 +1,4 @@
-"""Who is in which key frame, the clip around it, and batches of any sizes and numbers of people."""
+"""Key frames with their people, the clips around them, and batches of any sizes and numbers of people."""
 
 import numpy as np
 import pandas as pd
@@ -70,18 +70,15 @@ def test_excluded_key_frames_have_nobody():
         annotated_people(ANNOTATIONS, 4, excluded=[("a", 1), ("b", 1), ("c", 1)])
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (("a", 1, *LEFT, 5), "class id outside 1 to 4"),
-        (("a", 1, *LEFT, 0), "class id outside 1 to 4"),
-        (("a", 1, 0.4, 0, 0.1, 1, 2), "ends before it begins"),
+def test_an_invalid_row_is_named():
+    for row, message in (
+        (("a", 1, *LEFT, 5), "1 to 4"),
+        (("a", 1, *LEFT, 0), "1 to 4"),
+        (("a", 1, 0.4, 0, 0.1, 1, 2), "ends before"),
         (("a", 1, 10, 20, 50, 60, 2), "in pixels"),
-    ],
-)
-def test_a_row_that_cannot_be_is_named(row, message):
-    with pytest.raises(ValueError, match=rf"row 7 .*{message}"):
-        annotated_people([*ANNOTATIONS, row], 4)
+    ):
+        with pytest.raises(ValueError, match=rf"row 7 .*{message}"):
+            annotated_people([*ANNOTATIONS, row], 4)
 
 
 def test_detected_people_of_the_annotated_key_frames():
@@ -151,7 +148,7 @@ def test_at_most_so_many_people_with_their_own_labels(folder):
     assert both == {(True, tuple(hot(2, 4))), (False, tuple(hot(3)))}
 
 
-def test_a_video_that_cannot_be_read_is_told(folder):
+def test_a_video_that_cannot_be_read_is_reported(folder):
     with pytest.raises(VideoReadError, match=r"recipes/audit.py --ava finds all such"):
         dataset(folder, "raise")[2]
     blank = dataset(folder)[2]
@@ -190,7 +187,7 @@ def test_clips_of_other_sizes_are_groups_and_bad_ones_are_left_out(folder):
     assert blank["box_mask"].shape == (1, 0)
 
 
-def test_people_are_filled_up_in_a_batch(folder):
+def test_people_are_padded_in_a_batch(folder):
     reader = KeyFrameReader(VideoFolders(folder), DetectionTestAugmentation(32, 16), 4, 2, (32, 32), None)
     frames = detected_people([("a", 1, *LEFT), ("a", 2, *LEFT), ("a", 2, *RIGHT)], ANNOTATIONS, 0.5)
     items = SampleDataset(frames, reader)

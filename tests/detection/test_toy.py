@@ -1,6 +1,7 @@
-"""The toy data set: boxes on their shapes, ways that do not cross, files in AVA's form, the same again."""
+"""The toy data set: boxes on their shapes, paths that do not cross, files in AVA's form, reproducible."""
 
 import csv
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +26,19 @@ def folder(tmp_path_factory) -> Path:
     return make_toy_detection_dataset(tmp_path_factory.mktemp("toy") / "detection", SETTINGS)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_shapes_stay_inside_and_apart(seed):
-    shapes = place_shapes(3, 24, 48, 64, np.random.default_rng(seed))
-    assert shapes
-    for frame in range(24):
-        boxes = [shape.box(frame, 48, 64) for shape in shapes]
-        for x1, y1, x2, y2 in boxes:
-            assert 0 <= x1 < x2 <= 1
-            assert 0 <= y1 < y2 <= 1
-        for i, one in enumerate(boxes):
-            for other in boxes[:i]:
-                apart = one[0] >= other[2] or other[0] >= one[2] or one[1] >= other[3] or other[1] >= one[3]
-                assert apart
-    for shape in shapes:
-        way = np.subtract(shape.corner(23), shape.corner(0))
-        assert np.sign(way).tolist() == list(MOTIONS[shape.motion])
-        assert abs(way).max() >= 15
+def test_shapes_stay_inside_and_apart():
+    for seed in range(20):
+        shapes = place_shapes(3, 24, 48, 64, np.random.default_rng(seed))
+        assert shapes
+        for frame in range(24):
+            boxes = [shape.box(frame, 48, 64) for shape in shapes]
+            assert all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in boxes)
+            for one, other in itertools.combinations(boxes, 2):
+                assert one[0] >= other[2] or other[0] >= one[2] or one[1] >= other[3] or other[1] >= one[3]
+        for shape in shapes:
+            path = np.subtract(shape.corner(23), shape.corner(0))
+            assert np.sign(path).tolist() == list(MOTIONS[shape.motion])
+            assert abs(path).max() >= 15
 
 
 def test_a_box_is_where_the_shape_is_drawn():
@@ -65,12 +62,12 @@ def test_the_files_are_of_ava_s_form(folder):
     empty = validation[validation["x1"].isna()]
     assert empty["video"].unique().tolist() == ["validation_0007"]
     people = train.groupby(["video", "timestamp", "x1", "y1"])["action"].apply(sorted)
-    assert all(1 <= look <= 4 < way <= 8 for look, way in people)
+    assert all(1 <= appearance <= 4 < motion <= 8 for appearance, motion in people)
     with (folder / "train.csv").open() as file:
         assert next(csv.reader(file))[1] == "0001"
 
 
-def test_the_detector_is_a_little_beside_and_sometimes_wrong(folder):
+def test_the_detector_is_inexact_and_sometimes_wrong(folder):
     boxes = read_person_boxes(folder / "validation_boxes.csv")
     truth = read_boxes(folder / "validation.csv").dropna().drop_duplicates(["video", "timestamp", "x1", "y1"])
     assert (boxes["score"] >= 0.8).sum() == len(truth)

@@ -1,4 +1,4 @@
-"""Where videos lie: whole files, a file per second, Kinetics' names; the same frames from all, and clear refusals."""
+"""Folders of videos: whole files, a file per second, Kinetics' names; the same frames from all, and clear errors."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_several_folders_and_a_name_with_its_suffix(root, tmp_path):
     assert [path for path, _, _ in folders.parts("-_ab_c")] == [root / "kinetics" / "-_ab_c_000900_000902.mp4"]
     assert folders.parts("nothing") == []
     folders.check(["whole", "parts", "-_ab_c"])
-    with pytest.raises(ValueError, match=r"2 videos are not in .*: a, nothing. recipes/audit.py --ava"):
+    with pytest.raises(ValueError, match=r"2 \(a, nothing\)"):
         folders.check(["whole", "nothing", "a", "a"])
 
 
@@ -70,19 +70,16 @@ def test_a_name_may_look_like_kinetics_and_a_number(root, tmp_path):
     assert VideoFolders(tmp_path).locate("0007", 0) == (tmp_path / "0007.mp4", 0.0)
 
 
-@pytest.mark.parametrize(
-    ("video", "timestamp", "message"),
-    [
-        ("nothing", 1, "no such video in .* .neither nothing.mp4, nothing/902.mp4 nor Kinetics' form"),
-        ("whole", 3, "the time 3 s was asked for, the video has 2.50 s"),
-        ("parts", 905, "there is no file of second 905: the folder has the seconds 900 to 902"),
-        ("parts", 900.5, "no key frame at 900.5 s, only at whole seconds"),
-        ("-_ab_c", 5, "no file in .* holds second 5: there are 900 to 902"),
-    ],
-)
-def test_what_is_not_there_is_named(root, video, timestamp, message):
-    with pytest.raises(VideoReadError, match=message), VideoFolders(root).open(video, timestamp, span=8):
-        pass
+def test_what_is_missing_is_named(root):
+    for video, timestamp, message in (
+        ("nothing", 1, "nothing.mp4, nothing/902.mp4"),
+        ("whole", 3, "the time 3 s .* 2.50 s"),
+        ("parts", 905, "second 905: .*900 to 902"),
+        ("parts", 900.5, "900.5 s"),
+        ("-_ab_c", 5, "second 5: .*900 to 902"),
+    ):
+        with pytest.raises(VideoReadError, match=message), VideoFolders(root).open(video, timestamp, span=8):
+            pass
 
 
 def test_a_folder_without_seconds_and_no_folder(root, tmp_path):

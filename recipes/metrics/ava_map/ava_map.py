@@ -14,12 +14,12 @@ INPUTS = """
 Args:
     predictions: per key frame `video`, `timestamp`, and of each box with an action `boxes` (x1, y1, x2, y2 relative to
         the frame), `actions` (class ids from 1) and `scores`.
-    references: per key frame the same without scores. Key frames without people are empty; there is one prediction,
-        which may be empty, for each reference.
-    top_k: boxes with an action that count in a key frame, 50 by default; 0 for all.
-    label_map: the actions that are scored, a .pbtxt file or class ids; AVA's 60 by default.
+    references: per key frame the same without scores; empty for a key frame without people. Each reference has one
+        prediction, which may be empty.
+    top_k: number of boxes with an action per key frame that count, 50 by default; 0 for all.
+    label_map: the scored actions, a .pbtxt file or class ids; AVA's 60 by default.
 Returns:
-    mAP: as a part of 1.
+    mAP: from 0 to 1.
     AP: the average precision of each class id, or None where the references have none.
 """
 

@@ -1,7 +1,7 @@
-"""Augmentation for action detection: what happens to a clip around a key frame together with the boxes of its people.
+"""Augmentation for action detection: transforms the clip around a key frame together with the boxes of its people.
 
-Boxes are x1, y1, x2, y2, relative to the frame going in, in pixels of the clip coming out. P people, T frames, frames
-are (T, H, W, 3) uint8, clips (T, 3, height, width) uint8.
+Boxes are x1, y1, x2, y2: relative to the frame in the input, in pixels of the clip in the output. P people, T frames;
+frames are (T, H, W, 3) uint8, clips (T, 3, height, width) uint8.
 """
 
 import math
@@ -15,14 +15,14 @@ from ..data.augmentation import chance, uniform
 from ..model.boxes_mvd import as_pixels, clip_boxes
 from ..model.video_processing_mvd import resize_short_side
 
-# the parts of a box's width and of its height by which training moves an edge outwards and inwards at most
+# largest moves of an edge outwards and inwards in training, as fractions of a box's width and height
 JITTER_X, JITTER_Y = (0.2, 0.1), (0.1, 0.05)
-# degrees of hue, and grey levels of saturation and of value, by which training changes a clip at most
+# largest changes of a clip in training: degrees of hue, gray levels of saturation and of value
 COLOR_JITTER = (20.0, 26.0, 26.0)
 
 
 def jitter_boxes(boxes: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
-    """Relative boxes (P, 4) whose every edge is moved at random, more outwards than inwards, within the frame.
+    """Move every edge of relative boxes (P, 4) at random within the frame, more outwards than inwards.
 
     Args:
         boxes: relative boxes.
@@ -38,32 +38,31 @@ def jitter_boxes(boxes: torch.Tensor, amount: float, generator: torch.Generator)
 
 
 def flip_boxes(boxes: torch.Tensor, width: float) -> torch.Tensor:
-    """Boxes (P, 4) of a clip that is mirrored left to right."""
+    """Boxes (P, 4) of a clip after a horizontal flip."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=-1)
 
 
 def visible_parts(boxes: torch.Tensor, height: float, width: float) -> torch.Tensor:
-    """The part (P,) of each box's area that is inside a frame; 0 of an empty box."""
+    """The fraction (P,) of each box's area that is inside a frame; 0 for an empty box."""
     inside = clip_boxes(boxes, height, width)
-    areas = ((b[:, 2:] - b[:, :2]).prod(dim=1) for b in (inside, boxes))
-    visible, whole = areas
+    visible, whole = ((b[:, 2:] - b[:, :2]).prod(dim=1) for b in (inside, boxes))
     return torch.where(whole > 0, visible / whole.clamp(min=1e-9), 0.0)
 
 
 def at_least_a_pixel(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Boxes (P, 4) inside a clip, those cut away as a pixel at the border next to them."""
+    """Boxes (P, 4) clipped to a clip; those outside become a pixel at the border next to them."""
     x1, y1, x2, y2 = clip_boxes(boxes, height, width).unbind(-1)
     x1, y1 = x1.clamp(max=width - 1), y1.clamp(max=height - 1)
     return torch.stack([x1, y1, torch.maximum(x2, x1 + 1), torch.maximum(y2, y1 + 1)], dim=-1)
 
 
 def jitter_color(clip: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
-    """A clip with hue, saturation and value shifted, all frames alike.
+    """Shift hue, saturation and value of a clip, by the same amounts in all frames.
 
     Args:
         clip: (T, 3, H, W) uint8.
-        amount: factor of the published amounts (20 degrees, 26 and 26 grey levels).
+        amount: factor of the published amounts (20 degrees, 26 and 26 gray levels).
         generator: source of randomness.
     """
     hue, saturation, value = (amount * uniform(-most, most, generator) for most in COLOR_JITTER)
@@ -82,7 +81,7 @@ def jitter_color(clip: torch.Tensor, amount: float, generator: torch.Generator) 
 
 @dataclass(frozen=True)
 class DetectionTrainingAugmentation:
-    """Box jitter, resized short side, random square crop, colour jitter and flip, as in the published runs' pipeline.
+    """Box jitter, resized short side, random square crop, color jitter and flip, as in the published runs' pipeline.
 
     Args:
         size: pixels of the square crop.
@@ -90,8 +89,8 @@ class DetectionTrainingAugmentation:
         box_jitter: factor of [`jitter_boxes`]; 0 for none.
         color_jitter: factor of [`jitter_color`]; 0 for none.
         flip: probability of a horizontal flip.
-        min_visible: who has less than this part of the box in the crop is left out. With 0 everyone stays, as in the
-            published runs: the box of who is cut away becomes a pixel at the crop's border.
+        min_visible: people with less than this fraction of their box in the crop are left out. With 0 everyone stays,
+            as in the published runs: a box outside the crop becomes a pixel at its border.
 
     Raises:
         ValueError: if the crop is larger than the frames or a setting is impossible.
@@ -120,7 +119,7 @@ class DetectionTrainingAugmentation:
     def __call__(
         self, frames: np.ndarray, boxes: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The clip (T, 3, size, size), the boxes (people left, 4), and the numbers (people left,) of who is left.
+        """The clip (T, 3, size, size), and boxes (p, 4) and indices (p,) of the p people that are left.
 
         Args:
             frames: (T, H, W, 3) uint8.
@@ -146,12 +145,12 @@ class DetectionTrainingAugmentation:
 
 @dataclass(frozen=True)
 class DetectionTestAugmentation:
-    """The whole frame with a resized short side, filled up to whole patches on the right and below.
+    """The whole frame with a resized short side, padded to whole patches on the right and below.
 
     Args:
         short_side: pixels of the short side.
         size_divisor: pixels of a patch.
-        fill: (R, G, B) in grey levels, what the normalisation makes (nearly) zero.
+        fill: (R, G, B) of the padding, which the normalization makes (nearly) zero.
     """
 
     short_side: int = 256

@@ -1,9 +1,8 @@
-"""AVA's files and AVA's score: who does what in the key frames of videos, as tables of boxes with actions.
+"""AVA's files and metric: who does what in the key frames of videos, as tables of boxes with actions.
 
-A table is a pandas data frame with the columns `video`, `timestamp` (seconds), `x1`, `y1`, `x2`, `y2` (parts of the
-frame's width and height), `action` (class id, from 1) and `score`; a row without box and action is a key frame in
-which there is nobody. Files are CSV without a header: AVA's and AVA-Kinetics' annotations, results, and one's own of
-that form.
+A table is a pandas data frame with the columns `video`, `timestamp` (seconds), `x1`, `y1`, `x2`, `y2` (relative to the
+frame's width and height), `action` (class id, from 1) and `score`. A row without box and action is a key frame without
+people. Files are CSV without a header: annotations of AVA, AVA-Kinetics or your own data, and results.
 """
 
 import os
@@ -14,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..model.loading_mvd import listed
 from .average_precision import BoxRows, average_precisions
 
 BOX = ["x1", "y1", "x2", "y2"]
 COLUMNS = ["video", "timestamp", *BOX, "action", "score"]
 KEY = ["video", "timestamp"]
+PEOPLE_COLUMNS = [*KEY, *BOX, "label", "score"]
 
 # a CSV file, a table, columns by name, or rows
 Table = str | os.PathLike | pd.DataFrame | Mapping[str, Sequence] | Iterable[Sequence]
@@ -41,7 +42,7 @@ lift (a person); listen to (a person); play with kids; push (another person); si
 group); take (an object) from (a person); talk to (e.g., self, a person, a group); watch (a person)
 """
 AVA_ACTIONS = {number: name.strip() for number, name in enumerate(NAMES.replace("\n", " ").split(";"), start=1)}
-# the 60 class ids of the ActivityNet 2019 label map, which alone are scored: the others are too rare
+# all but the 60 class ids of the ActivityNet 2019 label map, the only ones that are scored: these are too rare
 NOT_SCORED = (2, 16, 18, 19, 21, 23, 25, 31, 32, 33, 35, 39, 40, 42, 44, 50, 53, 55, 71, 75)
 SCORED_ACTIONS = tuple(number for number in AVA_ACTIONS if number not in NOT_SCORED)
 
@@ -89,8 +90,10 @@ def named_actions(source: LabelMap | None, default: Mapping[int, str]) -> dict[i
     return {int(number): name for number, name in names.items()}
 
 
-def scored_actions(source: LabelMap | None) -> dict[int, str]:
-    """Ids and names of the scored actions; AVA's 60 by default."""
+def scored_actions(source: LabelMap | None, label_map: LabelMap | None = None) -> dict[int, str]:
+    """Class ids and names of the scored actions: of `source`, by default those of `label_map`, or else AVA's 60."""
+    if source is None and label_map is not None:
+        source = label_map
     return named_actions(source, {number: AVA_ACTIONS[number] for number in SCORED_ACTIONS})
 
 
@@ -98,12 +101,12 @@ def scored_actions(source: LabelMap | None) -> dict[int, str]:
 
 
 def name_of(source: Table) -> str:
-    """What to call a table in a message."""
+    """The name of a table in a message."""
     return repr(str(source)) if isinstance(source, str | os.PathLike) else f"The {type(source).__name__} of rows"
 
 
 def read_columns(source: Table, columns: Sequence[str]) -> pd.DataFrame:
-    """The columns of a table, as far as they are there; rows are numbered from 0 as the lines of a file are.
+    """Columns of a table, NaN where it lacks one; rows are numbered from 0 like the lines of a file.
 
     Raises:
         ValueError: if the file cannot be read, or a row has more columns.
@@ -113,7 +116,7 @@ def read_columns(source: Table, columns: Sequence[str]) -> pd.DataFrame:
     names = [*columns, "too many"]
     if isinstance(source, str | os.PathLike):
         options = {"index_col": False, "dtype": {"video": str}, "na_values": [""], "keep_default_na": False}
-        try:  # lines that are empty keep their number
+        try:  # empty lines are rows, too, so that row numbers are line numbers
             table = pd.read_csv(source, header=None, names=names, skip_blank_lines=False, low_memory=False, **options)
         except pd.errors.EmptyDataError:
             return pd.DataFrame(columns=columns)
@@ -131,7 +134,7 @@ def read_columns(source: Table, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def refuse_rows(table: pd.DataFrame, is_bad: pd.Series, source: Table, reason: str):
-    """Raise ValueError with the number and the content of the first bad row, if there is one."""
+    """Raise ValueError with the number and content of the first bad row, if there is one."""
     if is_bad.any():
         row = is_bad.idxmax()
         content = ",".join("" if pd.isna(value) else str(value) for value in table.loc[row])
@@ -139,10 +142,10 @@ def refuse_rows(table: pd.DataFrame, is_bad: pd.Series, source: Table, reason: s
 
 
 def check_numbers(table: pd.DataFrame, source: Table) -> pd.DataFrame:
-    """The table with `video` as text and all other columns as float64, NaN where nothing is given.
+    """The table with `video` as text and all other columns as float64.
 
     Raises:
-        ValueError: naming the first row without video or timestamp, or with something that is not a finite number.
+        ValueError: naming the first row without video or timestamp, or with a value that is not a finite number.
     """
     for name in table.columns.drop("video"):
         numbers = pd.to_numeric(table[name], errors="coerce").astype("float64")
@@ -163,10 +166,10 @@ def read_boxes(source: Table) -> pd.DataFrame:
         source: a CSV file, a data frame or mapping with those columns, or such rows.
 
     Returns:
-        The table; `action` and the box are NaN in rows of two columns, and `score` where there is none.
+        The table; box and action are NaN in rows of two columns, the score where there is none.
 
     Raises:
-        ValueError: naming the row, if one is neither.
+        ValueError: naming a malformed row.
     """
     table = check_numbers(read_columns(source, COLUMNS), source)
     missing = table[[*BOX, "action"]].isna()
@@ -186,35 +189,39 @@ def read_person_boxes(source: Table) -> pd.DataFrame:
     """Boxes of people from a detector: `video, timestamp, x1, y1, x2, y2[, label][, score]`.
 
     The label may be empty, as in the files that accompany AVA; the last column is the score, 1 where there is none.
-    A box that comes once for each of its labels is given once, with its highest score.
+    A box with several labels is one row, with its highest score.
 
     Returns:
         A table without `action`.
 
     Raises:
-        ValueError: naming the row, if one is something else, or no person has a score although there is a column.
+        ValueError: naming a malformed row, or one without score where others have one.
     """
-    table = check_numbers(read_columns(source, [*KEY, *BOX, "label", "score"]), source)
+    table = check_numbers(read_columns(source, PEOPLE_COLUMNS), source)
     refuse_rows(table, table[BOX].isna().any(axis=1), source, "has no box (x1, y1, x2, y2)")
-    if table["score"].isna().all():  # seven columns
-        table["score"] = table["label"]
+    table = table.assign(score=score_column(table))
     is_scored = table["score"].notna()
     refuse_rows(table, is_scored.any() & ~is_scored, source, "has no score, other rows have one")
     table = table.assign(score=table["score"].fillna(1.0)).drop(columns="label")
     return table.groupby([*KEY, *BOX], sort=False, as_index=False)["score"].max()
 
 
+def score_column(table: pd.DataFrame) -> pd.Series:
+    """The scores of a table of people: its last column, which is that of the labels in files of seven columns."""
+    return table["label"] if table["score"].isna().all() else table["score"]
+
+
 def read_key_frames(source: Table) -> pd.DataFrame:
     """Key frames alone, such as AVA's excluded timestamps: `video, timestamp`.
 
     Raises:
-        ValueError: naming the row, if one is something else.
+        ValueError: naming a malformed row.
     """
     return check_numbers(read_columns(source, KEY), source)
 
 
 def write_boxes(path: str | os.PathLike, table: pd.DataFrame):
-    """Write a table as AVA's CSV files are written: without a header, whole seconds as four digits."""
+    """Write a table in the form of AVA's CSV files: no header, whole seconds as four digits."""
     seconds = [f"{int(time):04d}" if time % 1 == 0 else repr(time) for time in table["timestamp"]]
     table.assign(timestamp=seconds)[[name for name in COLUMNS if name in table]].to_csv(
         path, header=False, index=False
@@ -222,7 +229,7 @@ def write_boxes(path: str | os.PathLike, table: pd.DataFrame):
 
 
 def frame_keys(*tables: pd.DataFrame) -> list[np.ndarray]:
-    """The key frame of every row of each table as a number, equal if video and timestamp (to the microsecond) are."""
+    """The key frame of each row of each table as a number: one per video and timestamp (to the microsecond)."""
     together = pd.concat([table[KEY] for table in tables], ignore_index=True)
     videos, _ = pd.factorize(together["video"])
     microseconds = np.rint(together["timestamp"].to_numpy() * 1e6).astype(np.int64)
@@ -241,19 +248,18 @@ def without(table: pd.DataFrame, excluded: Table | None) -> pd.DataFrame:
 def scored_rows(
     groundtruth: Table, detections: Table, actions: Iterable[int], excluded: Table | None
 ) -> tuple[BoxRows, BoxRows]:
-    """Ground truth and detections of some actions in the key frames of the ground truth.
+    """Ground truth and detections of the actions, in the key frames of the ground truth.
 
     Raises:
-        ValueError: if a table cannot be read, a detection has no score, a box of the ground truth ends before it
-            begins, or the ground truth has none of the actions.
+        ValueError: see [`ava_map`].
     """
     truth, found = without(read_boxes(groundtruth), excluded), read_boxes(detections)
     all_frames = truth[KEY]
     truth, found = (table[table["action"].isin(list(actions))] for table in (truth, found))
     if truth.empty:
         raise ValueError(
-            f"{name_of(groundtruth)} has no box of an action that is scored (class ids "
-            f"{', '.join(map(str, list(actions)[:10]))}, ...): give the label map that the class ids belong to."
+            f"{name_of(groundtruth)} has no box of a scored action: give the label_map of its class ids. Scored ids: "
+            f"{listed([str(number) for number in actions], 10)}."
         )
     refuse_rows(found, found["score"].isna(), detections, "has no score")
     is_inverted = (truth["x1"] > truth["x2"]) | (truth["y1"] > truth["y2"])
@@ -282,26 +288,26 @@ def ava_map(
 ) -> dict:
     """Mean average precision of action detection per key frame, equal to the official evaluation of AVA.
 
-    What that one does, and so this one: key frames that the ground truth does not name do not count, detections in
-    key frames where it names nobody are wrong; other actions than the scored ones are left out of both before the
-    `top_k` are chosen; a detection is compared with the box of its action that it overlaps most, and each box is
-    found once; detections whose box ends before it begins are left out; there is no non-maximum suppression.
+    As in the official evaluation, detections in key frames that the ground truth does not list are ignored, and those
+    in listed key frames without people are wrong. Actions that are not scored are removed from both before the `top_k`
+    are chosen. A detection is compared with the box of its action that it overlaps most, and each box is found once.
+    Detections whose box ends before it begins are ignored. There is no non-maximum suppression.
 
     Args:
-        groundtruth: see [`read_boxes`]; an eighth column, AVA's person ids, plays no part.
+        groundtruth: see [`read_boxes`]; an eighth column, AVA's person ids, is ignored.
         detections: see [`read_boxes`], with scores.
-        top_k: rows (a box with an action) of a key frame that count, those of highest score; `None` or 0 for all.
+        top_k: number of rows (a box with an action) per key frame that count, by score; `None` or 0 for all.
         excluded: key frames to leave out, see [`read_key_frames`].
-        label_map: the actions that are scored: a .pbtxt file, ids with names, or ids; by default the 60 of AVA's
-            ActivityNet label map.
+        label_map: the scored actions: a .pbtxt file, ids with names, or ids; by default the 60 of AVA's ActivityNet
+            label map.
         iou_threshold: least intersection over union with the ground truth.
 
     Returns:
-        `{"mAP": mean over the actions that the ground truth has, "AP": {class id: its average precision, or None}}`,
-        as parts of 1.
+        `{"mAP": mean over the actions that the ground truth has, "AP": {class id: its average precision or None}}`,
+        from 0 to 1.
 
     Raises:
-        ValueError: naming file and row of what cannot be read, or if no ground truth is left to be scored.
+        ValueError: naming file and row of a malformed value, or if the ground truth has no scored action.
     """
     actions = list(scored_actions(label_map))
     truth, found = scored_rows(groundtruth, detections, actions, excluded)

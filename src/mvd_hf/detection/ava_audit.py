@@ -1,11 +1,12 @@
-"""Why an action detection data set would give a mean average precision of zero: a look at its files before training.
+"""Finds mistakes in the files of an action detection data set that would make the mean average precision zero.
 
-Each finding names what is wrong, where, and the remedy. A table here is as a file has it: what is no number is NaN.
+Each finding names the problem, examples and a remedy. Tables hold the values of the files; NaN stands for anything
+that is not a number.
 """
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from .ava import (
     BOX,
     COLUMNS,
     KEY,
+    PEOPLE_COLUMNS,
     ava_map,
     frame_keys,
     named_actions,
     read_columns,
     read_key_frames,
+    score_column,
     scored_actions,
 )
 from .average_precision import overlaps, ranges
@@ -32,24 +35,25 @@ from .video_folders import VideoFolders, check_second, second_files
 
 # rows and videos that a finding names
 NUM_EXAMPLES = 3
-# part of the annotated people that must be met by boxes, or the boxes are not of these people
+# recall of the annotated people below which boxes are of other people, and below which they are suspicious
 LEAST_RECALL, LOW_RECALL = 0.05, 0.5
-# what boxes that meet nobody are tried as
+# other meanings of the four numbers of a box
 READINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "y1, x1, y2, x2: x and y are swapped": lambda boxes: boxes[:, [1, 0, 3, 2]],
     "x, y, width, height": lambda boxes: np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]),
-    "centre x, centre y, width, height": lambda boxes: np.hstack(
+    "center x, center y, width, height": lambda boxes: np.hstack(
         [boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2]
     ),
 }
+WHOLE_ROW = "write video,timestamp,x1,y1,x2,y2,action in every row"
 
 
 @dataclass
 class Finding:
-    """Something that is wrong with a data set.
+    """A mistake in a data set.
 
     Args:
-        problem: what, in which file.
+        problem: what is wrong, and in which file.
         remedy: what to do.
         examples: where.
         is_fatal: whether it stops the training or makes the mean average precision (nearly) zero.
@@ -57,11 +61,11 @@ class Finding:
 
     problem: str
     remedy: str
-    examples: list[str] = field(default_factory=list)
+    examples: Sequence[str] = ()
     is_fatal: bool = True
 
     def describe(self) -> str:
-        """The finding in one to three lines."""
+        """The finding in two or three lines."""
         lines = [f"{'ERROR' if self.is_fatal else 'note'}: {self.problem}"]
         if self.examples:
             lines.append(f"  for example {'; '.join(self.examples)}")
@@ -70,7 +74,7 @@ class Finding:
 
 @dataclass
 class AvaAuditArguments:
-    """The files of an action detection data set, as keys.
+    """The files of an action detection data set.
 
     Args:
         ava: annotations, a CSV file in AVA's format.
@@ -91,152 +95,121 @@ class AvaAuditArguments:
     min_score: float = 0.8
     video_start: float = 0.0
 
-    @property
-    def actions(self) -> dict[int, str]:
-        """Class ids and names of the actions to learn."""
-        return named_actions(self.label_map, AVA_ACTIONS)
-
-    @property
-    def scored(self) -> dict[int, str]:
-        """Class ids and names of the actions that are scored."""
-        own = self.scored_label_map is None and self.label_map is not None
-        return self.actions if own else scored_actions(self.scored_label_map)
-
 
 def audit_ava(arguments: AvaAuditArguments) -> list[Finding]:
-    """Findings on the annotations, then on videos, boxes and detections as far as they are given; fatal ones first.
+    """Findings on the annotations and on the videos, boxes and detections that are given; fatal ones first.
 
     Raises:
         ValueError: if a file cannot be read at all.
     """
-    annotations = lenient(arguments.ava, COLUMNS)
-    findings = [*form_findings(annotations, arguments.ava, has_actions=True)]
+    annotations = read_leniently(arguments.ava, COLUMNS)
+    findings = [*form_findings(annotations, arguments.ava)]
     findings += action_findings(annotations, arguments.ava, arguments)
     truth = annotations.dropna(subset=[*KEY, *BOX])
     findings += excluded_findings(truth, arguments)
     if arguments.videos is not None:
         findings += video_findings(annotations.dropna(subset=KEY), arguments)
     if arguments.boxes is not None:
-        columns = [*KEY, *BOX, "label", "score"]
-        table = lenient(arguments.boxes, columns)
-        if table["score"].isna().all():  # seven columns
-            table["score"] = table["label"]
-        findings += form_findings(table, arguments.boxes, has_actions=False)
-        findings += meeting_findings(truth, table, arguments.boxes, arguments)
+        table = read_leniently(arguments.boxes, PEOPLE_COLUMNS)
+        table = table.assign(score=score_column(table))
+        findings += form_findings(table, arguments.boxes)
+        findings += matching_findings(truth, table, arguments.boxes, arguments)
         findings += score_findings(table, arguments)
     if arguments.detections is not None:
-        table = lenient(arguments.detections, COLUMNS)
-        findings += form_findings(table, arguments.detections, has_actions=True)
+        table = read_leniently(arguments.detections, COLUMNS)
+        findings += form_findings(table, arguments.detections)
         findings += action_findings(table, arguments.detections, arguments)
-        findings += meeting_findings(truth, table, arguments.detections, arguments)
+        findings += matching_findings(truth, table, arguments.detections, arguments)
         findings += shifted_action_findings(annotations, table, arguments)
     return sorted(findings, key=lambda finding: not finding.is_fatal)
 
 
 def describe_ava(arguments: AvaAuditArguments, findings: Sequence[Finding]) -> str:
-    """A text on the annotations and what is wrong."""
-    table = lenient(arguments.ava, COLUMNS).dropna(subset=KEY)
-    people = table.dropna(subset=BOX).drop_duplicates([*KEY, *BOX])
+    """A text on the size of the annotations and the findings."""
+    table = read_leniently(arguments.ava, COLUMNS).dropna(subset=KEY)
     counts = {
         "rows": len(table),
         "videos": table["video"].nunique(),
         "key frames": len(table.drop_duplicates(KEY)),
-        "people": len(people),
+        "people": len(table.dropna(subset=BOX).drop_duplicates([*KEY, *BOX])),
         "actions": table["action"].nunique(),
     }
-    lines = [f"{arguments.ava}: " + ", ".join(f"{count} {name}" for name, count in counts.items())]
-    lines += [finding.describe() for finding in findings]
-    return "\n".join(lines if findings else [*lines, "Nothing is wrong with it."])
+    heading = f"{arguments.ava}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+    lines = [finding.describe() for finding in findings] or ["Nothing is wrong with it."]
+    return "\n".join([heading, *lines])
 
 
-def lenient(path: str, columns: Sequence[str]) -> pd.DataFrame:
-    """The columns of a file, with NaN for what is no number."""
+def read_leniently(path: str, columns: Sequence[str]) -> pd.DataFrame:
+    """The columns of a file, with NaN for anything that is not a number."""
     table = read_columns(path, columns)
     numbers = {name: pd.to_numeric(table[name], errors="coerce").astype("float64") for name in columns[1:]}
     return table.assign(**numbers)
 
 
 def examples(table: pd.DataFrame) -> list[str]:
-    """The first rows, as the file has them."""
+    """The first rows, written as in the file."""
     return [
         f"row {row + 1}: "
-        + ",".join("" if pd.isna(value) else f"{value:g}" if i else str(value) for i, value in cells)
-        for row, cells in ((row, enumerate(values)) for row, values in table.head(NUM_EXAMPLES).iterrows())
+        + ",".join("" if pd.isna(value) else f"{value:g}" if i else str(value) for i, value in enumerate(values))
+        for row, values in table.head(NUM_EXAMPLES).iterrows()
     ]
+
+
+def bad_rows(table: pd.DataFrame, is_bad: pd.Series, path: str, problem: str, remedy: str) -> list[Finding]:
+    """A finding on the bad rows of a file, if there are any: how many there are, and the first of them."""
+    if not is_bad.any():
+        return []
+    return [Finding(f"{path}: {int(is_bad.sum())} {problem}", remedy, examples(table[is_bad]))]
 
 
 # a file by itself
 
 
-def form_findings(table: pd.DataFrame, path: str, has_actions: bool) -> Iterator[Finding]:
-    """Rows that are no rows, boxes without actions, boxes in pixels, boxes in another order."""
+def form_findings(table: pd.DataFrame, path: str) -> Iterator[Finding]:
+    """Malformed rows, boxes without actions, boxes in pixels, boxes in another order."""
     is_keyless = table[KEY].isna().any(axis=1)
-    if is_keyless.any():
-        is_header = is_keyless.iloc[0] and not is_keyless.iloc[1:].any()
-        yield Finding(
-            f"{path}: {int(is_keyless.sum())} rows have no video or no timestamp in seconds",
-            "delete the header line" if is_header else "write video,timestamp,x1,y1,x2,y2,action in every row",
-            examples(table[is_keyless]),
-        )
+    is_header = is_keyless.iloc[:1].any() and not is_keyless.iloc[1:].any()
+    remedy = "delete the header line" if is_header else WHOLE_ROW
+    yield from bad_rows(table, is_keyless, path, "rows have no video or no timestamp in seconds", remedy)
     table = table[~is_keyless]
     boxes = table.dropna(subset=BOX)
     if boxes.empty:
-        yield Finding(f"{path} has no box", "write video,timestamp,x1,y1,x2,y2,action in every row")
+        yield Finding(f"{path} has no box", WHOLE_ROW)
         return
-    if has_actions and boxes["action"].isna().any():
-        yield Finding(
-            f"{path}: {int(boxes['action'].isna().sum())} boxes have no action",
-            "give each action of a person a row with the class id in the seventh column, or leave the person out",
-            examples(boxes[boxes["action"].isna()]),
-        )
-    is_half = table[BOX].isna().any(axis=1) & table[BOX].notna().any(axis=1)
-    if is_half.any():
-        yield Finding(
-            f"{path}: {int(is_half.sum())} rows have a part of a box", "give x1, y1, x2, y2", examples(table[is_half])
-        )
+    if "action" in boxes:
+        remedy = "give each action of a person a row with the class id in the seventh column, or leave the person out"
+        yield from bad_rows(boxes, boxes["action"].isna(), path, "boxes have no action", remedy)
+    is_partial = table[BOX].isna().any(axis=1) & table[BOX].notna().any(axis=1)
+    yield from bad_rows(table, is_partial, path, "rows have a part of a box", "give x1, y1, x2, y2")
     is_large = (boxes[BOX].abs() > LARGEST_PART).any(axis=1)
-    if is_large.any():
-        yield Finding(
-            f"{path}: {int(is_large.sum())} boxes are in pixels",
-            "divide x by the width and y by the height of the frame: boxes are parts of it, from 0 to 1",
-            examples(boxes[is_large]),
-        )
+    remedy = "divide x by the width and y by the height of the frame: coordinates are from 0 to 1"
+    yield from bad_rows(boxes, is_large, path, "boxes are in pixels", remedy)
     is_inverted = (boxes["x1"] >= boxes["x2"]) | (boxes["y1"] >= boxes["y2"])
-    if is_inverted.any():
-        fits = (boxes[["x1", "y1"]].to_numpy() + boxes[["x2", "y2"]].to_numpy() <= 1.05).all(axis=1).mean() > 0.95
-        yield Finding(
-            f"{path}: {int(is_inverted.sum())} boxes end before they begin",
-            "they look like x, y, width, height: write x1, y1, x2 = x1 + width, y2 = y1 + height"
-            if fits
-            else "write x1, y1, x2, y2, the upper left and the lower right corner",
-            examples(boxes[is_inverted]),
-        )
+    is_size = (boxes[["x1", "y1"]].to_numpy() + boxes[["x2", "y2"]].to_numpy() <= 1.05).all(axis=1).mean() > 0.95
+    remedy = "write x1, y1, x2, y2, the upper left and the lower right corner"
+    if is_size:
+        remedy = "they could be x, y, width, height: write x1, y1, x2 = x1 + width, y2 = y1 + height"
+    yield from bad_rows(boxes, is_inverted, path, "boxes end before they begin", remedy)
 
 
 def action_findings(table: pd.DataFrame, path: str, arguments: AvaAuditArguments) -> Iterator[Finding]:
     """Class ids that are off by one, outside the label map, or not scored."""
-    ids = table["action"].dropna()
-    known, scored = set(arguments.actions), set(arguments.scored)
-    if (ids == 0).any():
-        yield Finding(
-            f"{path}: class ids count from 0",
-            "add 1 to each: ids count from 1, as in AVA's label map",
-            examples(table[table["action"] == 0]),
-        )
-    is_unknown = table["action"].notna() & ~table["action"].isin(known) & (table["action"] != 0)
-    if is_unknown.any():
-        unknown = ", ".join(f"{number:g}" for number in sorted(table["action"][is_unknown].unique())[:NUM_EXAMPLES])
-        yield Finding(
-            f"{path}: {int(is_unknown.sum())} rows have class ids outside the label map, such as {unknown}",
-            f"give label_map, a file that names them; now {len(known)} ids up to {max(known)} are known"
-            if arguments.label_map is None
-            else f"add them to {arguments.label_map}, or correct the ids",
-            examples(table[is_unknown]),
-        )
-    if len(ids) and not ids.isin(scored).any():
+    ids = table["action"]
+    known = named_actions(arguments.label_map, AVA_ACTIONS)
+    scored = scored_actions(arguments.scored_label_map, arguments.label_map)
+    remedy = "add 1 to each: ids count from 1, as in AVA's label map"
+    yield from bad_rows(table, ids == 0, path, "class ids are 0", remedy)
+    is_unknown = ids.notna() & ~ids.isin(list(known)) & (ids != 0)
+    unknown = ", ".join(f"{number:g}" for number in sorted(ids[is_unknown].unique())[:NUM_EXAMPLES])
+    remedy = f"add them to {arguments.label_map}, or correct the ids"
+    if arguments.label_map is None:
+        remedy = f"give label_map, a file that names them; without it {len(known)} ids up to {max(known)} are known"
+    problem = f"rows have class ids outside the label map, such as {unknown}"
+    yield from bad_rows(table, is_unknown, path, problem, remedy)
+    if ids.notna().any() and not ids.isin(list(scored)).any():
         yield Finding(
             f"{path}: no action is among the {len(scored)} that are scored",
-            "give the label_map of these class ids: AVA's 60 are scored without one",
+            "give the label_map of these class ids: without one, AVA's 60 are scored",
         )
 
 
@@ -253,7 +226,7 @@ def excluded_findings(truth: pd.DataFrame, arguments: AvaAuditArguments) -> Iter
 
 
 def video_findings(annotations: pd.DataFrame, arguments: AvaAuditArguments) -> Iterator[Finding]:
-    """Videos that are missing or cannot be read, and key frames outside them."""
+    """Videos that are missing or unreadable, and key frames outside them."""
     folders = VideoFolders(arguments.videos, arguments.video_start)
     frames = annotations.drop_duplicates(KEY)
     missing = [video for video in frames["video"].unique().tolist() if not folders.parts(video)]
@@ -270,14 +243,14 @@ def video_findings(annotations: pd.DataFrame, arguments: AvaAuditArguments) -> I
     if reasons:
         yield Finding(
             f"{len(reasons)} of {len(frames)} key frames cannot be read",
-            "timestamps are seconds from the beginning of the original video: give video_start, the second at which "
-            "the files begin, if they were cut; not frame numbers, not milliseconds",
+            "timestamps are seconds from the beginning of the original video, not frame numbers or milliseconds; give "
+            "video_start, the second at which the files begin, if they were cut",
             list(dict.fromkeys(reasons))[:NUM_EXAMPLES],
         )
 
 
 def unmet_times(folders: VideoFolders, video: str, times: Sequence[float]) -> list[str]:
-    """Why key frames of a video cannot be read, a reason for each; nothing is decoded."""
+    """A reason for each key frame of a video that cannot be read. Nothing is decoded."""
     reasons: list[str] = []
     times_of: dict[tuple[Path, float], list[float]] = {}
     for time in times:
@@ -291,7 +264,7 @@ def unmet_times(folders: VideoFolders, video: str, times: Sequence[float]) -> li
 
 
 def unmet_in(path: Path, first: float, times: Sequence[float]) -> list[str]:
-    """Why key frames cannot be read from a file that begins at the second `first`, or from a folder of seconds."""
+    """A reason for each key frame missing in a file that begins at the second `first`, or in a folder of seconds."""
     if path.is_dir():
         return refused(partial(check_second, second_files(path), path), times)
     try:
@@ -300,14 +273,14 @@ def unmet_in(path: Path, first: float, times: Sequence[float]) -> list[str]:
             def check(time: float):
                 reader.frame_at(time - first)
 
-            # between two times that it has, it has all
+            # a video that has two times has all between them
             return refused(check, times) if refused(check, [min(times), max(times)]) else []
-    except VideoReadError as error:  # it cannot be opened, at no time
+    except VideoReadError as error:
         return [str(error)] * len(times)
 
 
 def refused(check: Callable[[float], object], times: Sequence[float]) -> list[str]:
-    """Why a check refuses times, a reason for each that it does."""
+    """A reason for each time that a check refuses."""
     reasons: list[str] = []
     for time in times:
         try:
@@ -318,7 +291,7 @@ def refused(check: Callable[[float], object], times: Sequence[float]) -> list[st
 
 
 def missing_remedy(video: str, folders: VideoFolders) -> str:
-    """What to do about a video that is not there."""
+    """What to do about a missing video."""
     names = sorted({path.stem for root in folders.roots for path in root.iterdir()})
     close = difflib.get_close_matches(video, names, n=1, cutoff=0.4)
     nearest = close[0] if close else names[0] if names else None
@@ -330,7 +303,7 @@ def missing_remedy(video: str, folders: VideoFolders) -> str:
 
 
 def recall(truth: pd.DataFrame, boxes: pd.DataFrame, threshold: float = 0.5) -> float:
-    """The part of the annotated people, in key frames that both have, that a box overlaps by the threshold."""
+    """The fraction of annotated people, in key frames that both tables have, that a box overlaps by the threshold."""
     people = truth.drop_duplicates([*KEY, *BOX])
     keys, box_keys = frame_keys(people, boxes)
     order = np.argsort(box_keys, kind="stable")
@@ -344,10 +317,10 @@ def recall(truth: pd.DataFrame, boxes: pd.DataFrame, threshold: float = 0.5) -> 
     return float((np.maximum.reduceat(overlap, np.cumsum(counts) - counts) >= threshold).mean())
 
 
-def meeting_findings(
+def matching_findings(
     truth: pd.DataFrame, table: pd.DataFrame, path: str, arguments: AvaAuditArguments
 ) -> Iterator[Finding]:
-    """Key frames or boxes that do not meet those of the annotations."""
+    """Key frames or boxes that do not match the annotations."""
     boxes = table.dropna(subset=[*KEY, *BOX])
     if truth.empty or boxes.empty:
         return
@@ -360,7 +333,7 @@ def meeting_findings(
     if unmet:
         yield Finding(
             f"{path} has no box in {unmet} of {len(np.unique(known))} key frames with people",
-            "the people there count as not found: run the detector on these key frames",
+            "their people count as not found: run the detector on these key frames",
             is_fatal=False,
         )
     part = recall(truth, boxes[is_known])
@@ -370,13 +343,13 @@ def meeting_findings(
     for reading, read in READINGS.items():
         if recall(truth, boxes[is_known].assign(**dict(zip(BOX, read(numbers).T, strict=True)))) > max(2 * part, 0.3):
             yield Finding(
-                f"{path}: boxes meet {part:.0%} of the people of {arguments.ava}, and would if they were {reading}",
-                "write x1, y1, x2, y2 in both files, parts of the frame's width and height",
+                f"{path}: boxes match {part:.0%} of the people of {arguments.ava}; they would match as {reading}",
+                "write x1, y1, x2, y2 in both files, relative to the frame's width and height",
                 examples(boxes[is_known]),
             )
             return
     yield Finding(
-        f"{path}: boxes meet {part:.0%} of the people of {arguments.ava} (intersection over union of 0.5)",
+        f"{path}: boxes match {part:.0%} of the people of {arguments.ava} (intersection over union of 0.5)",
         "compare boxes of one key frame in both files: units, order of the coordinates, mirrored or cropped frames",
         [*examples(truth)[:1], *examples(boxes[is_known])[:1]],
         is_fatal=part < LEAST_RECALL,
@@ -400,7 +373,7 @@ def disjoint_finding(truth: pd.DataFrame, boxes: pd.DataFrame, path: str, annota
 
 
 def score_findings(table: pd.DataFrame, arguments: AvaAuditArguments) -> Iterator[Finding]:
-    """Scores of people below the threshold, or in per cent."""
+    """Scores of people below the threshold, or in percent."""
     scores = table["score"].dropna()
     if scores.empty:
         return
@@ -421,15 +394,16 @@ def shifted_action_findings(
     annotations: pd.DataFrame, detections: pd.DataFrame, arguments: AvaAuditArguments
 ) -> Iterator[Finding]:
     """Results whose class ids are off by one."""
+    scored = scored_actions(arguments.scored_label_map, arguments.label_map)
     try:
-        own = ava_map(annotations, detections, label_map=arguments.scored)["mAP"]
+        score = ava_map(annotations, detections, label_map=scored)["mAP"]
         for shift in (1, -1):
             moved = detections.assign(action=detections["action"] + shift)
-            shifted = ava_map(annotations, moved, label_map=arguments.scored)["mAP"]
-            if shifted > max(2 * own, 0.05):
+            shifted = ava_map(annotations, moved, label_map=scored)["mAP"]
+            if shifted > max(2 * score, 0.05):
                 yield Finding(
-                    f"{arguments.detections}: the mAP is {own:.1%}; {shifted:.1%} with {shift:+d} to each class id",
-                    "class ids count from 1: the class with number c of a model is the id c + 1",
+                    f"{arguments.detections}: the mAP is {score:.1%}; {shifted:.1%} with {shift:+d} to each class id",
+                    "class ids count from 1: class c of a model has the id c + 1",
                 )
-    except ValueError:  # other findings tell what is wrong with the files
+    except ValueError:  # other findings say what is wrong with the files
         return

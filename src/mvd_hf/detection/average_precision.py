@@ -1,7 +1,7 @@
 """Average precision of action detection in key frames, as the official evaluation of AVA computes it.
 
-A row is one box with one action in one key frame. Equal to the official program in what decides single cases: which
-rows of a frame count, which of two equal scores comes first, which ground truth a box is compared with.
+A row is one box with one action in one key frame. Rules and ties are those of the official program: which rows of a
+frame count, which of two equal scores comes first, which ground truth a box is compared with.
 """
 
 import heapq
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# the official program passes over detections whose score is not above this
+# the official program ignores detections whose score is not above this
 LOWEST_SCORE = -10.0
 
 
@@ -40,7 +40,7 @@ class BoxRows:
 
 
 def group_starts(*keys: np.ndarray) -> np.ndarray:
-    """Where a new group begins in rows that are sorted by some keys."""
+    """Numbers of the rows at which the keys of sorted rows change."""
     changes = np.zeros(len(keys[0]), dtype=bool)
     changes[:1] = True
     for key in keys:
@@ -49,19 +49,19 @@ def group_starts(*keys: np.ndarray) -> np.ndarray:
 
 
 def has_ties(scores: np.ndarray, starts: np.ndarray) -> list[int]:
-    """Numbers of the groups, beginning at `starts`, in which two neighbouring scores are equal."""
+    """Numbers of the groups, beginning at `starts`, in which two successive scores are equal."""
     equal = np.flatnonzero(scores[1:] == scores[:-1]) + 1
     equal = np.setdiff1d(equal, starts, assume_unique=True)
     return np.unique(np.searchsorted(starts, equal, side="right") - 1).tolist()
 
 
 def heap_order(rows: BoxRows, numbers: np.ndarray, top_k: int | None) -> list[int]:
-    """The best rows of one frame, best score first, equal scores as the official program's heap leaves them.
+    """Numbers of the `top_k` best rows of a frame, best first, with ties in the order of the official program's heap.
 
     Args:
         rows: all rows.
-        numbers: those of the frame, in the order of the file.
-        top_k: how many are kept; `None` for all.
+        numbers: of the frame's rows, in the order of the file.
+        top_k: `None` for all.
     """
     heap: list[tuple] = []
     numbers_of: dict[tuple, list[int]] = defaultdict(list)
@@ -70,7 +70,7 @@ def heap_order(rows: BoxRows, numbers: np.ndarray, top_k: int | None) -> list[in
     )
     for number, (score, action, (x1, y1, x2, y2)) in zip(numbers.tolist(), values, strict=True):
         entry = score, action, y1, x1, y2, x2
-        numbers_of[entry].append(number)  # rows that are equal in everything are interchangeable
+        numbers_of[entry].append(number)  # rows that are equal in all columns are interchangeable
         if top_k is None or len(heap) < top_k:
             heapq.heappush(heap, entry)
         elif score > heap[0][0]:
@@ -96,8 +96,8 @@ def best_rows(rows: BoxRows, top_k: int | None = None) -> np.ndarray:
 def by_action(rows: BoxRows) -> BoxRows:
     """Rows from [`best_rows`] sorted by action, then frame, then descending score.
 
-    Of equal scores that comes first which NumPy's default sort, read backwards, puts first, as in the official
-    program; which one that is may depend on the machine.
+    Ties are in the order of NumPy's default sort, read backwards, as in the official program; it may depend on the
+    machine.
     """
     rows = rows.take(np.lexsort((rows.frames, rows.actions)))
     starts = group_starts(rows.actions, rows.frames)
@@ -119,15 +119,16 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The integers from each start on, as many as its count, one range after the other."""
+    """Concatenated ranges of `counts` integers from each start."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
 
 def is_correct(detections: BoxRows, groundtruth: BoxRows, threshold: float) -> np.ndarray:
-    """Which detections (N,) are right: the first whose best ground truth of its action and frame overlaps enough.
+    """Which detections (N,) are correct.
 
-    A box is compared with the one ground truth that it overlaps most; who comes second there is wrong.
+    A detection is compared with the one ground truth of its action and frame that it overlaps most. It is correct if
+    it overlaps enough and no detection before it took the same ground truth.
 
     Args:
         detections: sorted by [`by_action`].
@@ -147,7 +148,7 @@ def is_correct(detections: BoxRows, groundtruth: BoxRows, threshold: float) -> n
         return correct
     starts = np.cumsum(counts) - counts
     best = np.maximum.reduceat(overlap, starts)
-    # of equally good ground truths the first
+    # the first of equally good ground truths
     place = np.where(overlap == np.repeat(best, counts), np.arange(len(overlap)), len(overlap))
     truth = truths[np.minimum.reduceat(place, starts)]
     enough = best >= threshold
@@ -161,8 +162,8 @@ def average_precision(scores: np.ndarray, correct: np.ndarray, num_truths: int) 
 
     Args:
         scores: (N,) of the detections.
-        correct: (N,) which of them are right.
-        num_truths: how many there are to be found, at least one.
+        correct: (N,) which of them are correct.
+        num_truths: number of ground truths, at least one.
     """
     if not len(scores):
         return 0.0
@@ -184,11 +185,11 @@ def average_precisions(
     """Average precision of each action; `None` where the ground truth has none of it.
 
     Args:
-        groundtruth, detections: rows of the actions to score, of the same key frames. Boxes that end before they
-            begin are never right: detections of that kind count among a frame's `top_k` and then for nothing.
+        groundtruth, detections: rows of the actions to score, of the same key frames. Detections whose box ends before
+            it begins count among a frame's `top_k` and are ignored after that.
         actions: class ids to score.
-        top_k: rows of a key frame that count, those of highest score; `None` for all.
-        threshold: least intersection over union of a right box.
+        top_k: number of rows per key frame that count, by score; `None` for all.
+        threshold: least intersection over union of a correct box.
     """
     groundtruth = groundtruth.take(best_rows(groundtruth))
     detections = detections.take(best_rows(detections, top_k))

@@ -1,6 +1,6 @@
-"""Who is in the key frames of an action detection data set, and the clips around them, in batches.
+"""Key frames of an action detection data set with their people, and batches of the clips around them.
 
-P people of a key frame, K action classes. The logit with number c stands for the class id c + 1, as ids count from 1.
+P people of a key frame, K action classes. Logit number c stands for the class id c + 1, as ids count from 1.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ..model.video_reading import VideoReadError
 from .ava import BOX, KEY, Table, frame_keys, name_of, read_boxes, read_person_boxes, refuse_rows, without
 from .video_folders import VideoFolders
 
-# who is in a key frame
+# people of key frames
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class KeyFrame:
     """A key frame and its people.
 
     Args:
-        number: its number among the key frames.
-        video, timestamp: where it is.
+        number: its index among the key frames.
+        video, timestamp: id of the video, and seconds.
         boxes: (P, 4) float32, relative.
-        labels: (P, K) float32, 1 for each action of a person; `None` where only a detector's boxes are known.
-        scores: (P,) float64 of the person detector, 1 without.
+        labels: (P, K) float32, 1 for each action of a person; `None` for the boxes of a detector.
+        scores: (P,) float64 of the person detector; 1 for annotations.
     """
 
     number: int
@@ -42,13 +42,13 @@ class KeyFrame:
 
 @dataclass(frozen=True)
 class KeyFrames(Sequence):
-    """Key frames with at least one person, N of them with M people, held as few arrays: AVA has 268,000.
+    """N key frames with M people, at least one in each, stored as a few arrays: AVA has 268,000.
 
     Args:
-        videos, timestamps: (N,) where they are.
-        ends: (N,) where the people of each end among those of all.
+        videos, timestamps: (N,) ids and seconds.
+        ends: (N,) end of each key frame's rows among those of all people.
         boxes: (M, 4), relative.
-        scores: (M,) of the person detector, 1 without.
+        scores: (M,) of the person detector; 1 for annotations.
         labels: (M, K) bool, or `None`.
     """
 
@@ -109,7 +109,7 @@ class KeyFrames(Sequence):
         )
 
     def first(self, count: int | None) -> "KeyFrames":
-        """The first so many key frames; all of them for `None`."""
+        """The first `count` key frames; all of them for `None`."""
         if count is None or count >= len(self):
             return self
         people = slice(self.ends[count - 1])
@@ -124,7 +124,7 @@ class KeyFrames(Sequence):
 
 
 def check_boxes(table: pd.DataFrame, source: Table):
-    """Raise ValueError with the row of a box that ends before it begins, or is not relative."""
+    """Raise ValueError naming the row of a box that ends before it begins or is in pixels."""
     is_inverted = (table["x1"] >= table["x2"]) | (table["y1"] >= table["y2"])
     refuse_rows(table, is_inverted, source, "has a box that ends before it begins: give x1, y1, x2, y2")
     is_large = (table[BOX].abs() > LARGEST_PART).any(axis=1)
@@ -140,7 +140,7 @@ def annotated_people(source: Table, num_classes: int, excluded: Table | None = N
         excluded: key frames to leave out.
 
     Raises:
-        ValueError: naming the row of a box or class id that cannot be, or if nobody is left.
+        ValueError: naming the row of an invalid box or class id, or if nobody is left.
     """
     table = without(read_boxes(source), excluded).dropna(subset=BOX)
     if table.empty:
@@ -158,16 +158,16 @@ def annotated_people(source: Table, num_classes: int, excluded: Table | None = N
 def detected_people(
     source: Table, annotations: Table, min_score: float = 0.8, excluded: Table | None = None
 ) -> KeyFrames:
-    """Key frames of an annotation file with the people that a detector found there.
+    """Key frames of an annotation file with the people that a detector found in them.
 
     Args:
         source: see `mvd_hf.detection.ava.read_person_boxes`.
-        annotations: see `mvd_hf.detection.ava.read_boxes`; the key frames.
+        annotations: names the key frames, see `mvd_hf.detection.ava.read_boxes`.
         min_score: least score of a person.
         excluded: key frames to leave out.
 
     Raises:
-        ValueError: naming the row of a box that cannot be, or if nobody is left.
+        ValueError: naming the row of an invalid box, or if nobody is left.
     """
     table, frames = read_person_boxes(source), without(read_boxes(annotations), excluded)
     check_boxes(table, source)
@@ -176,7 +176,7 @@ def detected_people(
     if there.empty:
         raise ValueError(
             f"{name_of(source)} and {name_of(annotations)} have no key frame in common, such as "
-            f"{describe_key(table)} and {describe_key(frames)}: ids and seconds must be the same."
+            f"{first_key(table)} and {first_key(frames)}: ids and seconds must be the same."
         )
     sure = there[there["score"] >= min_score]
     if sure.empty:
@@ -187,7 +187,7 @@ def detected_people(
     return KeyFrames.of_people(sure)
 
 
-def describe_key(table: pd.DataFrame) -> str:
+def first_key(table: pd.DataFrame) -> str:
     """The first key frame of a table, for a message."""
     return f"({table['video'].iloc[0]}, {table['timestamp'].iloc[0]:g})" if len(table) else "(none)"
 
@@ -197,15 +197,15 @@ def describe_key(table: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class KeyFrameReader:
-    """Makes the clip around a key frame, with the boxes and labels of its people; what [`SampleDataset`] asks for.
+    """Reads the clip around a key frame with the boxes and labels of its people, for [`SampleDataset`].
 
     Args:
-        videos: where the videos are.
+        videos: folders of the videos.
         augmentation: see `mvd_hf.detection.augmentation`.
         num_frames, stride: of a clip.
         blank_size: (height, width) of a blank clip.
-        num_classes: K, if there are labels, else `None`.
-        max_people: of so many people at most, drawn at random, a clip has the boxes; `None` for all.
+        num_classes: K, or `None` without labels.
+        max_people: a clip has the boxes of at most so many people, drawn at random; `None` for all.
     """
 
     videos: VideoFolders
@@ -217,7 +217,7 @@ class KeyFrameReader:
     max_people: int | None = None
 
     def clips(self, row: KeyFrame, generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
-        """The clip of a key frame: `pixel_values`, `boxes` in its pixels, `labels` if there are, `key_frame`.
+        """The clip of a key frame: `pixel_values`, `boxes` in its pixels, `labels` if there are any, and `key_frame`.
 
         Raises:
             VideoReadError: if the video is missing or cannot be read.
@@ -233,7 +233,7 @@ class KeyFrameReader:
         return [sample if row.labels is None else {**sample, "labels": row.labels[chosen[kept]]}]
 
     def blank(self, *bad_videos: tuple[str, str]) -> dict:
-        """A black clip without people, in place of a key frame that could not be read."""
+        """A black clip without people, instead of an unreadable key frame."""
         clip = torch.zeros(self.num_frames, 3, *self.blank_size, dtype=torch.uint8)
         sample = {"pixel_values": clip, "boxes": torch.zeros(0, 4), "key_frame": torch.tensor(-1)}
         if self.num_classes is not None:
@@ -241,7 +241,7 @@ class KeyFrameReader:
         return {**sample, IS_BLANK: True, BAD_VIDEOS: list(bad_videos)}
 
     def refusal(self, error: VideoReadError) -> VideoReadError:
-        """The error that ends a run, with the remedies."""
+        """The error that ends a run, with remedies."""
         remedy = "on_bad_video=skip goes on without it, recipes/audit.py --ava finds all such key frames"
         return VideoReadError(error.source, f"{error.reason or 'cannot be read'} ({remedy})")
 
@@ -255,11 +255,10 @@ class KeyFrameReader:
 
 
 def collate_key_frames(items: list[dict]) -> dict:
-    """A batch of clips of [`KeyFrameReader`]: people are filled up with zeros, `box_mask` says which are there.
+    """A batch of clips of [`KeyFrameReader`]: people are padded with zeros, and `box_mask` marks the real ones.
 
-    Frames of different sizes, as whole ones in a test, do not fit into one tensor; filled up, they would come out
-    otherwise with other clips beside them. They are `groups`, a list of batches, one for each size. Clips in place of
-    unreadable ones are left out, see [`collate_clips`].
+    Clips of different sizes, as in evaluation, become `groups`, a list of batches, one per size. They are not padded,
+    as predictions would then depend on the other clips of the batch. Blank clips are left out, see [`collate_clips`].
     """
     good = [item for item in items if not item.get(IS_BLANK)]
     sizes: dict[torch.Size, list[dict]] = {}

@@ -1,6 +1,6 @@
-"""A small action detection data set made on the spot: moving shapes with two actions each, in AVA's files.
+"""A small generated action detection data set: moving shapes with two actions each, in AVA's files.
 
-What a shape looks like is one of its actions, how it moves another; neither tells anything about the other.
+One action is the appearance of a shape, the other its motion; they are independent.
 """
 
 import csv
@@ -16,7 +16,7 @@ from ..data.toy import APPEARANCES, MOTIONS, texture, write_video
 
 # class ids count from 1: the appearances, then the motions
 ACTIONS = dict(enumerate((*APPEARANCES, *(f"moves {motion}" for motion in MOTIONS)), start=1))
-# attempts to find a place for a shape whose way crosses no other's
+# attempts to find a path for a shape that crosses no other path
 TRIES = 50
 
 
@@ -54,9 +54,9 @@ class Shape:
 
 
 def place_shapes(count: int, num_frames: int, height: int, width: int, rng: np.random.Generator) -> list[Shape]:
-    """At most `count` shapes whose ways, from the first to the last frame, do not cross."""
+    """At most `count` shapes whose paths, from the first to the last frame, do not cross."""
     shapes: list[Shape] = []
-    ways: list[tuple[float, float, float, float]] = []
+    paths: list[tuple[float, float, float, float]] = []
     for _ in range(count * TRIES):
         if len(shapes) == count:
             break
@@ -71,10 +71,10 @@ def place_shapes(count: int, num_frames: int, height: int, width: int, rng: np.r
             continue
         start = tuple(float(rng.uniform(low, high)) for low, high in zip(lows, highs, strict=True))
         top, left = (min(begin, begin + end) for begin, end in zip(start, ends, strict=True))
-        way = top, left, top + size[0] + abs(ends[0]), left + size[1] + abs(ends[1])
-        if all(way[0] > w[2] or w[0] > way[2] or way[1] > w[3] or w[1] > way[3] for w in ways):
+        path = top, left, top + size[0] + abs(ends[0]), left + size[1] + abs(ends[1])
+        if all(path[0] > p[2] or p[0] > path[2] or path[1] > p[3] or p[1] > path[3] for p in paths):
             shapes.append(Shape(str(rng.choice(APPEARANCES)), motion, size, start, step))
-            ways.append(way)
+            paths.append(path)
     return shapes
 
 
@@ -96,11 +96,11 @@ class ToyDetectionSettings:
     """Sizes of the data set.
 
     Args:
-        num_train, num_validation: videos; each has a key frame per whole second, but for the first and last second.
+        num_train, num_validation: videos; each has a key frame at every whole second but the first and the last.
         fps, seconds: frames per second, length of a video.
         height, width: pixels of a frame.
-        max_shapes: at most so many shapes in a video; one in eight validation videos has none.
-        seed: seed of everything random.
+        max_shapes: largest number of shapes in a video; one in eight validation videos has none.
+        seed: of everything random.
     """
 
     num_train: int = 400
@@ -116,10 +116,9 @@ class ToyDetectionSettings:
 def make_toy_detection_dataset(folder: str | Path, settings: ToyDetectionSettings | None = None) -> Path:
     """Write an action detection data set of H.264 files and return its folder.
 
-    `videos/` holds `train_0000.mp4` and so on; `train.csv` and `validation.csv` are annotations in AVA's format,
-    `validation_boxes.csv` has the boxes of a made-up person detector: a little beside the true ones with scores above
-    0.8, and false ones below; `actions.pbtxt` names the actions. A folder that holds the same data set, complete, is
-    left as it is.
+    `videos/` holds `train_0000.mp4` and so on; `train.csv` and `validation.csv` are annotations in AVA's format;
+    `actions.pbtxt` names the actions. `validation_boxes.csv` simulates a person detector: inexact boxes with scores
+    above 0.8, and false ones below. A folder with the complete data set is left as it is.
     """
     folder, settings = Path(folder), settings or ToyDetectionSettings()
     seal = folder / ".complete.json"
@@ -149,7 +148,7 @@ def make_toy_detection_dataset(folder: str | Path, settings: ToyDetectionSetting
 def make_video(
     path: Path, video: str, settings: ToyDetectionSettings, rng: np.random.Generator, number: int
 ) -> tuple[list[tuple], list[tuple]]:
-    """Write one video; returns its rows of annotations and of detected boxes."""
+    """Write one video; return its rows of annotations and of detected boxes."""
     num_frames, size = settings.fps * settings.seconds, (settings.height, settings.width)
     is_empty = video.startswith("validation") and number % 8 == 7
     shapes = [] if is_empty else place_shapes(int(rng.integers(1, settings.max_shapes + 1)), num_frames, *size, rng)

@@ -35,30 +35,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DetectionArguments:
-    """Videos, annotations and boxes of an action detection data set as a recipe's keys, see recipes/ava/README.md.
+    """Videos, annotations and boxes of an action detection data set, see recipes/ava/README.md.
 
     Args:
         annotations: CSV file of the training set in AVA's format, or several.
         videos: folder of its videos, or several; see `mvd_hf.detection.video_folders.VideoFolders`.
         eval_annotations: CSV file to evaluate on.
         eval_videos: folder of its videos, by default `videos`.
-        boxes: CSV file of the people that a detector found in the evaluation's key frames; without it, evaluation is
-            on the annotated boxes.
+        boxes: CSV file of the people that a detector found in the key frames of the evaluation; without it, the
+            annotated boxes are used.
         min_score: least score of those people.
         excluded, eval_excluded: CSV files of key frames to leave out.
         label_map: the actions (.pbtxt); AVA's 80 by default.
-        scored_label_map: the actions that are scored; by default those of `label_map`, or AVA's 60.
-        top_k: scored boxes with an action that count in a key frame, those of highest score; 0 for all.
+        scored_label_map: the scored actions; by default those of `label_map`, or AVA's 60.
+        top_k: number of boxes with an action per key frame that count, by score; 0 for all.
         video_start: second at which the files of whole videos begin.
         stride: every `stride`-th frame is in a clip.
         short_side: pixels to which frames are resized before the crop, and in evaluation.
         box_jitter, color_jitter: factors of the published amounts, 0 for none.
         flip: probability of a horizontal flip.
-        min_visible: part of a box that a training crop must keep, or its person is left out.
-        max_people: people of a training clip at most.
-        max_samples: train only on the first so many key frames.
-        on_bad_video: what to do about training videos that cannot be read: `raise`, `skip` or `substitute`. Evaluation
-            goes on without them; their people count as not found.
+        min_visible: people with less than this fraction of their box in a training crop are left out.
+        max_people: largest number of people in a training clip.
+        max_samples: number of key frames to train on, the first ones; all by default.
+        on_bad_video: what to do about unreadable training videos: `raise`, `skip` or `substitute`. Evaluation skips
+            them; their people count as not found.
     """
 
     annotations: str | list[str] = ""
@@ -95,14 +95,12 @@ class DetectionArguments:
 
     @property
     def scored(self) -> dict[int, str]:
-        """Class ids and names of the actions that are scored."""
-        if self.scored_label_map is None and self.label_map is not None:
-            return self.actions
-        return scored_actions(self.scored_label_map)
+        """Class ids and names of the scored actions."""
+        return scored_actions(self.scored_label_map, self.label_map)
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Names of the model's classes: number c is the class id c + 1."""
+        """Names of the model's classes; class c has the id c + 1."""
         actions = self.actions
         return {number - 1: actions.get(number, f"unused {number}") for number in range(1, max(actions) + 1)}
 
@@ -158,7 +156,7 @@ class DetectionArguments:
 
 
 def mean_grey(config: MVDConfig) -> tuple[int, ...]:
-    """The colour, in grey levels, that the model's normalisation makes zero."""
+    """The color, in gray levels, that the model's normalization makes zero."""
     mean = np.broadcast_to(config.image_mean, config.num_channels)
     return tuple(int(level) for level in np.rint(255 * mean))
 
@@ -166,17 +164,16 @@ def mean_grey(config: MVDConfig) -> tuple[int, ...]:
 class DetectionTrainer(MVDTrainer):
     """Trains an `MVDForActionDetection`; evaluation gives `mAP` and the average precision of each action.
 
-    The loss is the model's divided by the clips of a batch, so that a split of the batch over processes and
-    accumulation steps changes nothing. Each key frame is evaluated once, whatever the number of processes, with clips
-    of its own size beside it only. `evaluation` holds the last evaluation on the main process: `metrics`, `AP` and the
-    `detections` as a table.
+    The loss is that of the model divided by the number of clips, so that it does not depend on how a batch is split
+    over processes and accumulation steps. Each key frame is evaluated once on any number of processes, in batches of
+    equal sizes. On the main process, `evaluation` holds the last `metrics`, `AP` and the table `detections`.
 
     Args:
         model, args, kwargs: as in [`MVDTrainer`]; the data sets are those of [`DetectionArguments`].
-        data: where the evaluation's annotations are, and which actions are scored.
+        data: names the annotations of the evaluation and the scored actions.
     """
 
-    # an untrained head has nothing to tell, and the key frames of AVA are many
+    # AVA has many key frames, and the scores of an untrained head are meaningless
     evaluates_first = False
 
     def __init__(self, model: MVDForActionDetection, args: MVDTrainingArguments, data: DetectionArguments, **kwargs):
@@ -197,14 +194,14 @@ class DetectionTrainer(MVDTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Keep the probabilities of a batch's people; the loss is recorded where there are labels."""
+        """Store the probabilities of a batch's people, and record the loss where there are labels."""
         self.bad_videos.add("evaluation", inputs.pop(BAD_VIDEOS, []))
         inputs = self._prepare_inputs(inputs)
         blank = {IS_BLANK: True} if inputs.pop(IS_BLANK, False) else {}
         groups = inputs.get("groups", [inputs])
         if len(groups) > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
-                "A batch holds frames of several sizes, which processes that share a model cannot take: set "
+                "A batch has frames of several sizes, but processes that share a model need equal batches: set "
                 "per_device_eval_batch_size=1."
             )
         for group in groups:
@@ -244,12 +241,12 @@ class DetectionTrainer(MVDTrainer):
         """The metric of all predictions.
 
         Args:
-            found: (key frame's number (P,), probabilities (P, K)) of every batch of every process.
+            found: (indices of key frames (P,), probabilities (P, K)) of every batch of every process.
             key_frames: the people that were evaluated.
             weights: hash of the model's weights.
 
         Raises:
-            RuntimeError: if a key frame came twice.
+            RuntimeError: if a key frame was evaluated twice.
         """
         numbers = np.concatenate([part[0] for part in found]) if found else np.zeros(0, dtype=np.int64)
         order = np.argsort(numbers, kind="stable")
@@ -268,7 +265,7 @@ class DetectionTrainer(MVDTrainer):
         return ava_map(truth, table, self.data.top_k, excluded=self.data.eval_excluded, label_map=self.data.scored)
 
     def run_evaluation(self):
-        """Evaluate the model as it is and write the results, as the last thing that a recipe does: see [`run`].
+        """Evaluate the model without training and write the results, as the last step of a recipe; see [`run`].
 
         Raises:
             ValueError: if there is no evaluation set.
@@ -283,20 +280,22 @@ class DetectionTrainer(MVDTrainer):
     def save_evaluation(self) -> dict:
         """Write the last evaluation into `<output_dir>/evaluation/`, from the main process.
 
-        `metrics.json` has the metrics, `average_precision.csv` those of each action, `detections.csv` the boxes in
-        AVA's format, which the official evaluation and `mvd_hf.detection.ava.ava_map` take.
+        `metrics.json` has the metrics, `average_precision.csv` those of each action, and `detections.csv` the boxes in
+        AVA's format, for the official evaluation and [`ava_map`].
 
         Returns:
-            The metrics.
+            The metrics, as on the main process; nothing on others.
         """
         if not self.is_world_process_zero():
             return {}
         folder = Path(self.args.output_dir) / "evaluation"
         folder.mkdir(parents=True, exist_ok=True)
-        config = self.model.config
-        counts = {"num_key_frames": self.evaluation["num_key_frames"]}
-        protocol = {"protocol": f"{config.num_frames}x{self.data.stride}"}
-        metrics = {**protocol, **counts, **self.evaluation["metrics"], "weights": self.evaluation["weights"]}
+        metrics = {
+            "protocol": f"{self.model.config.num_frames}x{self.data.stride}",
+            "num_key_frames": self.evaluation["num_key_frames"],
+            **self.evaluation["metrics"],
+            "weights": self.evaluation["weights"],
+        }
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         names = self.data.scored
         rows = [(number, names[number], value) for number, value in self.evaluation["AP"].items()]
@@ -310,15 +309,15 @@ class DetectionTrainer(MVDTrainer):
 def detection_table(
     key_frames: KeyFrames, people: np.ndarray, probabilities: np.ndarray, actions: Mapping[int, str], top_k: int
 ) -> pd.DataFrame:
-    """Detections as a table: of each key frame the `top_k` boxes with an action of highest score, or all for 0.
+    """Detections as a table: the `top_k` boxes with an action of highest score in each key frame, all for 0.
 
-    The boxes are as annotated or detected. A score is the probability of the action times that of the person.
+    A score is the probability of the action times the score of the person.
 
     Args:
-        key_frames: where the people are.
-        people: (P,) numbers of the people among those of all key frames, ascending.
+        key_frames: the people.
+        people: (P,) indices of people among those of all key frames, ascending.
         probabilities: (P, K).
-        actions: class ids to tell, with their names.
+        actions: class ids to list, with their names.
     """
     numbers = np.array([number for number in actions if number <= probabilities.shape[1]])
     scores = probabilities[:, numbers - 1].astype(np.float64) * key_frames.scores[people][:, None]

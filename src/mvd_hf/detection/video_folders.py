@@ -1,4 +1,4 @@
-"""Where the videos of an action detection data set are, and the frames around a time of one of them."""
+"""Finds the videos of an action detection data set and opens the frames around a time."""
 
 import os
 import re
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..model.loading_mvd import listed
 from ..model.video_reading import VideoReader, VideoReadError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 
-# a file, or a folder of seconds, and the first and the last second that it holds
+# a file or a folder of seconds, and its first and last second
 Part = tuple[Path, float, float]
 
 
@@ -31,15 +32,15 @@ def check_second(files: dict[int, Path], folder: Path, second: float):
 
 
 class SecondFiles:
-    """The frames around the beginning of a second, out of files of one second each; a `VideoReader` to its user.
+    """The frames around the beginning of a second, from files of one second each, with the interface of `VideoReader`.
 
     Args:
         folder: holds `902.mp4` or `0902.mp4`, and so on.
         second: the second whose first frame is the key frame.
-        span: so many frames are wanted on either side, if there are as many.
+        span: number of frames wanted on either side, if there are as many.
 
     Attributes:
-        key_frame: number of the key frame among the frames.
+        key_frame: index of the key frame.
 
     Raises:
         VideoReadError: if there is no file of the second, or a file that is needed cannot be read.
@@ -62,7 +63,7 @@ class SecondFiles:
         self.key_frame = sum(len(reader) for reader in before)
 
     def _open(self, files: dict[int, Path], seconds: range, span: int) -> list[VideoReader]:
-        """Readers of seconds in turn, until they have `span` frames or a second is missing."""
+        """Readers of successive seconds, until they have `span` frames or a second is missing."""
         readers: list[VideoReader] = []
         for second in seconds:
             if second not in files or sum(map(len, readers)) >= span:
@@ -98,8 +99,8 @@ class SecondFiles:
 class VideoFolders:
     """Videos by id in folders: `<id>.mp4`; `<id>/902.mp4`, a file for each second; or `<id>_000010_000020.mp4`.
 
-    The last form is that of Kinetics (for AVA-Kinetics): the numbers are the seconds of the original video at which
-    the file begins and ends. Files may also lie in sub-folders.
+    The last form is that of Kinetics (for AVA-Kinetics): the file begins and ends at these seconds of the original
+    video. Files may also lie in sub-folders.
 
     Args:
         roots: the folders.
@@ -121,7 +122,7 @@ class VideoFolders:
             self._add(sorted(root.iterdir()))
 
     def _add(self, paths: Iterable[Path]):
-        """Enter files and folders under the ids that they may have."""
+        """Register files and folders under their possible ids."""
         for path in paths:
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 self._found.setdefault(path.stem, []).append((path, self.start, np.inf))
@@ -132,7 +133,7 @@ class VideoFolders:
                 self._found.setdefault(path.name, []).append((path, 0.0, np.inf))
 
     def locate(self, video: str, timestamp: float) -> tuple[Path, float]:
-        """The file, or folder of seconds, that holds a time of a video, and the second at which it begins.
+        """The file or folder of seconds that holds a time of a video, and the second at which it begins.
 
         Raises:
             VideoReadError: if there is none.
@@ -150,7 +151,7 @@ class VideoFolders:
         )
 
     def parts(self, video: str) -> list[Part]:
-        """Files of a video, or its folder of seconds, with the first and the last second that they hold."""
+        """Files of a video, or its folder of seconds, with their first and last second."""
         name = video.removesuffix(Path(video).suffix) if Path(video).suffix.lower() in VIDEO_SUFFIXES else video
         if name not in self._found and not self._has_searched:
             self._has_searched = True
@@ -159,13 +160,13 @@ class VideoFolders:
         return self._found.get(name, [])
 
     def check(self, videos: Iterable[str]):
-        """Raise ValueError, naming the first few, if videos are missing."""
+        """Raise ValueError naming missing videos."""
         missing = sorted({video for video in videos if not self.parts(video)})
         if missing:
             roots = ", ".join(map(str, self.roots))
             raise ValueError(
-                f"{len(missing)} videos are not in {roots}: {', '.join(missing[:3])}{', ...' if missing[3:] else ''}. "
-                "recipes/audit.py --ava says what is there; on_bad_video=skip goes on without them."
+                f"Videos missing in {roots}: {listed(missing)}. Check the files with recipes/audit.py --ava, or train "
+                "without these videos (on_bad_video=skip)."
             )
 
     @contextmanager
@@ -174,10 +175,10 @@ class VideoFolders:
 
         Args:
             video, timestamp: the key frame.
-            span: so many frames are wanted on either side.
+            span: number of frames wanted on either side.
 
         Raises:
-            VideoReadError: naming the video, if it is not there, is over by then, or cannot be read.
+            VideoReadError: naming the video, if it is missing, ends before that time, or cannot be read.
         """
         path, first = self.locate(video, timestamp)
         if not path.is_dir():
