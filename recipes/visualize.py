@@ -8,7 +8,6 @@
 | `tokens` | what teachers and student see, as colours | `TokenPictureArguments` |
 | `reconstruction` | what VideoMAE or MAE makes of what it does not see | `ReconstructionArguments` |
 | `attention` | where a patch looks, over space and time | `AttentionArguments` |
-| `curves` | losses, cosines and rates of one or more runs | `CurveArguments` |
 | `detect` | people and what they do, in a video's key frames | `DetectionPictureArguments` |
 """
 
@@ -17,7 +16,6 @@ import sys
 
 from mvd_hf.arguments import parse_arguments, take_name
 from mvd_hf.visualization.attention import AttentionArguments, write_attention
-from mvd_hf.visualization.curves import CurveArguments, write_curves
 from mvd_hf.visualization.detections import DetectionPictureArguments, write_detections
 from mvd_hf.visualization.reconstruction import ReconstructionArguments, write_reconstruction
 from mvd_hf.visualization.similarity import SimilarityArguments, write_similarity
@@ -29,7 +27,6 @@ PICTURES = {
     "tokens": (TokenPictureArguments, write_tokens),
     "reconstruction": (ReconstructionArguments, write_reconstruction),
     "attention": (AttentionArguments, write_attention),
-    "curves": (CurveArguments, write_curves),
     "detect": (DetectionPictureArguments, write_detections),
 }
 

@@ -160,17 +160,17 @@ def test_the_readmes_python_runs(tiny_job):
 
 
 @pytest.mark.slow
-def test_the_readmes_pictures_and_programs_are_made(tiny_job):
+def test_the_readmes_figures_and_programs_are_made(tiny_job):
     folder, _ = tiny_job
     scripts = "recipes/visualize.py", "recipes/export.py"
     commands = [words for path, words in COMMANDS if path == ROOT / "README.md" and words[1] in scripts]
     commands = [words for words in commands if words[2] != "detect"]
-    assert len(commands) == 6
+    assert len(commands) == 5
     for words in commands:
         result = start(folder, *words[1:])
         assert result.returncode == 0, result.stderr[-3000:]
-    made = {path.name for path in (folder / "outputs" / "pictures").glob("*")}
-    names = "similarity", "tokens", "reconstruction", "attention", "curves"
+    made = {path.name for path in (folder / "outputs" / "figures").glob("*")}
+    names = "similarity", "tokens", "reconstruction", "attention"
     assert made >= {f"{name}.png" for name in names} | {"similarity.json", "tokens.mp4", "attention.npz"}
     assert (folder / "outputs" / "export" / "model.pt2").exists()
 

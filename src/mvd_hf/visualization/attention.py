@@ -101,7 +101,7 @@ class AttentionArguments(ClipPictureArguments):
     layer: int = -1
     heads: list[int] | None = None
     device: str = "cpu"
-    output: str = "outputs/pictures/attention.png"
+    output: str = "outputs/figures/attention.png"
 
 
 def load_encoder(source: str, device: str = "cpu") -> MVDModel:

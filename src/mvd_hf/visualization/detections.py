@@ -53,7 +53,7 @@ class DetectionPictureArguments:
     min_score: float = 0.8
     threshold: float = 0.2
     top_k: int = 4
-    output: str = "outputs/pictures/detections.mp4"
+    output: str = "outputs/figures/detections.mp4"
     hold: float = 1.0
 
     def __post_init__(self):

@@ -134,7 +134,7 @@ class ReconstructionArguments(ClipPictureArguments):
     mask_ratio: float | None = None
     seed: int = 0
     device: str = "cpu"
-    output: str = "outputs/pictures/reconstruction.png"
+    output: str = "outputs/figures/reconstruction.png"
 
 
 def draw_masks(config: MVDConfig, num_clips: int, ratio: float | None, seed: int) -> torch.Tensor:

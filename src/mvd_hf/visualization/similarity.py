@@ -184,7 +184,7 @@ class SimilarityArguments:
     batch_size: int = 8
     num_workers: int = 0
     device: str = "cpu"
-    output: str = "outputs/pictures/similarity.png"
+    output: str = "outputs/figures/similarity.png"
 
 
 def write_similarity(arguments: SimilarityArguments) -> Path:

@@ -114,7 +114,7 @@ class TokenPictureArguments(ClipPictureArguments):
     layer: int = -1
     norm: str | None = None
     device: str = "cpu"
-    output: str = "outputs/pictures/tokens.png"
+    output: str = "outputs/figures/tokens.png"
 
 
 def write_tokens(arguments: TokenPictureArguments) -> Path:
