@@ -1,4 +1,4 @@
-"""A page in the browser: predictions over time, the mask game, and the similarity of features between frames.
+"""A web page for a classifier: predictions over time, the mask game, and the similarity of features between frames.
 
     python recipes/demo.py outputs/mvd-vit-b-k400 --examples outputs/tiny/data/validation
 

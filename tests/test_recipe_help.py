@@ -15,7 +15,7 @@ from mvd_hf.arguments import parse_arguments
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.finetuning.adaptation import AdaptationArguments
 from mvd_hf.recipe_help import described_arguments, help_text
-from mvd_hf.visualization.tokens import TokenPictureArguments
+from mvd_hf.visualization.tokens import TokenFigureArguments
 
 SCRIPTS = sorted(path for path in (ROOT / "recipes").rglob("*.py") if "def main(" in path.read_text())
 
@@ -74,7 +74,7 @@ def test_keys_of_parents_are_told_with_those_of_the_child():
     assert "and the keys of" not in text
 
 
-@pytest.mark.parametrize("kind", [FinetuningArguments, DataArguments, TokenPictureArguments, AdaptationArguments])
+@pytest.mark.parametrize("kind", [FinetuningArguments, DataArguments, TokenFigureArguments, AdaptationArguments])
 def test_all_keys_of_ours_have_a_meaning_or_a_parent_that_gives_it(kind):
     text, foreign = help_text("", [kind]), {key.name for key in fields(TrainingArguments)}
     for key in fields(kind):

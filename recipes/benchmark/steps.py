@@ -14,7 +14,7 @@ from mvd_hf.arguments import read_value
 from mvd_hf.data.masking import part_to_decode
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
-from mvd_hf.teachers.teacher import Teacher, TeacherConfig, load_teacher
+from mvd_hf.teachers.teacher import Teacher, TeacherConfig, Teachers, load_teacher
 from mvd_hf.training.arguments import MVDTrainingArguments
 from mvd_hf.training.costs import distillation_parts, teacher_widths
 from mvd_hf.training.distillation import DistillationTrainer
@@ -131,15 +131,15 @@ class Distillation:
             teachers[name] = entry | {key: value for key, value in changes.items() if value is not None}
         return Distillation(config, teachers, variant.masks_per_clip or self.masks_per_clip)
 
-    def load_teachers(self) -> dict[str, Teacher]:
-        """The teachers; with random weights where a folder is still to be made and has the name of a published size.
+    def load_teachers(self) -> Teachers:
+        """The teachers; a folder that does not exist yet but has the name of a published size gets random weights.
 
         Raises:
-            ValueError: if one is not at hand and its size is not known.
+            ValueError: if a teacher cannot be loaded and its size is unknown.
         """
-        loaded = {}
+        loaded = Teachers()
         for name, entry in self.teachers.items():
-            keys = TeacherConfig(**({"model": entry} if isinstance(entry, str) else entry))
+            keys = TeacherConfig.from_entry(name, entry)
             model = Path(keys.model)
             try:
                 config = None if model.exists() else MVDConfig.from_name(model.name)
@@ -209,13 +209,12 @@ class TrainerStep:
             masks_per_clip=distillation.masks_per_clip,
         )
         torch.manual_seed(arguments.seed)
-        student = MVDForFeatureDistillation(distillation.config)
-        self.trainer = DistillationTrainer(student, distillation.load_teachers(), args=training)
+        student, teachers = MVDForFeatureDistillation(distillation.config), distillation.load_teachers()
+        self.trainer = DistillationTrainer(student, teachers, args=training)
         self.optimizer = self.trainer.create_optimizer()
         self.model, self.prepared_optimizer = self.trainer.accelerator.prepare(student, self.optimizer)
         self.model.train()
-        sizes = [teacher.image_size for teacher in self.trainer.teachers.values()]
-        self.batch = pinned(distillation.batch(arguments.batch_size, sizes, arguments.seed), device)
+        self.batch = pinned(distillation.batch(arguments.batch_size, teachers.image_sizes, arguments.seed), device)
         self.clock: PhaseClock | None = None
         self.compiles = compiles
 
@@ -274,11 +273,12 @@ class ReferenceStep:
         device = choose_device(arguments.device)
         torch.manual_seed(arguments.seed)
         student = MVDForFeatureDistillation(distillation.config).to(device)
-        teachers = {name: teacher.to(device) for name, teacher in distillation.load_teachers().items()}
+        teachers = distillation.load_teachers()
+        for teacher in teachers.values():
+            teacher.to(device)
         self.step = NaiveStep(student, teachers, precision=arguments.dtype)
         self.optimizer = self.step.optimizer
-        sizes = [teacher.image_size for teacher in teachers.values()]
-        batch = distillation.batch(arguments.batch_size, sizes, arguments.seed)
+        batch = distillation.batch(arguments.batch_size, teachers.image_sizes, arguments.seed)
         self.batch = pinned(official_batch(batch, distillation.config), device)
 
     def __call__(self):

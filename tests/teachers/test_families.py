@@ -1,7 +1,8 @@
-"""Teachers of every family: the same features as the family's own forward pass, one frame or clip at a time."""
+"""Teachers of every family: the same features as from the forward pass of the family itself."""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mvd_hf import (
 )
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
 from mvd_hf.model.patches_mvd import position_table
+from mvd_hf.teachers import families
 from mvd_hf.teachers.families import IMAGENET, Normalization
 from short_runs import counts
 
@@ -38,171 +40,99 @@ AS_IS = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
 
 @dataclass(frozen=True)
 class Family:
-    """A model of a family to be saved, and how to run it by transformers' own means.
+    """A model of a family to be saved, and how to run it with transformers alone.
 
     Args:
-        saved: class and configuration of what is saved.
+        saved: class of the saved model.
+        config: class and fields of its configuration.
         processor: class and arguments of its processor.
-        plain: class that gives the features, and arguments it is loaded with for 4 frames of 32 x 32 pixels.
-        arguments: of its forward pass.
-        norm: where its final norm is.
+        norm: name of the final norm.
         extra: class and register tokens.
+        plain: class that gives the features, if it is not the saved one.
+        loading: its arguments for 4 frames of 32 x 32 pixels.
+        arguments: arguments of its forward pass.
         size: pixels of its input for 4 x 4 patches.
         tower: attribute of the plain class that is the model.
     """
 
-    saved: tuple
-    processor: tuple
-    plain: str
-    loading: dict
-    arguments: dict
+    saved: str
+    config: tuple[str, dict]
+    processor: tuple[str, dict]
     norm: str
-    extra: int
+    extra: int = 0
+    plain: str | None = None
+    loading: dict = field(default_factory=dict)
+    arguments: dict = field(default_factory=dict)
     size: int = 32
     is_video: bool = False
     tower: str | None = None
-
-
-def both(text: str, vision: str, **vision_sizes) -> dict:
-    return {"text_config": TEXT, "vision_config": {**SIZES, **vision_sizes}}
 
 
 def without(*names: str, **others) -> dict:
     return {key: value for key, value in SIZES.items() if key not in names} | others
 
 
+TOWERS = {"text_config": TEXT, "vision_config": SIZES}
 INTERPOLATED = {"interpolate_pos_encoding": True}
 IMAGE_14 = without("intermediate_size", patch_size=7, image_size=42)
+PREDICTOR = {"pred_hidden_size": 16, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+MAE = {**SIZES, "layer_norm_eps": 1e-6, **VIDEO_DECODER}
+NAFLEX = {"text_config": TEXT, "vision_config": without("image_size", num_patches=36)}
+TWO_TOWERS = {"arguments": INTERPOLATED, "tower": "vision_model"}
 FAMILIES = {
     "vit_mae": Family(
-        ("ViTMAEForPreTraining", "ViTMAEConfig", {**SIZES, "image_size": 32, "layer_norm_eps": 1e-6, **VIDEO_DECODER}),
-        ("ViTImageProcessor", PIXELS),
-        "ViTMAEModel",
-        {"mask_ratio": 0.0},
-        {"noise": torch.arange(16.0)[None]},
-        "layernorm",
-        1,
+        *("ViTMAEForPreTraining", ("ViTMAEConfig", {**MAE, "image_size": 32}), ("ViTImageProcessor", PIXELS)),
+        *("layernorm", 1, "ViTMAEModel", {"mask_ratio": 0.0}, {"noise": torch.arange(16.0)[None]}),
     ),
     "videomae": Family(
-        (
-            "VideoMAEForPreTraining",
-            "VideoMAEConfig",
-            {**SIZES, "num_frames": 6, "use_mean_pooling": False, "layer_norm_eps": 1e-6, **VIDEO_DECODER},
-        ),
-        ("VideoMAEVideoProcessor", {}),
-        "VideoMAEModel",
-        {"image_size": 32, "num_frames": 4},
-        {},
-        "layernorm",
-        0,
+        *("VideoMAEForPreTraining", ("VideoMAEConfig", {**MAE, "num_frames": 6, "use_mean_pooling": False})),
+        *(("VideoMAEVideoProcessor", {}), "layernorm", 0, "VideoMAEModel", {"image_size": 32, "num_frames": 4}),
         is_video=True,
     ),
     "dinov2": Family(
-        ("Dinov2Model", "Dinov2Config", IMAGE_14),
-        ("BitImageProcessor", PIXELS),
-        "Dinov2Model",
-        {},
-        {},
-        "layernorm",
-        1,
-        28,
+        "Dinov2Model", ("Dinov2Config", IMAGE_14), ("BitImageProcessor", PIXELS), "layernorm", 1, size=28
     ),
     "dinov2_with_registers": Family(
-        (
-            "Dinov2WithRegistersForImageClassification",
-            "Dinov2WithRegistersConfig",
-            {**IMAGE_14, "num_register_tokens": 3},
-        ),
-        ("BitImageProcessor", PIXELS),
-        "Dinov2WithRegistersModel",
-        {},
-        {},
-        "layernorm",
-        4,
-        28,
+        "Dinov2WithRegistersForImageClassification",
+        ("Dinov2WithRegistersConfig", IMAGE_14 | {"num_register_tokens": 3}),
+        *(("BitImageProcessor", PIXELS), "layernorm", 4, "Dinov2WithRegistersModel"),
+        size=28,
     ),
     "dinov3_vit": Family(
-        ("DINOv3ViTModel", "DINOv3ViTConfig", {**SIZES, "num_register_tokens": 4, "pos_embed_rescale": 2.0}),
-        ("DINOv3ViTImageProcessorFast", PIXELS),
         "DINOv3ViTModel",
-        {},
-        {},
-        "norm",
-        5,
+        ("DINOv3ViTConfig", {**SIZES, "num_register_tokens": 4, "pos_embed_rescale": 2.0}),
+        *(("DINOv3ViTImageProcessorFast", PIXELS), "norm", 5),
     ),
     "clip": Family(
-        ("CLIPModel", "CLIPConfig", both("clip_text_model", "clip_vision_model")),
-        ("CLIPImageProcessor", {}),
-        "CLIPModel",
-        {},
-        INTERPOLATED,
-        "post_layernorm",
-        1,
-        tower="vision_model",
+        *("CLIPModel", ("CLIPConfig", TOWERS), ("CLIPImageProcessor", {}), "post_layernorm", 1), **TWO_TOWERS
     ),
     "clip_vision": Family(
-        ("CLIPVisionModelWithProjection", "CLIPVisionConfig", SIZES),
-        ("CLIPImageProcessor", PIXELS),
-        "CLIPVisionModel",
-        {},
-        INTERPOLATED,
-        "post_layernorm",
-        1,
+        *("CLIPVisionModelWithProjection", ("CLIPVisionConfig", SIZES), ("CLIPImageProcessor", PIXELS)),
+        *("post_layernorm", 1, "CLIPVisionModel"),
+        arguments=INTERPOLATED,
     ),
     "siglip": Family(
-        ("SiglipModel", "SiglipConfig", both("siglip_text_model", "siglip_vision_model")),
-        ("SiglipImageProcessor", {}),
-        "SiglipModel",
-        {},
-        INTERPOLATED,
-        "post_layernorm",
-        0,
-        tower="vision_model",
+        *("SiglipModel", ("SiglipConfig", TOWERS), ("SiglipImageProcessor", {}), "post_layernorm"), **TWO_TOWERS
     ),
     "siglip2_naflex": Family(
-        (
-            "Siglip2Model",
-            "Siglip2Config",
-            {"text_config": TEXT, "vision_config": without("image_size", num_patches=36)},
-        ),
-        ("Siglip2ImageProcessor", {"patch_size": 8, "max_num_patches": 16}),
-        "Siglip2Model",
-        {},
-        {},
-        "post_layernorm",
-        0,
+        *("Siglip2Model", ("Siglip2Config", NAFLEX)),
+        *(("Siglip2ImageProcessor", {"patch_size": 8, "max_num_patches": 16}), "post_layernorm"),
         tower="vision_model",
     ),
     "vjepa2": Family(
-        (
-            "VJEPA2Model",
-            "VJEPA2Config",
-            without(
-                "intermediate_size",
-                "image_size",
-                crop_size=48,
-                frames_per_clip=8,
-                pred_hidden_size=16,
-                pred_num_attention_heads=2,
-                pred_num_hidden_layers=1,
-            ),
-        ),
-        ("VJEPA2VideoProcessor", PIXELS),
         "VJEPA2Model",
-        {"crop_size": 32},
-        {"skip_predictor": True},
-        "encoder.layernorm",
-        0,
+        (
+            "VJEPA2Config",
+            without("intermediate_size", "image_size", crop_size=48, frames_per_clip=8, **PREDICTOR),
+        ),
+        *(("VJEPA2VideoProcessor", PIXELS), "encoder.layernorm"),
+        loading={"crop_size": 32},
+        arguments={"skip_predictor": True},
         is_video=True,
     ),
     "vit": Family(
-        ("ViTForImageClassification", "ViTConfig", SIZES),
-        ("ViTImageProcessor", {}),
-        "ViTModel",
-        {},
-        INTERPOLATED,
-        "layernorm",
-        1,
+        *("ViTForImageClassification", ("ViTConfig", SIZES), ("ViTImageProcessor", {}), "layernorm", 1, "ViTModel"),
+        arguments=INTERPOLATED,
     ),
 }
 NAMES = sorted(FAMILIES)
@@ -224,8 +154,8 @@ def folders(tmp_path_factory) -> dict[str, str]:
     """A random model and its processor per family."""
     root = tmp_path_factory.mktemp("families")
     for name, family in FAMILIES.items():
-        model, config, sizes = family.saved
-        model = randomize(getattr(transformers, model)(getattr(transformers, config)(**sizes)))
+        config, sizes = family.config
+        model = randomize(getattr(transformers, family.saved)(getattr(transformers, config)(**sizes)))
         model.save_pretrained(root / name)
         processor, statistics = family.processor
         getattr(transformers, processor)(**statistics).save_pretrained(root / name)
@@ -241,7 +171,7 @@ def clips(size: int, frames: int = FRAMES, batch: int = 2, seed: int = 0) -> tor
 def plain_states(name: str, folder: str, pixels: torch.Tensor) -> list[torch.Tensor]:
     """Hidden states of one image (C, S, S) or clip (T, C, S, S), as (t, h, w, D); the last one past the norm."""
     family = FAMILIES[name]
-    model = getattr(transformers, family.plain).from_pretrained(
+    model = getattr(transformers, family.plain or family.saved).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", **family.loading
     )
     norm = model.get_submodule(family.norm) if family.tower is None else None
@@ -268,6 +198,12 @@ def expected_features(name: str, folder: str, clip: torch.Tensor, state: int = -
     return torch.stack([torch.cat(one).flatten(0, 2) for one in frames])
 
 
+def test_the_table_of_families_is_complete():
+    assert sorted(re.findall(r"`(\w+)`", families.__doc__.split("\n\n")[1])) == sorted(
+        [*families.FAMILIES, "model_type"]
+    )
+
+
 def load(folder: str, grid=GRID, num_frames: int = FRAMES, **entry):
     return load_teachers({"teacher": {"model": folder, **entry}}, grid, num_frames)["teacher"]
 
@@ -283,30 +219,29 @@ def deviation(features: torch.Tensor, expected: torch.Tensor) -> float:
 def test_features_are_those_of_the_familys_own_forward_pass(folders, name, record_property):
     size = FAMILIES[name].size
     clip = clips(size)
+    default = -2 if name in ("vit_mae", "videomae") else -1  # before the norm, as MVD, for models trained on pixels
     worst = {}
     # states: input, after layers 1, 2, 3, past the norm
-    for entry, state in (({"norm": "post"}, -1), ({"norm": "pre"}, -2), ({"norm": "pre", "layer": 1}, 1)):
+    for entry, state in (
+        ({}, default),
+        ({"norm": "post"}, -1),
+        ({"norm": "pre"}, -2),
+        ({"norm": "pre", "layer": 1}, 1),
+    ):
         teacher = load(folders[name], **entry)
         assert teacher.image_size == size
         assert teacher.frames == ("clip" if FAMILIES[name].is_video else "first_of_tubelet")
-        worst[str(entry)] = deviation(teacher({size: clip}), expected_features(name, folders[name], clip, state))
         assert len(teacher.model.get_submodule(teacher.family.layers)) == entry.get("layer", 3)
+        worst[str(entry)] = deviation(teacher({size: clip}), expected_features(name, folders[name], clip, state))
     record_property("deviation", worst)
     assert max(worst.values()) < 1e-5
+    assert not any(module.training for module in teacher.train().modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert teacher.model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_norm_taken_by_default_is_that_of_mvd_for_pixel_models(folders, name):
-    clip = clips(FAMILIES[name].size, batch=1)
-    default = load(folders[name])({clip.shape[-1]: clip})
-    norm = "pre" if name in ("vit_mae", "videomae") else "post"
-    other = {"pre": "post", "post": "pre"}[norm]
-    assert torch.equal(default, load(folders[name], norm=norm)({clip.shape[-1]: clip}))
-    assert (default - load(folders[name], norm=other)({clip.shape[-1]: clip})).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_patch_of_the_clip_moves_its_own_token_most(folders, name):
+def test_a_patch_of_the_clip_changes_its_own_token_most(folders, name):
     size = FAMILIES[name].size
     patch = size // 4
     teacher = load(folders[name], layer=1)
@@ -314,21 +249,21 @@ def test_a_patch_of_the_clip_moves_its_own_token_most(folders, name):
     time, row, column = 1, 2, 3
     changed = clip.clone()
     changed[:, 2 * time, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] ^= 255
-    moved = (teacher({size: changed}) - teacher({size: clip}))[0].norm(dim=1)
-    assert moved.argmax() == time * 16 + row * 4 + column
+    difference = (teacher({size: changed}) - teacher({size: clip}))[0].norm(dim=1)
+    assert difference.argmax() == time * 16 + row * 4 + column
     if not FAMILIES[name].is_video:
-        assert moved[:16].max() == 0  # the other tubelet is another image
+        assert difference[:16].max() == 0  # the other tubelet is another image
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_floats_normalised_for_the_student_give_the_features_of_their_bytes(folders, name):
+@pytest.mark.parametrize("name", ["dinov2", "siglip", "videomae"])  # processors with three kinds of statistics
+def test_floats_normalized_for_the_student_give_the_features_of_their_bytes(folders, name):
     size = FAMILIES[name].size
     clip = clips(size, batch=1)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET.mean, IMAGENET.std))
-    teacher = load(folders[name])
-    torch.testing.assert_close(teacher({size: (clip / 255 - mean) / std}), teacher({size: clip}), atol=1e-4, rtol=1e-4)
-    shifted = load_teachers({"a": folders[name]}, GRID, FRAMES, clip_normalization=Normalization(0.5, 0.25))["a"]
-    torch.testing.assert_close(shifted({size: (clip / 255 - 0.5) / 0.25}), teacher({size: clip}), atol=1e-4, rtol=1e-4)
+    expected = load(folders[name])({size: clip})
+    for normalization in (IMAGENET, Normalization(0.5, 0.25)):
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std))
+        teacher = load_teachers({"a": folders[name]}, GRID, FRAMES, clip_normalization=normalization)["a"]
+        torch.testing.assert_close(teacher({size: (clip / 255 - mean) / std}), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +272,6 @@ def test_floats_normalised_for_the_student_give_the_features_of_their_bytes(fold
         ({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}, 1 / 255, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]),
         ({"do_rescale": False, "image_mean": 100, "image_std": 50}, 1, [100] * 3, [50] * 3),
         ({"rescale_factor": 1 / 127.5, "do_normalize": False}, 1 / 127.5, [0] * 3, [1] * 3),
-        ({}, 1 / 255, [0.5] * 3, [0.5] * 3),
         (None, 1 / 255, [0.5] * 3, [0.5] * 3),
     ],
 )
@@ -364,7 +298,7 @@ CLIP_PIXELS = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.2
         (["siglip", "siglip2_naflex", "vit"], HALF_PIXELS),
     ],
 )
-def test_without_a_processor_pixels_are_normalised_as_usual_for_the_family(
+def test_without_a_processor_pixels_are_normalized_as_is_usual_for_the_family(
     folders, tmp_path, caplog, names, statistics
 ):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics)
@@ -375,7 +309,7 @@ def test_without_a_processor_pixels_are_normalised_as_usual_for_the_family(
         caplog.clear()
         clip = clips(FAMILIES[name].size, batch=1)
         torch.testing.assert_close(load(str(tmp_path / name)).normalize(clip), (clip / 255 - mean) / std)
-        assert "has no processor: its pixels are normalised by mean" in caplog.text
+        assert folders[name].rsplit("/", 1)[1] in caplog.text
 
 
 def test_a_processor_that_is_saved_with_others_is_found(folders, tmp_path):
@@ -389,7 +323,7 @@ def test_a_processor_that_is_saved_with_others_is_found(folders, tmp_path):
     torch.testing.assert_close(load(str(tmp_path)).normalize(clip), clip / 510)
 
 
-@pytest.mark.parametrize("name", ["dinov2", "siglip2_naflex", "vit_mae"])
+@pytest.mark.parametrize("name", ["dinov2", "siglip2_naflex"])
 def test_all_frames_are_averaged_within_their_tubelet(folders, name):
     size = FAMILIES[name].size
     clip = clips(size)
@@ -406,7 +340,7 @@ def test_a_finer_video_teacher_is_averaged_within_the_students_tubelets(folders)
     torch.testing.assert_close(coarse, fine.mean(2))
 
 
-def test_a_video_teacher_of_fewer_frames_sees_every_second_one(folders):
+def test_a_video_teacher_of_fewer_frames_gets_every_second_one(folders):
     six_frames = load(folders["videomae"], grid=(3, 4, 4), num_frames=12)
     clip = clips(32, frames=12)
     assert six_frames.input_frames == 6
@@ -415,7 +349,7 @@ def test_a_video_teacher_of_fewer_frames_sees_every_second_one(folders):
     )
 
 
-def test_a_bound_on_frames_changes_the_passes_and_not_the_features(folders):
+def test_frames_per_pass_changes_the_passes_and_not_the_features(folders):
     for name, limit, passes in (("dinov2", 3, [3, 1]), ("vjepa2", 3, [1, 1]), ("vjepa2", 8, [2])):
         size = FAMILIES[name].size
         teacher, seen = load(folders[name], frames_per_pass=limit), []
@@ -427,8 +361,7 @@ def test_a_bound_on_frames_changes_the_passes_and_not_the_features(folders):
         torch.testing.assert_close(features, load(folders[name])({size: clips(size)}))
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "bfloat16") for name in NAMES), ("videomae", "float16")])
 def test_half_precision_features_are_close(folders, name, dtype):
     size = FAMILIES[name].size
     whole, half = load(folders[name]), load(folders[name], dtype=dtype)
@@ -442,29 +375,14 @@ def test_half_precision_features_are_close(folders, name, dtype):
         assert similarity.min() > (0.99 if dtype == "bfloat16" else 0.9999)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_teachers_stay_frozen_in_evaluation_mode_with_sdpa(folders, name):
-    size = FAMILIES[name].size
-    teacher = load(folders[name]).train()
-    assert not any(module.training for module in teacher.modules())
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert teacher.model.config._attn_implementation == "sdpa"
-    clip = clips(size, batch=1).float().requires_grad_()
-    features = teacher({size: clip})
-    assert not features.requires_grad
-    assert torch.equal(features, teacher({size: clip}))
-
-
-@pytest.mark.parametrize("name", ["videomae", "siglip", "vit_mae"])
-def test_a_compiled_teacher_gives_the_same_features(folders, name, monkeypatch):
+def test_a_compiled_teacher_gives_the_same_features(folders, monkeypatch):
     compiled, original = [], nn.Module.compile
     monkeypatch.setattr(
         nn.Module, "compile", lambda self, **_: compiled.append(self) or original(self, backend="eager")
     )
-    size = FAMILIES[name].size
-    teacher = load(folders[name], compile=True)
+    teacher = load(folders["videomae"], compile=True)
     assert compiled == [teacher.model]
-    torch.testing.assert_close(teacher({size: clips(size)}), load(folders[name])({size: clips(size)}))
+    torch.testing.assert_close(teacher({32: clips(32)}), load(folders["videomae"])({32: clips(32)}))
 
 
 # the layouts in which MAE and VideoMAE are published
@@ -591,28 +509,26 @@ def save_config(folder, name: str, **sizes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "reason"),
     [
-        ("HieraConfig", "'hiera', which merges its patches from stage to stage"),
-        ("SwinConfig", "'swin', which merges its patches from stage to stage"),
-        ("ConvNextConfig", "'convnext', which merges its patches"),
-        ("BertConfig", "'bert', which does not cut images into patches"),
-        ("CLIPTextConfig", "'clip_text_model', which does not cut images into patches"),
-        ("BeitConfig", "'beit', which has an order of tokens that is not known here. Choose one of the types mvd, "),
+        ("HieraConfig", "'hiera'.*hierarchical"),
+        ("BertConfig", "'bert'.*does not cut images into patches"),
+        ("BeitConfig", "'beit'.*tokens.*mvd, vit_mae"),
     ],
 )
-def test_models_that_cannot_teach_are_refused_with_the_reason(tmp_path, name, message):
-    with pytest.raises(ValueError, match=message):
-        load(save_config(tmp_path, name))
+def test_models_that_cannot_teach_are_refused_with_the_reason(tmp_path, name, reason):
+    getattr(transformers, name)().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=reason):
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model_type": "new", "auto_map": {"AutoModel": "m.M"}}, "needs code of its own .trust_remote_code."),
-        ({"model_type": "new"}, "of the type 'new', which transformers does not know"),
-        ({"hidden_size": 8}, "of the type None"),
-        ({"model_type": "vit", "hidden_size": "wide"}, "configuration of the teacher .* cannot be read"),
+        ({"model_type": "new", "auto_map": {"AutoModel": "m.M"}}, "trust_remote_code"),
+        ({"model_type": "new"}, "'new'"),
+        ({"hidden_size": 8}, "type None"),
+        ({"model_type": "vit", "hidden_size": "wide"}, "wide"),
     ],
 )
 def test_configurations_that_transformers_does_not_know_are_refused(tmp_path, content, message):
@@ -622,13 +538,13 @@ def test_configurations_that_transformers_does_not_know_are_refused(tmp_path, co
         load(str(tmp_path))
 
 
-def test_models_that_are_not_there_are_refused(tmp_path, monkeypatch):
+def test_missing_models_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for source in (str(tmp_path / "nothing"), str(tmp_path), "nobody/no-such-teacher"):
-        with pytest.raises(ValueError, match=r"cannot be found: give a local folder with a config.json or the id"):
+        with pytest.raises(ValueError, match=source):
             load(source)
     (tmp_path / "config.json").write_text("{broken")
-    with pytest.raises(ValueError, match="cannot be found"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         load(str(tmp_path))
 
 
@@ -654,17 +570,14 @@ def drop(part: str):
 
 def test_a_checkpoint_that_lacks_weights_is_refused_by_name(folders, tmp_path):
     source = copy_of(folders["dinov2"], tmp_path, drop("layer.1.mlp.fc1"))
-    with pytest.raises(ValueError, match=r"2 \(encoder.layer.1.mlp.fc1.bias, encoder.layer.1.mlp.fc1.w"):
+    with pytest.raises(ValueError, match=r"weights.*encoder.layer.1.mlp.fc1.bias, encoder.layer.1.mlp.fc1.w"):
         load(source)
-    assert load(source, layer=1)({28: clips(28)}).shape == (2, 32, 48)  # which does not reach it
+    assert load(source, layer=1)({28: clips(28)}).shape == (2, 32, 48)  # the missing layer is not needed
 
 
 def test_weights_of_another_shape_are_refused_by_name(folders, tmp_path):
-    def change(weights: dict):
-        weights["layernorm.weight"] = torch.zeros(5)
-
-    source = copy_of(folders["dinov2"], tmp_path, change)
-    with pytest.raises(ValueError, match=r"in another shape \(layernorm.weight\)"):
+    source = copy_of(folders["dinov2"], tmp_path, lambda weights: weights.update({"layernorm.weight": torch.zeros(5)}))
+    with pytest.raises(ValueError, match=r"layernorm\.weight"):
         load(source)
     load(source, norm="pre")
 
@@ -679,7 +592,7 @@ def test_a_truncated_checkpoint_is_refused(folders, tmp_path):
     source = copy_of(folders["dinov2"], tmp_path, lambda weights: None)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"weights of the teacher .* cannot be loaded"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         load(source)
 
 
@@ -687,14 +600,14 @@ def test_a_broken_processor_is_refused(folders, tmp_path):
     source = copy_of(folders["dinov2"], tmp_path, lambda weights: None)
     for content in ("{broken", '{"image_std": [0, 1, 1]}', '{"image_mean": [1, 2]}', '{"image_mean": "a"}', "[]"):
         (tmp_path / "preprocessor_config.json").write_text(content)
-        with pytest.raises(ValueError, match=r"processor of the teacher .* cannot be read"):
+        with pytest.raises(ValueError, match="processor"):
             load(source)
 
 
 def test_a_model_without_a_final_norm_cannot_give_features_after_it(tmp_path):
     sizes = {**SIZES, "num_frames": 4, "use_mean_pooling": True}
     transformers.VideoMAEModel(transformers.VideoMAEConfig(**sizes)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no final norm: choose norm: pre"):
+    with pytest.raises(ValueError, match="norm: pre"):
         load(str(tmp_path), norm="post")
     assert load(str(tmp_path)).final_norm is None
 
@@ -702,15 +615,14 @@ def test_a_model_without_a_final_norm_cannot_give_features_after_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "entry", "message"),
     [
-        ("dinov2", {"frames": "clip"}, "is an image model: choose frames: first_of_tubelet or all"),
-        ("vjepa2", {"frames": "all"}, "tubelets of 2 frames .* choose frames: clip"),
-        ("videomae", {"frames": "first_of_tubelet"}, "choose frames: clip"),
-        ("dinov2", {"layer": 4}, "layer=4 .* has 3 layers, choose from -4 to 3"),
+        ("dinov2", {"frames": "clip"}, "first_of_tubelet or all"),
+        ("vjepa2", {"frames": "all"}, "2 frames.*frames: clip"),
+        ("dinov2", {"layer": 4}, "layer=4 .* from -4 to 3"),
         ("dinov2", {"layer": -5}, "layer=-5"),
-        ("dinov2", {"layer": 1.5}, "layer=1.5 .* whole number"),
-        ("dinov2", {"image_size": 32}, "patch 7, .*match with image_size=28"),
-        ("dinov2", {"image_size": 0}, "image_size=0 .* above 0"),
-        ("dinov2", {"frames_per_pass": 0}, "frames_per_pass=0 .* above 0"),
+        ("dinov2", {"layer": 1.5}, "layer=1.5"),
+        ("dinov2", {"image_size": 32}, "patch 7, .*image_size=28"),
+        ("dinov2", {"image_size": 0}, "image_size=0"),
+        ("dinov2", {"frames_per_pass": 0}, "frames_per_pass=0"),
         ("dinov2", {"dtype": "int8"}, "dtype='int8' .* float32, bfloat16, float16"),
         ("dinov2", {"compile": "fast"}, "compile='fast'"),
     ],
@@ -721,10 +633,11 @@ def test_entries_that_cannot_work_are_refused(folders, name, entry, message):
 
 
 def test_video_teachers_that_are_coarser_than_the_student_are_refused(folders):
-    with pytest.raises(ValueError, match=r"gives 2x4x4 patches .* for the student's 4x4x4.* 8 frames or a multiple"):
+    with pytest.raises(ValueError, match=r"2x4x4 .* 4x4x4.* 8 frames"):
         load(folders["vjepa2"], grid=(4, 4, 4), num_frames=4)
 
 
+@pytest.mark.slow
 def test_three_families_teach_one_student(folders, tmp_path, toy_folder):
     config = MVDConfig.from_name(
         "mvd-b",
@@ -742,7 +655,7 @@ def test_three_families_teach_one_student(folders, tmp_path, toy_folder):
         config.grid,
         config.num_frames,
     )
-    config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
+    config.teacher_dims = teachers.feature_dims
     args = MVDTrainingArguments(
         output_dir=str(tmp_path),
         use_cpu=True,

@@ -1,4 +1,4 @@
-"""Frozen teachers: what they see, what they hand out, and which do not fit."""
+"""Frozen teachers: their inputs and targets, and errors for those that do not match the student."""
 
 import os
 from typing import ClassVar
@@ -11,7 +11,7 @@ from transformers.integrations import deepspeed
 
 from mvd_hf import MVDConfig, MVDForVideoClassification, MVDModel, TeacherConfig, load_teachers
 from mvd_hf.teachers import teacher
-from mvd_hf.teachers.teacher import Teacher, mesh_of_machines
+from mvd_hf.teachers.teacher import Teacher, machine_mesh
 
 GRID = (2, 4, 4)
 
@@ -25,7 +25,7 @@ def clips(size: int = 32, frames: int = 4, batch: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (batch, frames, 3, size, size), dtype=torch.uint8)
 
 
-def test_an_image_teacher_sees_the_first_frame_of_each_tubelet():
+def test_an_image_teacher_gets_the_first_frame_of_each_tubelet():
     image_model = model("mae-b")
     teacher = Teacher(TeacherConfig("m"), image_model, GRID, num_frames=4)
     clip = clips()
@@ -38,20 +38,20 @@ def test_an_image_teacher_sees_the_first_frame_of_each_tubelet():
             assert torch.allclose(features[clip_index, time * 16 : (time + 1) * 16], alone, atol=1e-5)
 
 
-def test_a_video_teacher_sees_the_whole_clip():
+def test_a_video_teacher_gets_the_whole_clip():
     video_model = model("videomae-b", num_frames=4)
     clip = clips()
     features = Teacher(TeacherConfig("m"), video_model, GRID, num_frames=4)({32: clip})
     assert torch.allclose(features, video_model(clip).last_hidden_state)
 
 
-def test_frames_can_be_chosen_against_the_default():
+def test_the_default_of_frames_can_be_overridden():
     frame_by_frame = model("mvd-b", num_frames=4, tubelet_size=1)
     for frames in ("clip", "first_of_tubelet", "all"):
         assert Teacher(TeacherConfig("m", frames=frames), frame_by_frame, GRID, num_frames=4).frames == frames
-    with pytest.raises(ValueError, match="tubelet 2"):  # single frames cannot fill tubelets of two
+    with pytest.raises(ValueError, match="2 frames"):  # single frames cannot fill tubelets of two
         Teacher(TeacherConfig("m", frames="first_of_tubelet"), model("mvd-b", num_frames=2), GRID, num_frames=4)
-    with pytest.raises(ValueError, match="is an image model"):
+    with pytest.raises(ValueError, match="first_of_tubelet or all"):
         Teacher(TeacherConfig("m", frames="clip"), model("mae-b"), GRID, num_frames=4)
 
 
@@ -65,7 +65,7 @@ def test_an_image_teacher_of_all_frames_is_averaged_within_tubelets():
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, -1, -2, -3])
-def test_an_inner_layer_is_a_hidden_state_and_those_above_are_not_there(layer):
+def test_an_inner_layer_is_a_hidden_state_and_later_layers_are_removed(layer):
     whole = model("videomae-b", num_frames=4)
     clip = clips()
     states = whole(clip, output_hidden_states=True).hidden_states
@@ -81,7 +81,7 @@ def test_a_classifier_teaches_before_the_norm_that_it_does_not_have(tmp_path):
     clip = clips()
     teacher = load_teachers({"a": str(tmp_path)}, GRID, 4)["a"]
     torch.testing.assert_close(teacher({32: clip}), classifier.eval().mvd(clip).last_hidden_state)
-    with pytest.raises(ValueError, match=r"2 \(.*layernorm.*norm: pre"):
+    with pytest.raises(ValueError, match=r"weights.*layernorm.*norm: pre"):
         load_teachers({"a": {"model": str(tmp_path), "norm": "post"}}, GRID, 4)
 
 
@@ -101,7 +101,7 @@ def test_teachers_are_loaded_whole_where_the_students_weights_are_divided(tmp_pa
     deepspeed.set_hf_deepspeed_config(engine)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     try:
-        with pytest.raises(Exception, match="deepspeed"):  # which transformers would call, and is not here
+        with pytest.raises(Exception, match="deepspeed"):  # transformers would call it, and it is not installed
             AutoModel.from_pretrained(tmp_path)
         teacher = load_teachers({"a": str(tmp_path)}, GRID, 4)["a"]
         assert deepspeed.is_deepspeed_zero3_enabled()
@@ -127,9 +127,9 @@ def test_a_mesh_has_a_row_for_each_machine(monkeypatch, caplog, local_sizes, sha
     monkeypatch.setattr(teacher.dist, "all_gather_object", gather)
     monkeypatch.setattr(teacher, "init_device_mesh", lambda device, shape, mesh_dim_names: (shape, mesh_dim_names))
     names = ("machines", "processes")[-len(shape) :]
-    assert mesh_of_machines(torch.device("cpu")) == (shape, names)
+    assert machine_mesh(torch.device("cpu")) == (shape, names)
     is_plain = len(set(local_sizes)) == 1 and local_sizes[0] in (2, 4)
-    assert ("gathered between machines" in caplog.text) == (not is_plain)
+    assert ("LOCAL_WORLD_SIZE" in caplog.text) == (not is_plain)
 
 
 def test_our_models_normalise_with_their_own_statistics():
@@ -142,7 +142,7 @@ def test_our_models_normalise_with_their_own_statistics():
     torch.testing.assert_close(teacher({32: (clip / 255 - mean) / std}), teacher({32: clip}), atol=1e-5, rtol=1e-5)
 
 
-def test_a_teacher_with_patches_of_14_pixels_sees_smaller_frames():
+def test_a_teacher_with_patches_of_14_pixels_gets_smaller_frames():
     small = model("mae-b", patch_size=14, image_size=224)
     teacher = Teacher(TeacherConfig("m"), small, (8, 14, 14), num_frames=16)
     assert teacher.image_size == 196
@@ -151,14 +151,13 @@ def test_a_teacher_with_patches_of_14_pixels_sees_smaller_frames():
 
 def test_the_clip_of_the_teachers_size_must_be_in_the_batch():
     teacher = Teacher(TeacherConfig("m"), model("mae-b", patch_size=7, image_size=28), GRID, num_frames=4)
-    with pytest.raises(ValueError, match=r"28x28 pixels, the batch has \[32\]"):
+    with pytest.raises(ValueError, match=r"28x28 .*\[32\]"):
         teacher({32: clips(32)})
 
 
 @pytest.mark.parametrize(
     ("config", "teacher", "message"),
     [
-        ({"image_size": 40}, ("mae-b", {}), "image_size=32"),
         ({"image_size": 33}, ("mae-b", {}), "image_size=32"),
         ({}, ("videomae-b", {"num_frames": 4, "tubelet_size": 4}), "8 frames"),
     ],
@@ -167,14 +166,6 @@ def test_a_grid_that_cannot_match_is_an_error_that_says_what_would(config, teach
     name, overrides = teacher
     with pytest.raises(ValueError, match=message):
         Teacher(TeacherConfig("m", **config), model(name, **overrides), GRID, num_frames=4)
-
-
-def test_teachers_are_frozen_and_in_evaluation_mode():
-    trainable = model("mae-b", drop_path_rate=0.5).train()
-    teacher = Teacher(TeacherConfig("m"), trainable, GRID, num_frames=4)
-    assert not teacher.model.training
-    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
-    assert not teacher({32: clips()}).requires_grad
 
 
 def test_layernorm_targets_are_standardised_vectors():
@@ -200,11 +191,11 @@ def test_loading_gives_features_before_the_final_norm_unless_asked(tiny_teachers
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"model": "x", "wieght": 2}, "'image' has unknown keys wieght; the keys are model, frames"),
-        ({"weight": 2}, "no key 'model'"),
+        ({"model": "x", "wieght": 2}, "'image' .*wieght.* model, frames"),
+        ({"weight": 2}, "'image' .*'model'"),
         ({"model": "x", "loss": "huber"}, "loss='huber'"),
         ({"model": "x", "norm": "none"}, "norm='none'"),
-        ({"model": "x", "shard": True, "compile": True}, "exclude each other"),
+        ({"model": "x", "shard": True, "compile": True}, "shard=True and compile=True"),
     ],
 )
 def test_entries_with_mistakes_are_refused(entry, message):

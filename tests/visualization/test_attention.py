@@ -1,4 +1,4 @@
-"""Attention of a patch: the model's own weights, drawn where they are, with the query marked."""
+"""Attention of a patch: the model's own weights, drawn at their places, with the query marked."""
 
 import numpy as np
 import pytest
@@ -38,39 +38,39 @@ def test_attention_is_the_models_own(tiny_student_config, use_class_token):
     assert len(model.layers[-1].attention._forward_hooks) == num_hooks  # ours is gone
 
 
-def test_what_does_not_exist_is_refused(tiny_student_config):
+def test_layers_patches_and_heads_that_do_not_exist_are_refused(tiny_student_config):
     model = MVDModel(tiny_student_config).eval()
     clip = torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="load the model with 'eager'"):
+    with pytest.raises(ValueError, match="eager"):
         query_attention(model, clip, (0, 0, 0))
     model.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match="layer=2 does not exist: choose from -2 to 1"):
+    with pytest.raises(ValueError, match=r"layer=2 .*-2 to 1"):
         query_attention(model, clip, (0, 0, 0), layer=2)
-    with pytest.raises(ValueError, match=r"The patch \(2, 0, 0\) is not in the grid \(2, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(2, 0, 0\).*\(2, 4, 4\)"):
         query_attention(model, clip, (2, 0, 0))
-    with pytest.raises(ValueError, match="must be three numbers"):
+    with pytest.raises(ValueError, match=r"query=\[1, 2\]"):
         choose_query([1, 2], tiny_student_config)
-    with pytest.raises(ValueError, match="choose from 0 to 2"):
+    with pytest.raises(ValueError, match=r"head=3 .*0 to 2"):
         choose_heads(np.zeros((3, 2, 4, 4)), [3])
-    with pytest.raises(ValueError, match="give --model"):
+    with pytest.raises(ValueError, match="--model"):
         write_attention(AttentionArguments(video="x.mp4"))
 
 
-def test_attention_is_drawn_where_it_is():
+def test_attention_is_drawn_at_its_place():
     attention = np.zeros((2, 2, 4))
     attention[1, 0, 3] = 0.5
     frames = np.full((4, 48, 96, 3), 100, dtype=np.uint8)
-    pictures = overlay_attention(frames, attention, (0, 1, 0))
-    assert pictures.shape == (4, 48, 96, 3)
-    bright = pictures.astype(int).sum(axis=-1) > 400
+    overlaid = overlay_attention(frames, attention, (0, 1, 0))
+    assert overlaid.shape == (4, 48, 96, 3)
+    bright = overlaid.astype(int).sum(axis=-1) > 400
     assert bright[2:, :24, 72:].all()  # both frames of the slot
-    marked = (pictures == QUERY_COLOR).all(axis=-1)
+    marked = (overlaid == QUERY_COLOR).all(axis=-1)
     assert marked[:2, 24, :24].all()  # the query's frame, and only in its slot
     assert not marked[:2, 30:40, 6:18].any()
     assert not marked[2:].any()
     assert bright.sum() == 2 * 24 * 24 + marked.sum()
     small = overlay_attention(np.full((4, 8, 16, 3), 100, dtype=np.uint8), attention, (0, 1, 0))
-    assert small.shape == pictures.shape  # enlarged
+    assert small.shape == overlaid.shape  # enlarged
 
 
 def test_heads_and_their_mean():
@@ -80,7 +80,7 @@ def test_heads_and_their_mean():
     np.testing.assert_allclose(choose_heads(attention, None)["mean of 3 heads"], attention.mean(axis=0))
 
 
-def test_picture_film_and_arrays_of_a_classifier_are_written(tiny_student_config, toy_folder, tmp_path):
+def test_figure_film_and_arrays_of_a_classifier_are_written(tiny_student_config, toy_folder, tmp_path):
     torch.manual_seed(0)
     MVDForVideoClassification(tiny_student_config).save_pretrained(tmp_path / "model")
     arguments = AttentionArguments(

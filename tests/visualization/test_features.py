@@ -1,4 +1,4 @@
-"""Models that look at the same clips: names, one grid for all families, and frames that all of them see."""
+"""Features of the same clips from several models: names, one grid for all families, and the clips."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from mvd_hf.data.sources import load_rows
 from mvd_hf.data.toy import write_video
 from mvd_hf.model.video_reading import VideoReader
 from mvd_hf.visualization.features import (
-    ClipPictureArguments,
-    SeenClips,
+    ClipFigureArguments,
+    MiddleClips,
+    clip_indices,
     crop_frames,
-    frame_numbers,
-    load_viewers,
+    load_feature_extractor,
     name_models,
 )
 
@@ -37,7 +37,7 @@ def counting_video(tmp_path_factory) -> Path:
     return path
 
 
-def test_models_of_a_list_are_named_by_what_tells_them_apart():
+def test_models_of_a_list_are_named_by_the_parts_of_their_paths_that_differ():
     assert list(name_models(["runs/a/student", "runs/b/student"])) == ["a/student", "b/student"]
     assert list(name_models(["outputs/a", "outputs/b"], layer=2)) == ["a", "b"]
     assert name_models(["x", "y"], layer=2)["y"] == TeacherConfig("y", layer=2)
@@ -48,63 +48,63 @@ def test_models_of_a_list_are_named_by_what_tells_them_apart():
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ([], "give --models"),
-        (["a", "a"], "looked at once"),
-        ({"a": {"model": "x", "depth": 2}}, "unknown keys depth"),
-        ({"a": {"layer": 2}}, "no key 'model'"),
+        ([], "--models"),
+        (["a", "a"], "repeated"),
+        ({"a": {"model": "x", "depth": 2}}, "depth"),
+        ({"a": {"layer": 2}}, "'model'"),
     ],
 )
-def test_models_that_cannot_be_named(models, message):
+def test_entries_with_mistakes_are_refused(models, message):
     with pytest.raises(ValueError, match=message):
         name_models(models)
 
 
-def test_models_of_all_kinds_look_at_the_same_patches(student, tiny_teachers, tmp_path):
+def test_models_of_all_families_share_the_grid_of_the_first_video_model(student, tiny_teachers, tmp_path):
     config = Dinov2Config(
         image_size=28, patch_size=14, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2
     )
     Dinov2Model(config).save_pretrained(tmp_path / "dino")
-    viewers = load_viewers({"dino": str(tmp_path / "dino"), "student": student, **tiny_teachers})
-    assert (viewers.grid, viewers.num_frames, viewers.image_size) == ((2, 4, 4), 4, 32)
-    assert viewers.sizes == [32, 56]  # 4 patches of 14 pixels
-    clips = {size: torch.randint(0, 256, (2, 4, 3, size, size), dtype=torch.uint8) for size in viewers.sizes}
-    shapes = {name: tuple(features.shape) for name, features in viewers.features(clips)}
+    extractor = load_feature_extractor({"dino": str(tmp_path / "dino"), "student": student, **tiny_teachers})
+    assert (extractor.grid, extractor.num_frames, extractor.image_size) == ((2, 4, 4), 4, 32)
+    assert extractor.sizes == [32, 56]  # 4 patches of 14 pixels
+    clips = {size: torch.randint(0, 256, (2, 4, 3, size, size), dtype=torch.uint8) for size in extractor.sizes}
+    shapes = {name: tuple(features.shape) for name, features in extractor.features(clips)}
     assert shapes == {"dino": (2, 32, 24), "student": (2, 32, 32), "image": (2, 32, 32), "video": (2, 32, 32)}
 
 
 def test_features_are_those_of_the_model(student):
-    viewers = load_viewers([student], norm="post")
+    extractor = load_feature_extractor([student], norm="post")
     clip = torch.randint(0, 256, (1, 4, 3, 32, 32), dtype=torch.uint8)
-    ((_, features),) = viewers.features({32: clip})
+    ((_, features),) = extractor.features({32: clip})
     with torch.no_grad():
         expected = MVDForFeatureDistillation.from_pretrained(student).eval().mvd(clip).last_hidden_state
     torch.testing.assert_close(features, expected)
 
 
-def test_image_models_alone_look_at_the_papers_clips(tiny_teachers):
-    viewers = load_viewers([tiny_teachers["image"]])
-    assert (viewers.grid, viewers.num_frames) == ((8, 4, 4), 16)
+def test_image_models_alone_get_the_papers_clips(tiny_teachers):
+    extractor = load_feature_extractor([tiny_teachers["image"]])
+    assert (extractor.grid, extractor.num_frames) == ((8, 4, 4), 16)
 
 
-def test_a_classifier_has_no_final_norm_to_look_behind(tiny_student_config, tmp_path):
+def test_a_classifier_has_no_features_after_a_final_norm(tiny_student_config, tmp_path):
     MVDForVideoClassification(tiny_student_config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="norm: pre"):
-        load_viewers([str(tmp_path)], norm="post")
-    assert load_viewers([str(tmp_path)], norm="pre").grid == (2, 4, 4)
+        load_feature_extractor([str(tmp_path)], norm="post")
+    assert load_feature_extractor([str(tmp_path)], norm="pre").grid == (2, 4, 4)
 
 
-def test_a_clip_is_the_middle_or_begins_at_a_second(counting_video):
+def test_a_clip_is_the_middle_of_the_video_or_begins_at_a_second(counting_video):
     with VideoReader(counting_video) as reader:
-        assert frame_numbers(reader, 4, 2).tolist() == [16, 18, 20, 22]
-        assert frame_numbers(reader, 4, 2, start=1.5).tolist() == [15, 17, 19, 21]
-        assert frame_numbers(reader, 4, 2, start=3.7).tolist() == [37, 39, 39, 39]
-        with pytest.raises(ValueError, match="the time 9 s was asked for"):
-            frame_numbers(reader, 4, 2, start=9)
-    frames, seconds = ClipPictureArguments(video=str(counting_video), start=1.0, stride=3).read_clip(4)
+        assert clip_indices(reader, 4, 2).tolist() == [16, 18, 20, 22]
+        assert clip_indices(reader, 4, 2, start=1.5).tolist() == [15, 17, 19, 21]
+        assert clip_indices(reader, 4, 2, start=3.7).tolist() == [37, 39, 39, 39]
+        with pytest.raises(ValueError, match="9 s"):
+            clip_indices(reader, 4, 2, start=9)
+    frames, seconds = ClipFigureArguments(video=str(counting_video), start=1.0, stride=3).read_clip(4)
     assert np.abs(frames.mean(axis=(1, 2, 3)) - [50, 65, 80, 95]).max() < 3
     assert seconds.tolist() == pytest.approx([1.0, 1.3, 1.6, 1.9])
-    with pytest.raises(ValueError, match="give --video"):
-        ClipPictureArguments().read_clip(4)
+    with pytest.raises(ValueError, match="--video"):
+        ClipFigureArguments().read_clip(4)
 
 
 def test_frames_are_cropped_in_the_centre():
@@ -117,10 +117,10 @@ def test_frames_are_cropped_in_the_centre():
     assert crop_frames(frames, (20, 40)).float().mean() < 110
 
 
-def test_videos_that_cannot_be_read_are_told(counting_video, tmp_path):
+def test_videos_that_cannot_be_read_are_reported(counting_video, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     (tmp_path / "list.csv").write_text(f"{counting_video} 0\n{tmp_path / 'broken.mp4'} 0\n")
-    clips = SeenClips(load_rows(str(tmp_path / "list.csv")), 4, 2, [32, 16])
+    clips = MiddleClips(load_rows(str(tmp_path / "list.csv")), 4, 2, [32, 16])
     name, clip, problem = clips[0]
     assert (Path(name).name, problem) == ("count.mp4", None)
     assert {size: tuple(frames.shape) for size, frames in clip.items()} == {32: (4, 3, 32, 32), 16: (4, 3, 16, 16)}

@@ -1,4 +1,4 @@
-"""Tokens as colours: components that separate what differs, the same at all times, signs that stay."""
+"""Principal components as colours: the same for all patches of a clip, with stable signs."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from mvd_hf import MVDForFeatureDistillation
 from mvd_hf.model.video_reading import VideoReader
 from mvd_hf.visualization.tokens import (
-    TokenPictureArguments,
+    TokenFigureArguments,
     color_tokens,
     principal_components,
     token_colors,
@@ -26,7 +26,7 @@ def test_components_are_those_of_the_variance():
         assert abs(correlation) > 0.98
 
 
-def test_the_sign_of_a_component_is_not_the_decompositions_whim():
+def test_the_sign_of_a_component_does_not_depend_on_the_decomposition():
     for seed in range(8):
         features = torch.randn(50, 6, generator=torch.Generator().manual_seed(seed))
         scores, _ = principal_components(features)
@@ -37,11 +37,11 @@ def test_the_sign_of_a_component_is_not_the_decompositions_whim():
 
 @pytest.mark.parametrize("features", [torch.ones(8, 5), torch.randn(2, 5), torch.randn(8, 2)])
 def test_features_without_components_are_refused(features):
-    with pytest.raises(ValueError, match="too few or all equal"):
+    with pytest.raises(ValueError, match="no 3 principal components"):
         principal_components(features)
 
 
-def test_patches_that_are_alike_have_one_colour():
+def test_equal_patches_have_one_colour():
     groups = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     number = torch.arange(24) % 4
     colors, share = token_colors(groups[number], (2, 3, 4))
@@ -55,33 +55,33 @@ def test_patches_that_are_alike_have_one_colour():
 
 
 @pytest.fixture
-def arguments(tiny_student_config, tiny_teachers, toy_folder, tmp_path) -> TokenPictureArguments:
+def arguments(tiny_student_config, tiny_teachers, toy_folder, tmp_path) -> TokenFigureArguments:
     torch.manual_seed(0)
     MVDForFeatureDistillation(tiny_student_config).save_pretrained(tmp_path / "student")
     models = {"student": str(tmp_path / "student"), **tiny_teachers}
-    return TokenPictureArguments(
+    return TokenFigureArguments(
         f"{toy_folder}/validation/0000.mp4", models=models, output=str(tmp_path / "tokens.png"), fps=2
     )
 
 
 def test_student_and_teachers_are_drawn_beside_the_clip(arguments):
-    pictures = color_tokens(arguments, arguments.models)
-    assert pictures.frames.shape == (2, 32, 32, 3)
-    assert {name: color.shape for name, color in pictures.colors.items()} == dict.fromkeys(
+    tokens = color_tokens(arguments)
+    assert tokens.frames.shape == (2, 32, 32, 3)
+    assert {name: color.shape for name, color in tokens.colors.items()} == dict.fromkeys(
         ("student", "image", "video"), (2, 4, 4, 3)
     )
-    large = pictures.strips(enlarged=True)
+    large = tokens.strips(enlarged=True)
     assert {strip.shape for strip in large.values()} == {(2, 32, 32, 3)}
     assert next(iter(large)) == "clip"
     assert list(large)[1].startswith("student\n")
-    assert (list(large.values())[1][:, :8, :8] == pictures.colors["student"][:, :1, :1]).all()
+    assert (list(large.values())[1][:, :8, :8] == tokens.colors["student"][:, :1, :1]).all()
 
 
-def test_picture_film_and_arrays_are_written(arguments, tmp_path):
+def test_figure_film_and_arrays_are_written(arguments, tmp_path):
     path = write_tokens(arguments)
     assert path.read_bytes().startswith(b"\x89PNG")
     with VideoReader(path.with_suffix(".mp4")) as reader:
         assert len(reader) == 2
     with np.load(path.with_suffix(".npz")) as arrays:
         assert sorted(arrays) == ["clip", "image", "student", "video"]
-        np.testing.assert_array_equal(arrays["video"], color_tokens(arguments, arguments.models).colors["video"])
+        np.testing.assert_array_equal(arrays["video"], color_tokens(arguments).colors["video"])

@@ -1,8 +1,21 @@
-"""Families of vision transformers that can teach: layers, tokens, positions and pixel statistics of each.
+"""The families of vision transformers that can teach, and how each becomes a frozen encoder of patches.
+
+| `model_type` of the configuration | models | input | features by default |
+|---|---|---|---|
+| `mvd` | MVD; MAE and VideoMAE in our format | clips or images | before the final norm |
+| `vit_mae` | MAE | images | before the final norm |
+| `videomae` | VideoMAE | clips | before the final norm |
+| `dinov2`, `dinov2_with_registers`, `dinov3_vit` | DINOv2, DINOv3 | images | after it |
+| `clip_vision_model` | CLIP | images | after it |
+| `siglip_vision_model`, `siglip2_vision_model` | SigLIP, SigLIP 2 (fixed sizes, NaFlex) | images | after it |
+| `vit` | ViT classifiers | images | after it |
+| `vjepa2` | V-JEPA 2 | clips | after it |
+
+Of CLIP, SigLIP and SigLIP 2 with a text part, the vision part teaches. A new family is one entry of [`FAMILIES`].
 
 Letters in shapes: N inputs (clips, or images as clips of one frame), T frames, C channels, S x S pixels; t x h x w the
-grid of patches, D their width. The models of all families give their patches in (time, row, column) order, behind
-their class and register tokens.
+grid of patches, D their width. Every model returns its patches in (time, row, column) order, behind its class and
+register tokens.
 """
 
 import json
@@ -33,11 +46,11 @@ class Normalization:
     """How pixels become a model's input: (byte * rescale_factor - mean) / std.
 
     Args:
-        mean, std: one per channel, or one for all.
-        rescale_factor: 1/255 for input from 0 to 1 before the normalisation.
+        mean, std: one number per channel, or one for all.
+        rescale_factor: 1/255 if the mean and std are those of pixels from 0 to 1.
 
     Raises:
-        ValueError: if a standard deviation or the factor is 0, or there are neither 1 nor 3 of mean and std.
+        ValueError: if a standard deviation or the factor is 0, or there are neither 1 nor 3 means and deviations.
     """
 
     mean: float | Sequence[float]
@@ -49,21 +62,21 @@ class Normalization:
             value = getattr(self, name)
             values = tuple(value) if isinstance(value, Sequence) else (value,) * 3
             if len(values) != 3:
-                raise ValueError(f"A {name} of {value} must be one number or one for each of the 3 channels.")
+                raise ValueError(f"{name}={value} must be one number or one for each of the 3 channels.")
             object.__setattr__(self, name, values)
         if 0 in self.std or self.rescale_factor == 0:
             raise ValueError(f"std={self.std} and rescale_factor={self.rescale_factor} must not be 0.")
 
-    def of_bytes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Factor and offset, each (3, 1, 1) in float64, from bytes to the model's input."""
+    def from_bytes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and offset, each (3, 1, 1) in float64, from bytes to the model's input."""
         mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (self.mean, self.std))
         return self.rescale_factor / std, -mean / std
 
-    def of_normalized(self, other: "Normalization") -> tuple[torch.Tensor, torch.Tensor]:
-        """Factor and offset, each (3, 1, 1) in float64, from another model's input to this model's."""
-        factor, offset = self.of_bytes()
-        other_factor, other_offset = other.of_bytes()
-        return factor / other_factor, offset - other_offset * factor / other_factor
+    def from_normalized(self, other: "Normalization") -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and offset, each (3, 1, 1) in float64, from pixels in another normalization to the model's input."""
+        scale, offset = self.from_bytes()
+        other_scale, other_offset = other.from_bytes()
+        return scale / other_scale, offset - other_offset * scale / other_scale
 
 
 IMAGENET = Normalization(IMAGENET_MEAN, IMAGENET_STD)
@@ -71,37 +84,41 @@ HALF = Normalization(IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
 OPENAI_CLIP = Normalization(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 
 
+# the arguments of each family's forward pass, from normalized pixels (N, T, C, S, S) and the size of a patch
+
+
 def clip_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
-    """Arguments of a video model."""
+    """For a video model."""
     return {"pixel_values": pixels}
 
 
-def encoder_clip_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
-    """Arguments of V-JEPA 2's encoder."""
+def vjepa2_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
+    """For the encoder of V-JEPA 2."""
     return {"pixel_values_videos": pixels}
 
 
 def image_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
-    """Arguments of an image model that takes every size (DINOv2, DINOv3)."""
+    """For an image model that accepts every size (DINOv2, DINOv3)."""
     return {"pixel_values": pixels[:, 0]}
 
 
 def interpolated_image_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
-    """Arguments of an image model that takes other sizes than its own on request."""
+    """For an image model that interpolates its positions on request."""
     return {"pixel_values": pixels[:, 0], "interpolate_pos_encoding": True}
 
 
-def unshuffled_image_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
-    """Arguments of ViTMAE, which sorts its patches by noise: rising noise keeps their order."""
+def vit_mae_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
+    """For ViTMAE, which sorts its patches by noise: increasing noise keeps their order."""
     count = (pixels.shape[-2] // patch_size) * (pixels.shape[-1] // patch_size)
     noise = torch.arange(count, device=pixels.device, dtype=torch.float32).expand(pixels.shape[0], -1)
     return {**interpolated_image_inputs(pixels, patch_size), "noise": noise}
 
 
-def patch_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
-    """Arguments of SigLIP 2 of the NaFlex kind: flat patches, channel last, and one grid for all images.
+def naflex_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
+    """For SigLIP 2 of the NaFlex kind: flat patches, channels last.
 
-    The grid stays on the CPU, where the model reads it. Given once, its positions are resized once and broadcast.
+    One grid stands for all images, so that the model resizes its positions once. It stays on the CPU, where the model
+    reads it.
     """
     patches = split_patches(pixels, 1, patch_size)[:, 0, :, :, 0]  # (N, h, w, C, patch, patch)
     return {
@@ -111,25 +128,28 @@ def patch_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
     }
 
 
+# changes to a model for a grid of patches, where its forward pass alone does not adapt
+
+
 def use_official_epsilon(model: nn.Module):
-    """Give layer norms MAE's and VideoMAE's epsilon of 1e-6, where a configuration has transformers' default 1e-12."""
+    """Set the epsilon of layer norms to MAE's and VideoMAE's 1e-6 where transformers has its default of 1e-12."""
     for module in model.modules():
         if isinstance(module, nn.LayerNorm) and module.eps == 1e-12:
             module.eps = 1e-6
 
 
 def fit_vit_mae(model: nn.Module, grid: Grid):
-    """Let a ViTMAE mask nothing, and recompute its fixed positions for another grid at integer positions, as MVD does.
+    """Mask nothing, and compute fixed positions for the grid at integer places, as MVD does.
 
-    Positions that are not the fixed code are left to the model, which interpolates them.
+    Positions that were trained are left to the model, which interpolates them.
     """
     use_official_epsilon(model)
     model.config.mask_ratio = 0.0
     positions = model.embeddings.position_embeddings
     width, side = positions.shape[-1], math.isqrt(positions.shape[1] - 1)
-    fixed = position_table("space", (1, side, side), width)
     if side * side == grid[1] * grid[2] or side * side != positions.shape[1] - 1:
         return
+    fixed = position_table("space", (1, side, side), width)
     if torch.allclose(positions[0, 1:].float(), fixed, atol=1e-2):
         table = position_table("space", (1, *grid[1:]), width).to(positions)
         table = torch.cat([positions[:, :1], table[None]], dim=1)
@@ -137,7 +157,7 @@ def fit_vit_mae(model: nn.Module, grid: Grid):
 
 
 def fit_videomae(model: nn.Module, grid: Grid):
-    """Recompute the fixed positions of a VideoMAE for a grid, and keep them where the model is."""
+    """Compute the fixed positions for the grid, as a buffer that moves with the model."""
     use_official_epsilon(model)
     embeddings = model.embeddings
     patches = embeddings.patch_embeddings
@@ -149,30 +169,49 @@ def fit_videomae(model: nn.Module, grid: Grid):
 
 
 def fit_vjepa2(model: nn.Module, grid: Grid):
-    """Let V-JEPA 2's rotary positions count the rows and columns of this grid instead of the configured crop's."""
+    """Let the rotary positions count the rows and columns of the grid instead of the configured crop's."""
     if grid[1] != grid[2]:
-        raise ValueError(f"V-JEPA 2 sees square grids of patches, not {grid[1]}x{grid[2]}.")
+        raise ValueError(f"V-JEPA 2 needs a square grid of patches, not {grid[1]}x{grid[2]}.")
     for layer in model.layer:
         layer.attention.grid_size = grid[1]
 
 
 @dataclass(frozen=True)
-class TeacherFamily:
-    """How to look through the models of one `config.model_type`.
+class InputSizes:
+    """The input that a model's configuration describes.
 
     Args:
-        layers, final_norm: names of its list of layers and of the norm behind them.
-        norm: the features taken by default: `pre` the norm for models trained to reconstruct pixels, as in MVD, `post`
+        patch_size: pixels of a patch's side.
+        image_size: pixels of the side (rows) of an image or a frame.
+        tubelet_size: frames of a patch.
+        num_frames: frames the model was trained with; 1 for an image model.
+    """
+
+    patch_size: int
+    image_size: int
+    tubelet_size: int = 1
+    num_frames: int = 1
+
+
+@dataclass(frozen=True)
+class TeacherFamily:
+    """How the models of one `config.model_type` give a feature for each patch.
+
+    Args:
+        layers, final_norm: names of the encoder's list of layers and of the norm behind them.
+        norm: the default of `TeacherConfig.norm`: `pre` for models trained to reconstruct pixels, as in MVD, `post`
             for the others.
-        normalization: of its pixels where its folder has no processor (`None`: in its configuration).
-        sees_clips: whether its input is a clip, (N, T, C, S, S).
-        has_class_token: whether its first token is a class token. Register tokens are in its configuration.
-        inputs: arguments of its forward pass for normalised pixels (N, T, C, S, S) and its patch size.
-        fit: prepares a model for a grid of patches, where its forward pass alone does not.
-        encoder: name of the encoder in the class that is loaded, where that is more.
-        unused: what of the model features do not need, and the value that switches it off.
-        old_names: weights by a pattern of their published name, where transformers 5.17 does not know it.
-        optional: endings of weights without influence on features, which a checkpoint may lack.
+        normalization: of the pixels if the checkpoint has no processor; `None` if the configuration has it.
+        inputs: arguments of the forward pass for normalized pixels (N, T, C, S, S) and the patch size.
+        frames_field: field of the configuration with the number of frames; `None` for image models.
+        size_field: field of the configuration with the image size; without it `num_patches` says the size.
+        has_class_token: whether the first token is a class token, if the configuration does not say so. Register
+            tokens are always in the configuration.
+        fit: prepares the encoder for a grid of patches, where the forward pass alone does not adapt to it.
+        encoder: name of the encoder in the loaded model, if that has more parts.
+        unused: parts of the encoder that features do not need, and the value that switches each off.
+        old_names: replacements for published weight names that transformers 5.17 does not map, by pattern.
+        optional: endings of the names of weights that may be missing, as they do not change the features.
     """
 
     layers: str
@@ -180,7 +219,8 @@ class TeacherFamily:
     norm: str
     normalization: Normalization | None
     inputs: Callable[[torch.Tensor, int], dict]
-    sees_clips: bool = False
+    frames_field: str | None = None
+    size_field: str = "image_size"
     has_class_token: bool = False
     fit: Callable[[nn.Module, Grid], None] | None = None
     encoder: str | None = None
@@ -188,13 +228,58 @@ class TeacherFamily:
     old_names: dict[str, str] | None = None
     optional: tuple[str, ...] = ("mask_token",)
 
+    def sizes(self, config: PreTrainedConfig, source: str) -> InputSizes:
+        """Patch, image, tubelet and number of frames of a model.
 
-DINO = {"final_norm": "layernorm", "norm": "post", "normalization": IMAGENET, "has_class_token": True}
+        Raises:
+            ValueError: if its patches are not square.
+        """
+        sides = {config.patch_size} if isinstance(config.patch_size, int) else set(config.patch_size)
+        if len(sides) != 1:
+            raise ValueError(
+                f"The teacher {source!r} has patches of {config.patch_size} pixels: choose a model with square ones."
+            )
+        patch_size = sides.pop()
+        image_size = getattr(config, self.size_field, None) or math.isqrt(config.num_patches) * patch_size
+        image_size = image_size if isinstance(image_size, int) else image_size[0]
+        if self.frames_field is None:
+            return InputSizes(patch_size, image_size)
+        return InputSizes(patch_size, image_size, config.tubelet_size, getattr(config, self.frames_field))
+
+    def num_extra_tokens(self, config: PreTrainedConfig) -> int:
+        """Class and register tokens in front of the patches."""
+        has_class_token = getattr(config, "use_class_token", self.has_class_token)
+        return int(has_class_token) + getattr(config, "num_register_tokens", 0)
+
+    def take_encoder(self, model: PreTrainedModel, grid: Grid, num_layers: int) -> tuple[nn.Module, nn.Module | None]:
+        """The first layers of a model's encoder, fitted to a grid of patches, and its final norm if it has one.
+
+        The model is changed in place: unused parts, later layers and the final norm are removed from it.
+        """
+        encoder = getattr(model, self.encoder, model) if self.encoder else model
+        for name, value in self.unused.items():
+            setattr(encoder, name, value)
+        if self.fit is not None:
+            self.fit(encoder, grid)
+        del encoder.get_submodule(self.layers)[num_layers:]
+        final_norm = getattr(encoder, self.final_norm)
+        setattr(encoder, self.final_norm, nn.Identity())
+        return encoder, final_norm
+
+
+DINO = {
+    "final_norm": "layernorm",
+    "norm": "post",
+    "normalization": IMAGENET,
+    "inputs": image_inputs,
+    "has_class_token": True,
+}
 CONTRASTIVE = {"layers": "encoder.layers", "final_norm": "post_layernorm", "norm": "post", "encoder": "vision_model"}
+WITHOUT_HEAD = {"use_head": False, "head": None}
 FAMILIES = {
-    "mvd": TeacherFamily("layers", "layernorm", "pre", None, clip_inputs, sees_clips=True),
+    "mvd": TeacherFamily("layers", "layernorm", "pre", None, clip_inputs, frames_field="num_frames"),
     "vit_mae": TeacherFamily(
-        "layers", "layernorm", "pre", IMAGENET, unshuffled_image_inputs, has_class_token=True, fit=fit_vit_mae
+        "layers", "layernorm", "pre", IMAGENET, vit_mae_inputs, has_class_token=True, fit=fit_vit_mae
     ),
     "videomae": TeacherFamily(
         "encoder.layer",
@@ -202,7 +287,7 @@ FAMILIES = {
         "pre",
         IMAGENET,
         clip_inputs,
-        sees_clips=True,
+        frames_field="num_frames",
         fit=fit_videomae,
         old_names={
             r"attention\.attention\.q_bias": "attention.attention.query.bias",
@@ -210,27 +295,17 @@ FAMILIES = {
         },
         optional=("key.bias",),  # adds the same to all scores of a query, which the softmax takes out again
     ),
-    "dinov2": TeacherFamily("encoder.layer", inputs=image_inputs, **DINO),
-    "dinov2_with_registers": TeacherFamily("encoder.layer", inputs=image_inputs, **DINO),
-    "dinov3_vit": TeacherFamily("model.layer", inputs=image_inputs, **(DINO | {"final_norm": "norm"})),
+    "dinov2": TeacherFamily("encoder.layer", **DINO),
+    "dinov2_with_registers": TeacherFamily("encoder.layer", **DINO),
+    "dinov3_vit": TeacherFamily("model.layer", **(DINO | {"final_norm": "norm"})),
     "clip_vision_model": TeacherFamily(
         normalization=OPENAI_CLIP, inputs=interpolated_image_inputs, has_class_token=True, **CONTRASTIVE
     ),
     "siglip_vision_model": TeacherFamily(
-        normalization=HALF, inputs=interpolated_image_inputs, unused={"use_head": False, "head": None}, **CONTRASTIVE
+        normalization=HALF, inputs=interpolated_image_inputs, unused=WITHOUT_HEAD, **CONTRASTIVE
     ),
     "siglip2_vision_model": TeacherFamily(
-        normalization=HALF, inputs=patch_inputs, unused={"use_head": False, "head": None}, **CONTRASTIVE
-    ),
-    "vjepa2": TeacherFamily(
-        "layer",
-        "layernorm",
-        "post",
-        IMAGENET,
-        encoder_clip_inputs,
-        sees_clips=True,
-        fit=fit_vjepa2,
-        encoder="encoder",
+        normalization=HALF, inputs=naflex_inputs, unused=WITHOUT_HEAD, **CONTRASTIVE
     ),
     "vit": TeacherFamily(
         "layers",
@@ -241,25 +316,36 @@ FAMILIES = {
         has_class_token=True,
         unused={"pooler": None},
     ),
+    "vjepa2": TeacherFamily(
+        "layer",
+        "layernorm",
+        "post",
+        IMAGENET,
+        vjepa2_inputs,
+        frames_field="frames_per_clip",
+        size_field="crop_size",
+        fit=fit_vjepa2,
+        encoder="encoder",
+    ),
 }
 # models of images and text, of which the vision part teaches
 WITH_TEXT = ("clip", "siglip", "siglip2")
 
 
-def family_of(config: PreTrainedConfig, source: str) -> TeacherFamily:
+def find_family(config: PreTrainedConfig, source: str) -> TeacherFamily:
     """The family of a model's configuration.
 
     Raises:
-        ValueError: if it cannot teach, saying why.
+        ValueError: if it cannot teach, with the reason.
     """
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
     if isinstance(getattr(config, "depths", None), Sequence):
-        reason = "merges its patches from stage to stage (a hierarchical model), so that no token is left for each"
+        reason = "merges its patches from stage to stage (a hierarchical model), so no token is left for each"
     elif not hasattr(config, "patch_size") and not hasattr(config, "vision_config"):
-        reason = "does not cut images into patches (it is for text, say), so that it has no token for each"
+        reason = "does not cut images into patches (a text model, for example), so it has no token for each"
     else:
-        reason = "has an order of tokens that is not known here"
+        reason = "arranges its tokens in an unknown way"
     known = ", ".join([*FAMILIES, *WITH_TEXT])
     raise ValueError(
         f"The teacher {source!r} is a model of the type {config.model_type!r}, which {reason}. Choose one of the "
@@ -268,10 +354,12 @@ def family_of(config: PreTrainedConfig, source: str) -> TeacherFamily:
 
 
 def read_config(source: str) -> PreTrainedConfig:
-    """Configuration of what teaches in a local folder or at a Hub id: of the vision part, where there is text too.
+    """The configuration of the model that teaches, in a local folder or at a Hub id.
+
+    Of a model with a text part it is the configuration of the vision part.
 
     Raises:
-        ValueError: if there is no such model, it needs code of its own, or its type cannot teach.
+        ValueError: if there is no such model, it needs custom code, or its type cannot teach.
     """
     cause = None
     try:
@@ -287,7 +375,7 @@ def read_config(source: str) -> PreTrainedConfig:
     if kind not in CONFIG_MAPPING:
         if "auto_map" in stored:
             raise ValueError(
-                f"The teacher {source!r} needs code of its own (trust_remote_code), which is never run here. Choose a "
+                f"The teacher {source!r} needs custom code (trust_remote_code), which is never run here. Choose a "
                 "model whose class is part of transformers."
             )
         raise ValueError(f"The teacher {source!r} is of the type {kind!r}, which transformers does not know.")
@@ -296,95 +384,37 @@ def read_config(source: str) -> PreTrainedConfig:
     except Exception as error:
         raise ValueError(f"The configuration of the teacher {source!r} cannot be read: {error}") from error
     config = config.vision_config if kind in WITH_TEXT else config
-    family_of(config, source)
+    find_family(config, source)
     return config
 
 
 def read_json(source: str, name: str) -> dict | None:
-    """Content of a JSON file of a local folder or Hub id; `None` if it is not there."""
+    """Content of a JSON file of a local folder or Hub id; `None` if there is no such file."""
     path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def read_normalization(source: str, config: PreTrainedConfig) -> Normalization | None:
-    """Normalisation that the processor of a local folder or Hub id says; `None` if there is none.
+    """The normalization that the processor of a local folder or Hub id applies; `None` without a processor.
 
     Raises:
-        ValueError: if that file cannot be read or makes no sense.
+        ValueError: if the processor's file cannot be read or makes no sense.
     """
     family = FAMILIES[config.model_type]
-    kinds = ("video_processor", "image_processor") if family.sees_clips else ("image_processor",)
-    files = (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME) if family.sees_clips else (IMAGE_PROCESSOR_NAME,)
+    kinds, files = ["image_processor"], [IMAGE_PROCESSOR_NAME]
+    if family.frames_field is not None:
+        kinds, files = ["video_processor", *kinds], [VIDEO_PROCESSOR_NAME, *files]
     try:
         together = read_json(source, PROCESSOR_NAME) or {}
         candidates = [*(together.get(kind) for kind in kinds), *(read_json(source, file) for file in files)]
         stored = next((candidate for candidate in candidates if candidate is not None), None)
         if stored is None:
             return None
-        usual = {"image_mean": family.normalization.mean, "image_std": family.normalization.std}
-        mean, std = (value if stored.get(name) is None else stored[name] for name, value in usual.items())
+        defaults = {"image_mean": family.normalization.mean, "image_std": family.normalization.std}
+        mean, std = (value if stored.get(name) is None else stored[name] for name, value in defaults.items())
         if not stored.get("do_normalize", True):
             mean, std = 0.0, 1.0
         factor = stored.get("rescale_factor", 1 / 255) if stored.get("do_rescale", True) else 1.0
         return Normalization(mean, std, factor)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"The processor of the teacher {source!r} cannot be read: {error}") from error
-
-
-@dataclass(frozen=True)
-class InputSizes:
-    """What a model's configuration says about its input.
-
-    Args:
-        patch_size: pixels of a patch's side.
-        tubelet_size: frames of a patch.
-        num_frames: frames it was trained with; 1 for an image model.
-    """
-
-    patch_size: int
-    tubelet_size: int = 1
-    num_frames: int = 1
-
-
-def input_sizes(config: PreTrainedConfig, source: str) -> InputSizes:
-    """Patch, tubelet and number of frames of a model.
-
-    Raises:
-        ValueError: if its patches are not square.
-    """
-    sides = {config.patch_size} if isinstance(config.patch_size, int) else set(config.patch_size)
-    if len(sides) != 1:
-        raise ValueError(f"The teacher {source!r} has patches of {config.patch_size} pixels; only square ones match.")
-    if not FAMILIES[config.model_type].sees_clips:
-        return InputSizes(sides.pop())
-    num_frames = config.frames_per_clip if config.model_type == "vjepa2" else config.num_frames
-    return InputSizes(sides.pop(), config.tubelet_size, num_frames)
-
-
-def num_extra_tokens(config: PreTrainedConfig) -> int:
-    """Class and register tokens in front of the patches."""
-    has_class_token = getattr(config, "use_class_token", FAMILIES[config.model_type].has_class_token)
-    return int(has_class_token) + getattr(config, "num_register_tokens", 0)
-
-
-def take_encoder(model: PreTrainedModel, grid: Grid, num_layers: int) -> tuple[nn.Module, nn.Module | None]:
-    """The encoder of a model for a grid of patches, cut off after its first layers and without its final norm.
-
-    Args:
-        model: changed in place.
-        grid: patches of its input, (time, rows, columns).
-        num_layers: how many layers stay.
-
-    Returns:
-        The encoder, and its final norm if it has one.
-    """
-    family = FAMILIES[getattr(model.config, "vision_config", model.config).model_type]
-    encoder = getattr(model, family.encoder, model) if family.encoder else model
-    for name, value in family.unused.items():
-        setattr(encoder, name, value)
-    if family.fit is not None:
-        family.fit(encoder, grid)
-    del encoder.get_submodule(family.layers)[num_layers:]
-    final_norm = getattr(encoder, family.final_norm)
-    setattr(encoder, family.final_norm, nn.Identity())
-    return encoder, final_norm

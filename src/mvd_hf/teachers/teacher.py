@@ -1,4 +1,8 @@
-"""Frozen teachers: models that turn a clip into one feature per patch of the student's grid."""
+"""Frozen teachers: models of many families that give one feature for each patch of the student's grid.
+
+`load_teachers` loads them by name from Hub ids or folders, [`TeacherConfig`] is one entry of a recipe, [`Teacher`] the
+frozen module. `mvd_hf.teachers.families` lists the models that can teach.
+"""
 
 import logging
 import os
@@ -15,53 +19,50 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
 from ..model.loading_mvd import listed
-from .families import (
-    IMAGENET,
-    Grid,
-    InputSizes,
-    Normalization,
-    family_of,
-    input_sizes,
-    num_extra_tokens,
-    read_config,
-    read_normalization,
-    take_encoder,
-)
+from .families import IMAGENET, Grid, InputSizes, Normalization, find_family, read_config, read_normalization
 
 logger = logging.getLogger(__name__)
 
-# the variable by which `accelerate launch` asks for a loading that leaves weights out in all processes but one
-SPARING_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+# with this variable `accelerate launch` asks for loading without weights in all processes but one
+RAM_EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+# the values of a TeacherConfig's fields
+CHOICES = {
+    "frames": (None, "first_of_tubelet", "all", "clip"),
+    "norm": (None, "pre", "post"),
+    "target_norm": ("none", "layernorm"),
+    "loss": ("smooth_l1", "l1", "l2"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "compile": (False, True),
+    "shard": (False, True),
+}
 
 
 @dataclass
 class TeacherConfig:
-    """One teacher, as a YAML entry names it.
+    """One teacher, as an entry of a recipe.
 
     Args:
-        model: Hub id or local folder, of a type in `mvd_hf.teachers.families.FAMILIES` or of CLIP, SigLIP or SigLIP 2
-            with their text part.
-        frames: what the teacher sees: `first_of_tubelet` (the first frame of each of the student's tubelets, as
-            images: MVD's image teacher), `all` (every frame as an image; the features of a tubelet's frames are
-            averaged) or `clip` (all frames together). By default `clip` for video models, `first_of_tubelet` for
-            image models.
+        model: Hub id or local folder of a model that can teach, see `mvd_hf.teachers.families`.
+        frames: the teacher's input: `first_of_tubelet` (the first frame of each of the student's tubelets, as images:
+            MVD's image teacher), `all` (every frame as an image; the features of a tubelet's frames are averaged) or
+            `clip` (all frames together). By default `clip` for video models, `first_of_tubelet` for image models.
         image_size: pixels of its square input; by default its patch size times the student's rows (196 for patch 14).
-        layer: which hidden state the features are: 0 what enters the first layer, n what leaves layer n, -1 the last.
-            Layers above are not computed.
+        layer: the hidden state that the features are: 0 is the input of the first layer, n the output of layer n, -1
+            the last. Later layers are not computed.
         norm: features `pre` or `post` the final layer norm. By default `pre` for models trained to reconstruct pixels
-            (ours, ViTMAE, VideoMAE), as in MVD, and `post` for all others. An inner `layer` can pass it, too.
-        target_norm: `none` (MVD), or `layernorm`: standardise every feature vector (no affine parameters, eps 1e-6).
+            (ours, ViTMAE, VideoMAE), as in MVD, and `post` for all others. It applies to an inner `layer`, too.
+        target_norm: `none` (MVD), or `layernorm`: standardize every feature vector (no affine parameters, eps 1e-6).
         loss: `smooth_l1` (MVD, beta 1), `l1` or `l2`.
         weight: factor of its loss in the sum.
-        dtype: `float32`, `bfloat16` or `float16`, of its weights. Those of `float32` run under the trainer's autocast;
-            the others without: it would only turn their layer norms into float32 and back.
-        compile: whether `torch.compile` speeds it up.
-        frames_per_pass: bound on the frames it sees at once, at least one clip; by default the whole batch.
+        dtype: `float32`, `bfloat16` or `float16`, of its weights. A `float32` teacher runs under the trainer's
+            autocast. The others run without it, as it would only cast their layer norms to float32 and back.
+        compile: whether the model is compiled with `torch.compile`.
+        frames_per_pass: largest number of frames in a forward pass, at least one clip; by default the whole batch.
         shard: whether the processes of a machine divide its weights among them (FSDP2) and gather those of a layer
             while it is computed; by default each process holds all of them.
 
     Raises:
-        ValueError: if a choice is none of those, or both `shard` and `compile` are chosen.
+        ValueError: if a value is not one of the choices, or both `shard` and `compile` are chosen.
     """
 
     model: str
@@ -78,15 +79,7 @@ class TeacherConfig:
     shard: bool = False
 
     def __post_init__(self):
-        for field, choices in {
-            "frames": (None, "first_of_tubelet", "all", "clip"),
-            "norm": (None, "pre", "post"),
-            "target_norm": ("none", "layernorm"),
-            "loss": ("smooth_l1", "l1", "l2"),
-            "dtype": ("float32", "bfloat16", "float16"),
-            "compile": (False, True),
-            "shard": (False, True),
-        }.items():
+        for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 known = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise ValueError(f"{field}={getattr(self, field)!r} of a teacher must be one of {known}.")
@@ -102,17 +95,39 @@ class TeacherConfig:
         if not isinstance(self.layer, int):
             raise ValueError(f"layer={self.layer!r} of a teacher must be a whole number.")
 
+    @classmethod
+    def from_entry(cls, name: str, entry: "TeacherConfig | Mapping | str", **defaults) -> "TeacherConfig":
+        """A recipe's entry as a `TeacherConfig`.
 
-def mesh_of_machines(device: torch.device) -> DeviceMesh:
-    """All processes, in as many rows as there are machines; in one row if machines do not have equally many."""
+        Args:
+            name: its name in the recipe.
+            entry: a `TeacherConfig`, its fields, or just the model's id or folder.
+            defaults: fields that the entry may leave out.
+
+        Raises:
+            ValueError: if the entry has an unknown field or no model.
+        """
+        if isinstance(entry, TeacherConfig):
+            return entry
+        entry = {"model": entry} if isinstance(entry, str) else entry
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(entry.keys() - set(known))
+        if unknown or "model" not in entry:
+            problem = f"unknown keys {', '.join(unknown)}" if unknown else "no key 'model'"
+            raise ValueError(f"The entry {name!r} has {problem}; the keys are {', '.join(known)}.")
+        return cls(**(defaults | dict(entry)))
+
+
+def machine_mesh(device: torch.device) -> DeviceMesh:
+    """All processes in one row per machine; in a single row if machines have different numbers of processes."""
     count = dist.get_world_size()
     sizes: list[int] = [0] * count
     dist.all_gather_object(sizes, int(os.environ.get("LOCAL_WORLD_SIZE", 0)))
     per_machine = sizes[0]
     if len(set(sizes)) > 1 or per_machine < 1 or count % per_machine:
         logger.warning(
-            "The processes' LOCAL_WORLD_SIZE, %s, does not divide %d processes into equal machines: teachers are "
-            "divided among all processes and gathered between machines, too.",
+            "The processes' LOCAL_WORLD_SIZE, %s, does not divide %d processes into equal machines: the weights of "
+            "teachers are divided among all processes and also gathered between machines.",
             sorted(set(sizes)),
             count,
         )
@@ -123,19 +138,19 @@ def mesh_of_machines(device: torch.device) -> DeviceMesh:
 
 
 class Teacher(nn.Module):
-    """A frozen model and how to look through it: `teacher(clips)` gives targets (B, L, D).
+    """A frozen model whose features are targets: `teacher(clips)` returns (B, L, D).
 
     Args:
-        config: what to do with the model.
-        model: the network, of a known family. The teacher takes its encoder and changes it in place: layers that are
-            not needed and the final norm are taken off, and positions are fitted to the student's grid.
+        config: the entry of a recipe.
+        model: the network, of a known family. The teacher keeps its encoder and changes it in place: later layers and
+            the final norm are removed, and positions are fitted to the student's grid.
         student_grid: patches of the student's clip, (time, rows, columns).
         num_frames: frames of the student's clip.
-        normalization: of the pixels the model was trained on; by default its own configuration's or its family's.
-        clip_normalization: how clips that arrive as floats were normalised, which is undone.
+        normalization: of the pixels the model was trained on; by default that of its configuration or family.
+        clip_normalization: the normalization of clips that arrive as floats; it is undone.
 
     Raises:
-        ValueError: if no input makes the teacher's patches match the student's, or it lacks what the config asks for.
+        ValueError: if the teacher's patches cannot match the student's, or it lacks what the config asks for.
     """
 
     def __init__(
@@ -150,32 +165,32 @@ class Teacher(nn.Module):
         super().__init__()
         self.config, self.student_grid = config, student_grid
         model_config = getattr(model.config, "vision_config", model.config)
-        self.family = family_of(model_config, config.model)
+        self.family = find_family(model_config, config.model)
         self.feature_dim = model_config.hidden_size
-        self.num_extra_tokens = num_extra_tokens(model_config)
-        sizes = input_sizes(model_config, config.model)
+        self.num_extra_tokens = self.family.num_extra_tokens(model_config)
+        sizes = self.family.sizes(model_config, config.model)
         self.patch_size = sizes.patch_size
         self.image_size = sizes.patch_size * student_grid[1] if config.image_size is None else config.image_size
         self.frames, self.frame_step, self.input_frames = self._choose_frames(sizes, num_frames)
-        grid = self._grid(sizes, num_frames)
-        self.model, final_norm = take_encoder(model, grid, self._num_layers(model_config.num_hidden_layers))
+        num_layers = self._num_layers(model_config.num_hidden_layers)
+        self.model, final_norm = self.family.take_encoder(model, self._grid(sizes, num_frames), num_layers)
         norm = config.norm or self.family.norm
         self.final_norm = final_norm if norm == "post" else None
         if norm == "post" and final_norm is None:
             raise ValueError(f"The teacher {config.model!r} has no final norm: choose norm: pre.")
         if normalization is None:
             normalization = self.family.normalization or Normalization(model_config.image_mean, model_config.image_std)
-        factors = {"byte": normalization.of_bytes(), "float": normalization.of_normalized(clip_normalization)}
+        factors = {"byte": normalization.from_bytes(), "float": normalization.from_normalized(clip_normalization)}
         for name, (scale, offset) in factors.items():
             self.register_buffer(f"{name}_scale", scale.float(), persistent=False)
             self.register_buffer(f"{name}_offset", offset.float(), persistent=False)
         self.eval().requires_grad_(False)
         if config.compile:
-            # teachers of one class share a cache, where the sizes of each would look like changing ones of the other
+            # teachers of one class share a cache, in which their different sizes would look like dynamic shapes
             self.model.compile(dynamic=False)
 
     def _choose_frames(self, sizes: InputSizes, num_frames: int) -> tuple[str, int, int]:
-        """What the teacher sees, the step between the frames it sees, and how many are an input of the model."""
+        """The kind of input, the step between the frames that are used, and the number of frames in one input."""
         is_image_model = sizes.num_frames == 1
         frames = self.config.frames or ("first_of_tubelet" if is_image_model else "clip")
         if frames == "clip" and is_image_model:
@@ -184,22 +199,22 @@ class Teacher(nn.Module):
             )
         if frames != "clip" and sizes.tubelet_size > 1:
             raise ValueError(
-                f"The teacher {self.config.model!r} sees tubelets of {sizes.tubelet_size} frames (tubelet "
-                f"{sizes.tubelet_size}), which the images of frames: {frames} cannot fill: choose frames: clip."
+                f"The teacher {self.config.model!r} has tubelets of {sizes.tubelet_size} frames, which single images "
+                f"(frames: {frames}) cannot fill: choose frames: clip."
             )
         student_tubelet = num_frames // self.student_grid[0]
         if frames == "first_of_tubelet":
             return frames, student_tubelet, 1
         if frames == "all":
             return frames, 1, 1
-        # as many frames as the teacher was trained with, where its tubelets then lie in the student's
+        # as many frames as in the teacher's own training, if its tubelets then lie within the student's
         step = num_frames // sizes.num_frames
         if step < 1 or num_frames % sizes.num_frames or student_tubelet % (step * sizes.tubelet_size):
             step = 1
         return frames, step, num_frames // step
 
     def _grid(self, sizes: InputSizes, num_frames: int) -> Grid:
-        """The patches of one input of the model, checked: those of all inputs match the student's grid."""
+        """The grid of one input, after a check that the patches of all inputs match the student's."""
         time, rows, columns = self.student_grid
         patch, tubelet = sizes.patch_size, sizes.tubelet_size
         side = self.image_size // patch
@@ -217,7 +232,7 @@ class Teacher(nn.Module):
         return grid
 
     def _num_layers(self, available: int) -> int:
-        """How many layers the features pass."""
+        """The number of layers up to the features."""
         layer = self.config.layer
         if not -available - 1 <= layer <= available:
             raise ValueError(
@@ -227,33 +242,33 @@ class Teacher(nn.Module):
         return layer if layer >= 0 else available + 1 + layer
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Nothing: a teacher stays in evaluation mode."""
+        """Stay in evaluation mode, whatever the mode."""
         return super().train(False)
 
     def shard(self, device: torch.device):
-        """Divide its weights among the processes of a machine; those of a layer are gathered when it is computed.
+        """Divide the weights among the processes of a machine, and gather those of a layer when it is computed.
 
-        Targets are the same as without, as every process computes its own. With a single process nothing happens.
+        The targets do not change, as every process still computes its own. A single process keeps all weights.
 
         Args:
-            device: where the weights go; of one layer all of them are there at once.
+            device: where the weights go.
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
-        mesh, total = mesh_of_machines(device), sum(parameter.numel() for parameter in self.model.parameters())
+        mesh, total = machine_mesh(device), sum(parameter.numel() for parameter in self.model.parameters())
         for module in (*self.model.get_submodule(self.family.layers), self.model):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
-        own = sum(parameter.to_local().numel() for parameter in self.model.parameters())
-        logger.info("Of the %d weights of the teacher %r this process holds %d.", total, self.config.model, own)
+        local = sum(parameter.to_local().numel() for parameter in self.model.parameters())
+        logger.info("Of the %d weights of the teacher %r this process holds %d.", total, self.config.model, local)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The model's input, in its dtype, from uint8 or normalised floats (..., C, S, S)."""
+        """The model's input, in its dtype, from uint8 or normalized floats (..., C, S, S)."""
         kind = "float" if pixels.is_floating_point() else "byte"
         pixels = pixels * getattr(self, f"{kind}_scale") + getattr(self, f"{kind}_offset")
         return pixels.to(next(self.model.parameters()).dtype)
 
     def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features (N, patches, D) of inputs (N, frames, C, S, S), without class and register tokens."""
+        """Features (N, t*h*w, D) of inputs (N, T, C, S, S), without class and register tokens."""
         is_half = next(self.model.parameters()).dtype != torch.float32
         with torch.autocast(pixels.device.type, enabled=False) if is_half else nullcontext():
             inputs = self.family.inputs(self.normalize(pixels), self.patch_size)
@@ -264,15 +279,15 @@ class Teacher(nn.Module):
     def forward(self, clips: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Targets (B, L, D) for clips (B, T, C, S, S) by their size S.
 
-        Clips are uint8, or floats with the `clip_normalization`; either way the model gets its own normalisation.
+        Clips are uint8, or floats in the `clip_normalization`; the teacher applies its own normalization to both.
 
         Raises:
-            ValueError: if no clip is of the teacher's size.
+            ValueError: if no clip has the teacher's size.
         """
         if self.image_size not in clips:
             raise ValueError(
-                f"The teacher {self.config.model!r} sees {self.image_size}x{self.image_size} pixels, the batch has "
-                f"{sorted(clips)}: let the data set make clips of that size too (`sizes` of its augmentation)."
+                f"The teacher {self.config.model!r} needs clips of {self.image_size}x{self.image_size} pixels, the "
+                f"batch has {sorted(clips)}: let the data set make that size too (`sizes` of its augmentation)."
             )
         time, rows, columns = self.student_grid
         clip = clips[self.image_size][:, :: self.frame_step]
@@ -290,41 +305,41 @@ class Teacher(nn.Module):
 
 
 @contextmanager
-def whole_weights() -> Iterator[None]:
+def undivided_loading() -> Iterator[None]:
     """Let `from_pretrained` give each process all weights.
 
-    Under DeepSpeed ZeRO-3 it would divide them, and under FSDP's sparing loading leave them out, in any model; but
-    what puts them together again is wrapped around the trained model alone.
+    Otherwise DeepSpeed ZeRO-3 divides them, and FSDP's RAM-efficient loading leaves them out, in every model; but only
+    the trained model is wrapped in what puts them together again.
     """
     reference = deepspeed._hf_deepspeed_config_weak_ref
-    sparing = os.environ.pop(SPARING_LOADING, None)
+    ram_efficient = os.environ.pop(RAM_EFFICIENT_LOADING, None)
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
         if reference is not None and reference() is not None:
             deepspeed.set_hf_deepspeed_config(reference())
-        if sparing is not None:
-            os.environ[SPARING_LOADING] = sparing
+        if ram_efficient is not None:
+            os.environ[RAM_EFFICIENT_LOADING] = ram_efficient
 
 
-def load_model(
+def load_network(
     config: TeacherConfig, model_config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, nn.Parameter]]:
-    """A teacher's model, and those of its weights that its checkpoint lacks or has in another shape, by name.
+    """A teacher's model, and by name the weights that its checkpoint lacks or has in another shape.
 
     Raises:
         ValueError: if the checkpoint cannot be read.
     """
     try:
-        with whole_weights():
+        with undivided_loading():
             model, report = AutoModel.from_pretrained(
                 config.model,
                 config=model_config,
                 dtype=getattr(torch, config.dtype),
                 attn_implementation="sdpa",
                 trust_remote_code=False,
-                key_mapping=family_of(model_config, config.model).old_names,
+                key_mapping=find_family(model_config, config.model).old_names,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -340,40 +355,54 @@ def load_teacher(
 ) -> Teacher:
     """A frozen teacher from a Hub id or local folder, on the CPU, with every weight it needs.
 
-    Its pixels are normalised as the processor in that place says, or as usual for its family if there is none.
+    Its pixels are normalized as its processor says, or by the default of its family if it has none.
 
     Args:
         config: the entry of a recipe.
         student_grid: patches of the student's clip, (time, rows, columns).
         num_frames: frames of the student's clip.
-        clip_normalization: how clips that arrive as floats were normalised.
+        clip_normalization: the normalization of clips that arrive as floats.
 
     Raises:
-        ValueError: if the model cannot be loaded completely or cannot teach that grid.
+        ValueError: if the model cannot be loaded completely, or its patches cannot match the grid.
     """
     source = config.model
     model_config = read_config(source)
-    family = family_of(model_config, source)
+    family = find_family(model_config, source)
     normalization = None if family.normalization is None else read_normalization(source, model_config)
     if normalization is None and family.normalization is not None:
         normalization = family.normalization
         logger.warning(
-            "The teacher %r has no processor: its pixels are normalised by mean %s and std %s, as is usual for %s.",
+            "The teacher %r has no processor: its pixels are normalized by mean %s and std %s, the default of %s.",
             source,
             normalization.mean,
             normalization.std,
             model_config.model_type,
         )
-    model, fresh = load_model(config, model_config)
+    model, fresh = load_network(config, model_config)
     teacher = Teacher(config, model, student_grid, num_frames, normalization, clip_normalization)
     used = {id(parameter) for parameter in teacher.parameters()}
-    refused = sorted(name for name, p in fresh.items() if id(p) in used and not name.endswith(family.optional))
-    if refused:
+    missing = sorted(name for name, p in fresh.items() if id(p) in used and not name.endswith(family.optional))
+    if missing:
         raise ValueError(
-            f"The teacher {source!r} lacks weights, or has them in another shape: {listed(refused)}. Take a complete "
-            "checkpoint, or choose norm: pre or a lower layer where they are not needed."
+            f"The teacher {source!r} lacks weights, or has them in another shape: {listed(missing)}. Use a complete "
+            "checkpoint, or choose norm: pre or a lower layer if they are not needed."
         )
     return teacher
+
+
+class Teachers(dict[str, Teacher]):
+    """Frozen teachers by name."""
+
+    @property
+    def feature_dims(self) -> dict[str, int]:
+        """Width of each teacher's features: the student's `teacher_dims`."""
+        return {name: teacher.feature_dim for name, teacher in self.items()}
+
+    @property
+    def image_sizes(self) -> list[int]:
+        """Pixels of the side of each teacher's clips: the `sizes` that the data set has to make."""
+        return [teacher.image_size for teacher in self.values()]
 
 
 def load_teachers(
@@ -381,28 +410,19 @@ def load_teachers(
     student_grid: Grid,
     num_frames: int,
     clip_normalization: Normalization = IMAGENET,
-) -> dict[str, Teacher]:
+) -> Teachers:
     """Frozen teachers by name, on the CPU.
 
     Args:
         teachers: per name a [`TeacherConfig`], its fields, or just the model's id or folder.
         student_grid: patches of the student's clip, (time, rows, columns).
         num_frames: frames of the student's clip.
-        clip_normalization: how clips that arrive as floats were normalised.
+        clip_normalization: the normalization of clips that arrive as floats.
 
     Raises:
         ValueError: if an entry has an unknown field, or a model cannot teach that grid.
     """
-    loaded = {}
-    for name, entry in teachers.items():
-        if isinstance(entry, Mapping):
-            known = [field.name for field in fields(TeacherConfig)]
-            unknown = sorted(entry.keys() - set(known))
-            if unknown or "model" not in entry:
-                problem = f"unknown keys {', '.join(unknown)}" if unknown else "no key 'model'"
-                raise ValueError(f"The teacher {name!r} has {problem}; the keys are {', '.join(known)}.")
-            entry = TeacherConfig(**entry)
-        elif isinstance(entry, str):
-            entry = TeacherConfig(model=entry)
-        loaded[name] = load_teacher(entry, student_grid, num_frames, clip_normalization)
-    return loaded
+    configs = {name: TeacherConfig.from_entry(name, entry) for name, entry in teachers.items()}
+    return Teachers(
+        (name, load_teacher(config, student_grid, num_frames, clip_normalization)) for name, config in configs.items()
+    )

@@ -1,48 +1,141 @@
-"""A page to try a classifier on: what happens when, what a masked student must guess, how alike frames are to models.
+"""The demo page: predictions over time, the mask game, and the similarity of features between frames.
 
-Letters in shapes: T frames, C channels, H x W pixels.
+Letters in shapes: T frames, C channels, H x W pixels; W windows of a video.
 """
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForVideoClassification
+from matplotlib.figure import Figure
+from transformers import AutoModelForVideoClassification, PreTrainedModel
+from transformers.video_utils import VideoMetadata
 
 from ..data.masking import tube_mask
 from ..hub.loading import load_processor
+from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader
-from .features import crop_frames, frame_numbers, load_viewers
+from .features import clip_indices, crop_frames, load_feature_extractor
 from .reconstruction import MASK_BRIGHTNESS, masked_pixels
 from .similarity import FeatureSimilarity, draw_similarity, slot_similarity
 from .strips import draw_strips, figure_pixels
-from .window_predictions import NUM_TOLD, WindowPredictions, classify_windows
 
-# files of an example folder that are videos
+# suffixes of the videos in an example folder
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+# number of classes that are shown
+NUM_SHOWN = 5
+
+
+def window_starts(total_frames: int, length: int, max_windows: int) -> np.ndarray:
+    """First frames (W,) of windows from the start to the end of a video; neighbours overlap by half or more.
+
+    Args:
+        total_frames: frames of the video.
+        length: frames of a window.
+        max_windows: maximum of W; if it is reached, windows overlap less.
+    """
+    room = max(total_frames - length, 0)
+    count = min(max_windows, -(-room // max(length // 2, 1)) + 1)
+    return np.linspace(0, room, count).round().astype(int)
+
+
+@dataclass
+class WindowPredictions:
+    """Predictions of a classifier for each window of a video.
+
+    Args:
+        probabilities: (W, classes).
+        seconds: middle of each window, (W,).
+        names: names of the classes.
+    """
+
+    probabilities: np.ndarray
+    seconds: np.ndarray
+    names: Sequence[str]
+
+    def top_classes(self) -> list[int]:
+        """The classes with the highest mean probability."""
+        return np.argsort(-self.probabilities.mean(axis=0), kind="stable")[:NUM_SHOWN].tolist()
+
+    def overall(self) -> dict[str, float]:
+        """Mean probabilities of the top classes, by name."""
+        mean = self.probabilities.mean(axis=0)
+        return {self.names[i]: float(mean[i]) for i in self.top_classes()}
+
+    def drawn_classes(self) -> list[int]:
+        """The classes to draw: first those that lead in a window, then the top classes."""
+        leaders = self.probabilities.argmax(axis=1)
+        counts = np.bincount(leaders, minlength=self.probabilities.shape[1])
+        leading = [i for i in np.argsort(-counts, kind="stable").tolist() if counts[i]]
+        return list(dict.fromkeys([*leading, *self.top_classes()]))[:NUM_SHOWN]
+
+    def draw(self) -> Figure:
+        """Probabilities over time."""
+        figure = Figure((8.5, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for i in self.drawn_classes():
+            axes.plot(self.seconds, self.probabilities[:, i], marker="o", markersize=4, label=self.names[i])
+        axes.set(xlabel="seconds (middle of a window)", ylabel="probability", ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9, frameon=False)
+        return figure
+
+
+@torch.no_grad()
+def classify_windows(
+    model: PreTrainedModel, processor: MVDVideoProcessor, video: str, max_windows: int = 16, seconds: float = 4.0
+) -> WindowPredictions:
+    """Classify evenly spread windows of a video, each sampled like a clip in training.
+
+    Args:
+        model: a video classifier.
+        processor: its processor, for one clip and one crop.
+        video: a video file.
+        max_windows: maximum number of windows.
+        seconds: length of a window with uniform sampling; with dense sampling it is the length of the model's clips.
+
+    Raises:
+        VideoReadError: (a ValueError) if the video cannot be read.
+    """
+    with VideoReader(video) as reader:
+        times = reader.times()
+        if processor.sampling == "dense":
+            length = processor.num_frames * processor.frame_sampling_rate
+        else:
+            length = max(int(np.searchsorted(times, seconds)), 1)
+        length = min(length, len(reader))
+        starts = window_starts(len(reader), length, max_windows)
+        numbers = starts[:, None] + processor.sample_frames(VideoMetadata(total_num_frames=length))
+        frames = reader.read(numbers.ravel())
+    rows = []
+    for window in frames.reshape(*numbers.shape, *frames.shape[1:]):
+        clip = processor(window, do_sample_frames=False, return_tensors="pt")["pixel_values"]
+        rows.append(model(pixel_values=clip.to(model.device)).logits[0].float().softmax(-1))
+    names = [model.config.id2label[i] for i in range(len(rows[0]))]
+    return WindowPredictions(torch.stack(rows).cpu().numpy(), times[numbers].mean(axis=1), names)
 
 
 @dataclass
 class DemoArguments:
-    """Models and clips of a page, as a recipe's keys.
+    """The models and example clips of the page, as a recipe's keys.
 
     Args:
         model: folder or Hub id of a classifier, ours or a VideoMAE of transformers.
-        models: those whose features are compared, as for `recipes/visualize.py similarity`; by default the classifier
-            alone.
-        norm: features `pre` or `post` the final norm, which a classifier has not.
-        examples: video files, or folders of them, to pick from.
-        sampling: `dense` or `uniform`, where no processor says how frames were sampled in training.
-        window: seconds of a window where frames are sampled uniformly; dense windows are as long as the model's clips.
-        max_windows: windows of a video at most; those of a longer one lie farther apart.
+        models: models whose features are compared, as for `recipes/visualize.py similarity`; by default only the
+            classifier.
+        norm: features `pre` or `post` the final norm; a classifier has no final norm.
+        examples: video files, or folders of them, offered on the page.
+        sampling: `dense` or `uniform`, if no processor says how frames were sampled in training.
+        window: seconds of a window with uniform sampling; dense windows have the length of the model's clips.
+        max_windows: maximum number of windows of a video; in longer videos they overlap less.
         device: where the models compute.
-        title: of the page.
-        port: of the page; by default the first that is free from 7860 on.
-        open_to_all: whether other machines of the network can reach it.
+        title: title of the page.
+        port: port of the page; by default the first free one from 7860 on.
+        open_to_all: whether other machines of the network can reach the page.
     """
 
     model: str = ""
@@ -59,12 +152,12 @@ class DemoArguments:
 
     def __post_init__(self):
         if not self.model:
-            raise ValueError("No classifier to show: give --model.")
+            raise ValueError("There is no classifier: give --model.")
         if self.max_windows < 1 or self.window <= 0:
             raise ValueError(f"max_windows={self.max_windows} and window={self.window} must be above 0.")
 
     def example_files(self) -> list[str]:
-        """The videos to pick from.
+        """The example videos.
 
         Raises:
             ValueError: if one of them does not exist.
@@ -79,10 +172,10 @@ class DemoArguments:
 
 
 class Demo:
-    """The models of a page, and what it shows of a video.
+    """The models of the page, and the figures it shows of a video.
 
     Args:
-        arguments: the page.
+        arguments: models and examples of the page.
 
     Raises:
         ValueError: if a model cannot be loaded.
@@ -94,51 +187,50 @@ class Demo:
         self.model = model.to(arguments.device).eval()
         self.processor = load_processor(arguments.model, self.model.config, arguments.sampling)
         self.processor.num_clips = self.processor.num_crops = 1
-        self.viewers = load_viewers(arguments.models or [arguments.model], arguments.device, norm=arguments.norm)
+        models = arguments.models or [arguments.model]
+        self.extractor = load_feature_extractor(models, arguments.device, norm=arguments.norm)
 
     def predict(self, video: str) -> WindowPredictions:
         """Classify the windows of a video; errors as in `classify_windows`."""
         return classify_windows(self.model, self.processor, video, self.arguments.max_windows, self.arguments.window)
 
     def read_clip(self, video: str) -> np.ndarray:
-        """The middle clip (T, H, W, C) of a video, of as many frames as the viewers see."""
+        """The middle clip (T, H, W, C) of a video, with the frames of the feature extractor."""
         with VideoReader(video) as reader:
-            return reader.read(frame_numbers(reader, self.viewers.num_frames, self.processor.frame_sampling_rate))
+            stride = self.processor.frame_sampling_rate
+            return reader.read(clip_indices(reader, self.extractor.num_frames, stride))
 
     def mask_game(self, video: str, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures (H, W, 3) of what a student sees of a video's middle clip, and of the truth.
+        """Images (H, W, 3) of the patches of a video's middle clip that a student sees, and of the whole clip.
 
         Args:
             video: a video file.
-            ratio: part of the patches that is masked, in each frame the same.
-            seed: of the mask.
+            ratio: part of the patches that is masked, the same patches in each frame.
+            seed: seed of the mask.
 
         Raises:
-            ValueError: if the ratio masks all or nothing, or the video cannot be read.
+            ValueError: if the ratio masks no or every patch, or the video cannot be read.
         """
-        viewers = self.viewers
-        mask = tube_mask(viewers.grid, ratio, torch.Generator().manual_seed(seed))
-        clip = crop_frames(self.read_clip(video), viewers.image_size)
-        tubelet, patch = viewers.num_frames // viewers.grid[0], viewers.image_size // viewers.grid[1]
-        is_masked = masked_pixels(mask[None], viewers.grid, tubelet, patch)[0][:, None]
-        pictures = clip.masked_fill(is_masked, MASK_BRIGHTNESS), clip
-        titles = [""] * len(clip)
+        grid, size = self.extractor.grid, self.extractor.image_size
+        mask = tube_mask(grid, ratio, torch.Generator().manual_seed(seed))
+        clip = crop_frames(self.read_clip(video), size)
+        is_masked = masked_pixels(mask[None], grid, len(clip) // grid[0], size // grid[1])[0][:, None]
         visible, truth = (
-            figure_pixels(draw_strips({"": picture.permute(0, 2, 3, 1).numpy()}, titles)) for picture in pictures
+            figure_pixels(draw_strips({"": frames.permute(0, 2, 3, 1).numpy()}, [""] * len(clip)))
+            for frames in (clip.masked_fill(is_masked, MASK_BRIGHTNESS), clip)
         )
         return visible, truth
 
     def compare(self, video: str) -> np.ndarray:
-        """A picture (H, W, 3) of how alike the features of the middle clip's frames are to each model.
+        """An image (H, W, 3) of the similarity of features between frames of the middle clip, for each model.
 
         Raises:
             VideoReadError: (a ValueError) if the video cannot be read.
         """
-        frames = self.read_clip(video)
-        clips = {size: crop_frames(frames, size)[None] for size in self.viewers.sizes}
+        clips = self.extractor.clips(self.read_clip(video))
         matrices = {
-            name: slot_similarity(features, self.viewers.grid).cpu().numpy()
-            for name, features in self.viewers.features(clips)
+            name: slot_similarity(features, self.extractor.grid).cpu().numpy()
+            for name, features in self.extractor.features(clips)
         }
         return figure_pixels(draw_similarity(FeatureSimilarity(matrices)))
 
@@ -158,13 +250,13 @@ def build_page(demo: Demo):
     check_gradio()
     import gradio
 
-    def tell(function: Callable) -> Callable:
-        """The function for the page, which says what was wrong with the visitor's input."""
+    def show_errors(function: Callable) -> Callable:
+        """The function with errors that the page shows to the visitor."""
 
         @functools.wraps(function)
         def answer(video: str | None, *values):
             if video is None:
-                raise gradio.Error("Upload a video or pick one first.")
+                raise gradio.Error("Upload a video or choose one first.")
             try:
                 return function(video, *values)
             except ValueError as error:
@@ -172,68 +264,70 @@ def build_page(demo: Demo):
 
         return answer
 
-    @tell
+    @show_errors
     def predict(video: str):
         predictions = demo.predict(video)
         return predictions.overall(), figure_pixels(predictions.draw())
 
-    @tell
-    def hide(video: str, percent: float, seed: float):
+    @show_errors
+    def mask(video: str, percent: float, seed: float):
         visible, _ = demo.mask_game(video, percent / 100, int(seed))
         return visible, None
 
-    @tell
+    @show_errors
     def reveal(video: str, percent: float, seed: float):
         return demo.mask_game(video, percent / 100, int(seed))[1]
 
-    compare = tell(demo.compare)
-    picture = {"show_label": False, "buttons": ["fullscreen"]}  # a label would cover its corner
+    compare = show_errors(demo.compare)
+    image = {"show_label": False, "buttons": ["fullscreen"]}  # a label would cover its corner
     with gradio.Blocks(title=demo.arguments.title) as page:
-        gradio.Markdown(f"# {demo.arguments.title}\n\nUpload a clip or pick one, and choose what to look at.")
+        gradio.Markdown(f"# {demo.arguments.title}\n\nUpload a clip or choose an example, and open a tab.")
         with gradio.Row():
             with gradio.Column(scale=1):
                 video = gradio.Video(label="Clip", sources=["upload"])
                 examples = demo.arguments.example_files()
                 if examples:
-                    gradio.Examples([[file] for file in examples], video, label="Clips to pick")
+                    gradio.Examples([[file] for file in examples], video, label="Examples")
             with gradio.Column(scale=2):
-                with gradio.Tab("What happens"):
+                with gradio.Tab("Predictions"):
                     run = gradio.Button("Classify", variant="primary")
-                    label = gradio.Label(label="Mean over the video", num_top_classes=NUM_TOLD)
-                    gradio.Markdown("Over time, window by window")
-                    course = gradio.Image(**picture)
+                    label = gradio.Label(label="Mean over the video", num_top_classes=NUM_SHOWN)
+                    gradio.Markdown("Probabilities over time")
+                    course = gradio.Image(**image)
                     run.click(predict, video, [label, course], api_name="predict")
                 with gradio.Tab("Mask game"):
-                    gradio.Markdown("A student sees only this much of a clip, and learns to predict what is masked.")
+                    gradio.Markdown(
+                        "A student sees only these patches of a clip, and learns to predict the masked ones."
+                    )
                     with gradio.Row():
-                        percent = gradio.Slider(50, 95, value=90, step=5, label="Masked, per cent")
-                        seed = gradio.Number(value=0, precision=0, label="Mask number")
+                        percent = gradio.Slider(50, 95, value=90, step=5, label="Masked patches, per cent")
+                        seed = gradio.Number(value=0, precision=0, label="Seed of the mask")
                     with gradio.Row():
-                        play = gradio.Button("Hide", variant="primary")
-                        show = gradio.Button("Show the truth")
+                        play = gradio.Button("Mask", variant="primary")
+                        show = gradio.Button("Show the clip")
                     gradio.Markdown("What happens here?")
-                    seen = gradio.Image(**picture)
-                    gradio.Markdown("The truth")
-                    truth = gradio.Image(**picture)
-                    play.click(hide, [video, percent, seed], [seen, truth], api_name="hide")
+                    seen = gradio.Image(**image)
+                    gradio.Markdown("The clip")
+                    truth = gradio.Image(**image)
+                    play.click(mask, [video, percent, seed], [seen, truth], api_name="mask")
                     show.click(reveal, [video, percent, seed], truth, api_name="reveal")
                 with gradio.Tab("Similarity of frames"):
-                    gradio.Markdown("Cosine similarity of the features at the same place at two times.")
+                    gradio.Markdown("Cosine similarity of the features at the same place in two time slots.")
                     look = gradio.Button("Compare", variant="primary")
-                    matrices = gradio.Image(**picture)
+                    matrices = gradio.Image(**image)
                     look.click(compare, video, matrices, api_name="compare")
     return page
 
 
 def launch(arguments: DemoArguments, **options):
-    """Load the models and open the page; returns at its end, or at once with `prevent_thread_lock=True`.
+    """Load the models and serve the page; returns when it is closed, or at once with `prevent_thread_lock=True`.
 
     Args:
-        arguments: the page.
-        options: of `gradio.Blocks.launch`.
+        arguments: models and examples of the page.
+        options: arguments of `gradio.Blocks.launch`.
 
     Returns:
-        The page, whose `local_url` says where it is and whose `close()` ends it.
+        The page, with its address in `local_url` and a method `close()`.
     """
     check_gradio()
     page = build_page(Demo(arguments))

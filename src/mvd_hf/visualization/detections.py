@@ -1,6 +1,6 @@
-"""Pictures of what an action detector says: people and their actions in the key frames of a video.
+"""People and their actions in the key frames of a video, drawn from the output of an action detector.
 
-Pictures are (H, W, 3) uint8. Boxes are x1, y1, x2, y2 in pixels.
+Frames are (H, W, 3) uint8. Boxes are x1, y1, x2, y2 in pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,32 +16,32 @@ from ..model.detection_mvd import MVDForActionDetection
 from ..model.frame_sampling import key_frame_clip
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader
-from .strips import write_pictures
+from .strips import write_film
 
-# colours of people, told apart by those who do not see red and green alike (Okabe and Ito)
+# colours that are distinguishable with a red-green color vision deficiency (Okabe and Ito)
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-# short side of a picture; smaller frames are enlarged so that text fits
-PICTURE_SIDE = 480
+# short side of a drawn frame; smaller frames are enlarged so that text fits
+MIN_SIDE = 480
 
 Box = Sequence[float]
 
 
 @dataclass
-class DetectionPictureArguments:
-    """Which video is drawn with which boxes, as a recipe's keys.
+class DetectionFigureArguments:
+    """The detector, the video and the boxes to draw, as a recipe's keys.
 
     Args:
         model: folder or Hub id of an action detector with its processor.
         video: a video file.
         boxes: CSV file of a person detector.
-        annotations: CSV file in AVA's format, whose people are taken instead.
+        annotations: CSV file in AVA's format, whose boxes are used instead.
         video_id: the video's name in these files; by default the file's name without its suffix.
         video_start: second at which the file begins.
-        min_score: least score of a detected person.
-        threshold: least probability of an action that is told.
-        top_k: actions of a person that are told at most.
+        min_score: minimum score of a detected person.
+        threshold: minimum probability of an action that is written.
+        top_k: maximum number of actions per person.
         output: mp4 file to write.
-        hold: seconds for which each key frame is shown.
+        hold: seconds of the film per key frame.
     """
 
     model: str = ""
@@ -64,10 +64,10 @@ class DetectionPictureArguments:
             raise ValueError("Give boxes or annotations, not both.")
 
     def people(self, num_seconds: int) -> dict[float, np.ndarray]:
-        """Relative boxes (P, 4) of each key frame; without a file the whole frame, second by second.
+        """Relative boxes (P, 4) by the time of their key frame; without a file the whole frame, every second.
 
         Raises:
-            ValueError: if a file cannot be read or has nobody in this video.
+            ValueError: if a file cannot be read or has no people in this video.
         """
         source = self.annotations or self.boxes
         if source is None:
@@ -83,18 +83,18 @@ class DetectionPictureArguments:
         if mine.empty:
             known = ", ".join(table["video"].unique()[:3]) or "none"
             raise ValueError(
-                f"{source!r} has nobody in the video {name!r} (it has {known}): give video_id, or lower min_score."
+                f"{source!r} has no people in the video {name!r} (it has {known}): give video_id, or lower min_score."
             )
         return {float(time): people[BOX].to_numpy() for time, people in mine.groupby("timestamp")}
 
 
-def detection_pictures(
-    model: MVDForActionDetection, processor: MVDVideoProcessor, arguments: DetectionPictureArguments
+def detection_frames(
+    model: MVDForActionDetection, processor: MVDVideoProcessor, arguments: DetectionFigureArguments
 ) -> Iterator[np.ndarray]:
-    """A picture of each key frame: its people, what they do and how sure the model is.
+    """Each key frame with the boxes of its people and the names and probabilities of their actions.
 
     Raises:
-        VideoReadError: if the video cannot be read, or is over at a key frame.
+        VideoReadError: if the video cannot be read, or ends before a key frame.
         ValueError: if there are no boxes of this video.
     """
     with VideoReader(arguments.video) as reader:
@@ -109,23 +109,18 @@ def detection_pictures(
                 outputs, arguments.threshold, arguments.top_k, target_sizes=[frames.shape[1:3]]
             )
             names = model.config.id2label
-            told = [
-                [f"{names[label]} {score:.2f}" for label, score in zip(*told_of(person), strict=True)]
-                for person in people
-            ]
+            texts = []
+            for person in people:
+                actions = zip(person["labels"].tolist(), person["scores"].tolist(), strict=True)
+                texts.append([f"{names[label]} {score:.2f}" for label, score in actions])
             corners = [person["box"].tolist() for person in people]
-            yield draw_people(reader.read([key_frame])[0], corners, told, f"{timestamp:g} s")
-
-
-def told_of(person: dict[str, torch.Tensor]) -> tuple[list[int], list[float]]:
-    """Labels and scores of a person's actions."""
-    return person["labels"].tolist(), person["scores"].tolist()
+            yield draw_people(reader.read([key_frame])[0], corners, texts, f"{timestamp:g} s")
 
 
 def draw_people(
     frame: np.ndarray, boxes: Sequence[Box], texts: Sequence[Sequence[str]], title: str = ""
 ) -> np.ndarray:
-    """A frame with boxes and lines of text beside them, enlarged if it is small; height and width are even.
+    """A frame with boxes and lines of text beside them; small frames are enlarged, and sides are made even.
 
     Args:
         frame: (H, W, 3) uint8.
@@ -134,9 +129,9 @@ def draw_people(
         title: text in the upper left corner.
     """
     height, width = frame.shape[:2]
-    scale = max(1.0, PICTURE_SIDE / min(height, width))
+    scale = max(1.0, MIN_SIDE / min(height, width))
     size = tuple(2 * round(side * scale / 2) for side in (width, height))
-    picture = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC).convert("RGBA")
+    image = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC).convert("RGBA")
     layer = Image.new("RGBA", size)
     draw = ImageDraw.Draw(layer)
     font = ImageFont.load_default(max(13, round(min(size) / 32)))
@@ -147,17 +142,17 @@ def draw_people(
     panels: list[Box] = []
     for number, (box, lines) in enumerate(zip(corners, texts, strict=True)):
         if lines:
-            others = [*panels * 4, *(other for other in corners if other is not box)]  # text over text is worst
+            others = [*panels * 4, *(other for other in corners if other is not box)]  # text over text counts most
             panels.append(draw_text(draw, font, "\n".join(lines), box, COLORS[number % len(COLORS)], others))
     if title:
         draw_text(draw, font, title, (0, 0, 0, 0), "#000000", [])
-    return np.asarray(Image.alpha_composite(picture, layer).convert("RGB"))
+    return np.asarray(Image.alpha_composite(image, layer).convert("RGB"))
 
 
 def draw_text(
     draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, text: str, box: Box, color: str, others: Sequence[Box]
 ) -> Box:
-    """Draw text on a panel above, below, in or beside a box, where it covers least of the others; gives the panel."""
+    """Draw text on a panel near a box, where it covers the least of other boxes and panels; returns the panel."""
     margin, full = 3, draw.im.size
     left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=font)
     size = right - left + 2 * margin, bottom - top + 2 * margin
@@ -177,15 +172,15 @@ def draw_text(
 
 
 def shared_area(panel: Box, other: Box) -> float:
-    """Area that two boxes have in common."""
+    """Area of the intersection of two boxes."""
     width = min(panel[2], other[2]) - max(panel[0], other[0])
     height = min(panel[3], other[3]) - max(panel[1], other[1])
     return max(width, 0) * max(height, 0)
 
 
-def write_detections(arguments: DetectionPictureArguments) -> Path:
+def write_detections(arguments: DetectionFigureArguments) -> Path:
     """Draw the key frames of a video as an mp4 file; returns its path."""
     model = MVDForActionDetection.from_pretrained(arguments.model)
     processor = MVDVideoProcessor.from_pretrained(arguments.model)
-    write_pictures(arguments.output, detection_pictures(model, processor, arguments), arguments.hold)
+    write_film(arguments.output, detection_frames(model, processor, arguments), arguments.hold)
     return Path(arguments.output)

@@ -1,71 +1,63 @@
-"""Models that look at the same clips, whatever their families, and the clips that they look at.
+"""Features of the same clips from several models of any family, and the clips themselves.
 
 Letters in shapes: B clips, T frames, C channels, S x S pixels; t x h x w the grid of patches, L = t*h*w patches, D
 their width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from ..data.decoding import open_media
 from ..data.sources import media_column, media_name
 from ..model.frame_sampling import dense_test_frames
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader, VideoReadError
-from ..teachers.families import Grid, input_sizes, read_config
+from ..teachers.families import Grid, find_family, read_config
 from ..teachers.teacher import Teacher, TeacherConfig, load_teacher
+from .strips import write_figure, write_film
 
-# what models of a list, a mapping, or a recipe are
-Models = Sequence[str] | Mapping[str, str | Mapping | TeacherConfig]
-# frames and tubelet of the clips where no model says otherwise, as of the paper
+# entries of a recipe: a list of Hub ids or folders, or a mapping of names to these, to fields or to TeacherConfigs
+ModelEntries = Sequence[str] | Mapping[str, str | Mapping | TeacherConfig]
+# frames and tubelet of the clips if all models are image models, as in the paper
 NUM_FRAMES, TUBELET_SIZE = 16, 2
 
 
-def name_models(models: Models, **defaults) -> dict[str, TeacherConfig]:
-    """Models by name; those of a list are named by the last parts of their paths that tell them apart.
+def name_models(models: ModelEntries, **defaults) -> dict[str, TeacherConfig]:
+    """Models by name; the models of a list are named by the last parts of their paths that differ.
 
     Args:
-        models: ids or folders, or, by name, these or the fields of a `TeacherConfig`.
-        defaults: fields of those of which only the id or folder is given.
+        models: ids or folders, or by name ids, folders or the fields of a `TeacherConfig`.
+        defaults: fields of `TeacherConfig` that the entries may leave out.
 
     Raises:
-        ValueError: if there is no model, one comes twice, or a field does not exist.
+        ValueError: if there is no model, one is repeated, or a field does not exist.
     """
     if not models:
-        raise ValueError("There are no models to look at: give --models with folders or Hub ids.")
+        raise ValueError("There are no models: give --models with folders or Hub ids.")
     if not isinstance(models, Mapping):
         if len(set(models)) != len(models):
-            raise ValueError(f"Each model is looked at once, but models={list(models)}.")
+            raise ValueError(f"A model is repeated in models={list(models)}: give each once.")
         parts = [Path(model).parts for model in models]
         depth = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
         models = {"/".join(part[-depth:]): model for part, model in zip(parts, models, strict=True)}
-    known = [field.name for field in fields(TeacherConfig)]
-    named = {}
-    for name, entry in models.items():
-        if isinstance(entry, Mapping):
-            unknown = sorted(entry.keys() - set(known))
-            if unknown or "model" not in entry:
-                problem = f"unknown keys {', '.join(unknown)}" if unknown else "no key 'model'"
-                raise ValueError(f"The model {name!r} has {problem}; the keys are {', '.join(known)}.")
-            entry = TeacherConfig(**(defaults | entry))
-        named[name] = TeacherConfig(entry, **defaults) if isinstance(entry, str) else entry
-    return named
+    return {name: TeacherConfig.from_entry(name, entry, **defaults) for name, entry in models.items()}
 
 
 @dataclass
-class Viewers:
-    """Models with a feature for each patch of one grid.
+class FeatureExtractor:
+    """Models that give a feature for each patch of the same grid.
 
     Args:
-        models: the frozen models, see `mvd_hf.teachers.Teacher`: `models[name](clips)` gives features (B, L, D).
+        models: the frozen models, see `mvd_hf.teachers.Teacher`: `models[name](clips)` returns features (B, L, D).
         grid: patches of a clip, (time, rows, columns).
         num_frames: frames of a clip.
-        image_size: pixels of a clip's side where its patches are those of the model that set the grid.
+        image_size: pixels of a clip's side for the model that sets the grid.
     """
 
     models: dict[str, Teacher]
@@ -75,8 +67,12 @@ class Viewers:
 
     @property
     def sizes(self) -> list[int]:
-        """The sides of the clips that are needed: the grid's own, then those of the models."""
+        """The sides of the clips that the models need; the first is the `image_size`."""
         return list(dict.fromkeys([self.image_size, *(model.image_size for model in self.models.values())]))
+
+    def clips(self, frames: np.ndarray) -> dict[int, torch.Tensor]:
+        """A batch of one clip (1, T, C, S, S) per side S, from frames (T, H, W, C)."""
+        return {size: crop_frames(frames, size)[None] for size in self.sizes}
 
     def features(self, clips: Mapping[int, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """The name of each model and its float32 features (B, L, D) of clips (B, T, C, S, S) by their side S."""
@@ -85,39 +81,39 @@ class Viewers:
             yield name, model({size: clip.to(device) for size, clip in clips.items()}).float()
 
 
-def load_viewers(models: Models, device: str | torch.device = "cpu", **defaults) -> Viewers:
-    """Load models that look at the same patches: those of the first model that sees clips.
+def load_feature_extractor(models: ModelEntries, device: str | torch.device = "cpu", **defaults) -> FeatureExtractor:
+    """Load models on one grid of patches: the grid of the first model that is trained on clips.
 
-    Where all of them are image models, patches are of 2 frames and clips have 16, as in the paper.
+    If all of them are image models, clips have 16 frames and patches 2, as in the paper.
 
     Args:
-        models: see [`name_models`]; any family of `mvd_hf.teachers.families`, and MVD checkpoints of every stage.
-        device: where they compute.
-        defaults: fields of `mvd_hf.TeacherConfig` for all of them, such as `norm`.
+        models: see [`name_models`]; models of any family of `mvd_hf.teachers.families`, MVD models of any stage.
+        device: where the models compute.
+        defaults: fields of `mvd_hf.TeacherConfig` for all models, such as `norm`.
 
     Raises:
-        ValueError: if a model cannot be loaded completely, or not look at those patches.
+        ValueError: if a model cannot be loaded completely, or its patches cannot match the grid.
     """
     named = name_models(models, **defaults)
-    configs = {name: read_config(entry.model) for name, entry in named.items()}
-    sizes = {name: input_sizes(config, named[name].model) for name, config in configs.items()}
+    sizes = {}
+    for name, entry in named.items():
+        config = read_config(entry.model)
+        sizes[name] = find_family(config, entry.model).sizes(config, entry.model)
     leader = next((name for name, size in sizes.items() if size.num_frames > 1), next(iter(named)))
     size, is_image_model = sizes[leader], sizes[leader].num_frames == 1
     num_frames, tubelet_size = (NUM_FRAMES, TUBELET_SIZE) if is_image_model else (size.num_frames, size.tubelet_size)
-    config = configs[leader]
-    image_size = config.crop_size if config.model_type == "vjepa2" else config.image_size
-    image_size = named[leader].image_size or (image_size if isinstance(image_size, int) else image_size[0])
+    image_size = named[leader].image_size or size.image_size
     side = image_size // size.patch_size
     grid = num_frames // tubelet_size, side, side
     loaded = {name: load_teacher(entry, grid, num_frames).to(device) for name, entry in named.items()}
-    return Viewers(loaded, grid, num_frames, image_size)
+    return FeatureExtractor(loaded, grid, num_frames, image_size)
 
 
-def frame_numbers(reader: VideoReader, num_frames: int, stride: int, start: float | None = None) -> np.ndarray:
-    """Numbers (T,) of a clip's frames: the middle of a video, or from a second on; at its end the last one repeats.
+def clip_indices(reader: VideoReader, num_frames: int, stride: int, start: float | None = None) -> np.ndarray:
+    """Frame indices (T,) of a clip: the middle of a video, or from `start` on; past its end the last frame repeats.
 
     Raises:
-        ValueError: if the video is over at that second.
+        ValueError: if the video ends before `start`, in seconds.
     """
     if start is None:
         return dense_test_frames(len(reader), num_frames, stride, num_clips=1)[0]
@@ -125,7 +121,7 @@ def frame_numbers(reader: VideoReader, num_frames: int, stride: int, start: floa
 
 
 def crop_frames(frames: np.ndarray, size: int | tuple[int, int]) -> torch.Tensor:
-    """Frames (T, H, W, C) as the paper tests: short side resized, centre cropped: (T, C, height, width) uint8."""
+    """Frames (T, H, W, C) with the short side resized and the centre cropped: (T, C, height, width) uint8."""
     height, width = (size, size) if isinstance(size, int) else size
     processor = MVDVideoProcessor(
         size={"shortest_edge": min(height, width)}, crop_size={"height": height, "width": width}
@@ -135,15 +131,17 @@ def crop_frames(frames: np.ndarray, size: int | tuple[int, int]) -> torch.Tensor
 
 
 @dataclass
-class ClipPictureArguments:
-    """Which part of which video a picture shows, as a recipe's keys.
+class ClipFigureArguments:
+    """The clip that a figure shows and the files to write, as a recipe's keys.
 
     Args:
         video: a video file.
-        start: second at which the clip begins; by default it is the middle of the video.
-        stride: distance of its frames.
-        film: whether an mp4 file is written beside the picture.
-        fps: frames that the film shows per second.
+        start: second at which the clip begins; by default the clip is the middle of the video.
+        stride: step between its frames.
+        film: whether to write an mp4 file beside the figure.
+        fps: frames of the clip per second of the film.
+        device: where models compute.
+        output: PNG file; the mp4 file and the arrays (.npz) have the same name.
     """
 
     video: str = ""
@@ -151,28 +149,38 @@ class ClipPictureArguments:
     stride: int = 4
     film: bool = True
     fps: int = 4
+    device: str = "cpu"
+    output: str = "outputs/figures/clip.png"
 
     def read_clip(self, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames (T, H, W, 3) of the clip, and their times (T,) in seconds.
 
         Raises:
-            ValueError: if no video was given, or it is over at the start.
+            ValueError: if no video was given, or it ends before `start`.
             VideoReadError: (a ValueError) if it cannot be read.
         """
         if not self.video:
             raise ValueError("Nothing to draw: give --video.")
         with VideoReader(self.video) as reader:
-            numbers = frame_numbers(reader, num_frames, self.stride, self.start)
-            return reader.read(numbers), reader.times()[numbers]
+            indices = clip_indices(reader, num_frames, self.stride, self.start)
+            return reader.read(indices), reader.times()[indices]
+
+    def write(self, figure: Figure, film: Iterable[np.ndarray], **arrays) -> Path:
+        """Write a figure, the frames of its film and its arrays; returns the figure's path."""
+        path = write_figure(self.output, figure)
+        np.savez_compressed(path.with_suffix(".npz"), **arrays)
+        if self.film:
+            write_film(path.with_suffix(".mp4"), film, 1 / self.fps, self.fps)
+        return path
 
 
-class SeenClips(torch.utils.data.Dataset):
-    """The middle clip of each video of a data set, for viewers: items (name, {side: (T, C, S, S)}, why there is none).
+class MiddleClips(torch.utils.data.Dataset):
+    """The middle clip of each video: items (name, {side: (T, C, S, S)}, None), or (name, None, reason) if unreadable.
 
     Args:
         rows: videos, see `mvd_hf.data.sources.load_rows`.
         num_frames: frames of a clip.
-        stride: distance of its frames.
+        stride: step between its frames.
         sizes: sides of the clips.
     """
 
@@ -187,7 +195,7 @@ class SeenClips(torch.utils.data.Dataset):
         item = self.rows[row][self.column]
         try:
             with open_media(item) as reader:
-                frames = reader.read(frame_numbers(reader, self.num_frames, self.stride))
+                frames = reader.read(clip_indices(reader, self.num_frames, self.stride))
         except VideoReadError as error:
             return media_name(item), None, error.reason or str(error)
         return media_name(item), {size: crop_frames(frames, size) for size in self.sizes}, None

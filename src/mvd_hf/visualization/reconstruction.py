@@ -1,4 +1,4 @@
-"""What a masked autoencoder (VideoMAE or MAE) makes of what it does not see.
+"""Masked patches as a masked autoencoder (VideoMAE or MAE) reconstructs them.
 
 Letters in shapes: B clips, T frames, C channels, H x W pixels; t x h x w the grid of patches, L = t*h*w patches, of
 which M are masked; P values of a patch (frames x rows x columns x C).
@@ -14,20 +14,20 @@ from ..data.masking import MASKS, Grid
 from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import MVDForPixelReconstruction
 from ..model.patches_mvd import patch_grid, split_patches
-from .features import ClipPictureArguments, crop_frames
-from .strips import draw_strips, film_of_strips, write_figure, write_pictures
+from .features import ClipFigureArguments, crop_frames
+from .strips import draw_strips, film_frames
 
-# brightness of masked patches in a masked clip
+# brightness of masked patches
 MASK_BRIGHTNESS = 118
-NOTE = "masked patches: pattern predicted, mean and contrast those of the truth"
+NOTE = "masked patches: predicted pattern with the mean and contrast of the truth"
 
 
 def denormalize_targets(values: torch.Tensor, clips: torch.Tensor, config: MVDConfig) -> torch.Tensor:
-    """Pixels (B, L, P) in [0, 1] from what stage 1 predicts (B, L, P): the inverse of `pixel_targets`.
+    """Pixels (B, L, P) in [0, 1] from the predictions of stage 1 (B, L, P): the inverse of `pixel_targets`.
 
-    Where targets are normalised by the patch (`norm_pix_loss`), the mean and standard deviation of the true patch
-    are put back, as is usual in pictures of masked autoencoders: the model predicts no others. Such pictures show
-    the predicted pattern in the true brightness, contrast and, as VideoMAE normalises each channel, colour.
+    If targets are normalized per patch (`norm_pix_loss`), the model predicts no mean and standard deviation, and those
+    of the true patch are used, as is usual in figures of masked autoencoders. These figures show the predicted pattern
+    in the true brightness, contrast and, as VideoMAE normalizes each channel, colour.
 
     Args:
         values: in the order of `pixel_targets`.
@@ -65,20 +65,20 @@ def join_patches(patches: torch.Tensor, grid: Grid, config: MVDConfig) -> torch.
 
 
 def masked_pixels(mask: torch.Tensor, grid: Grid, tubelet_size: int, patch_size: int) -> torch.Tensor:
-    """The pixels of masked patches, (B, T, H, W) bool, of a mask (B, L)."""
+    """The masked pixels (B, T, H, W) of a patch mask (B, L)."""
     mask = mask.unflatten(1, grid).repeat_interleave(tubelet_size, 1)
     return mask.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 
 
 @dataclass
 class Reconstruction:
-    """A clip, what the model saw of it, and what it made of that: each (T, H, W, 3) uint8.
+    """A clip, its visible patches and the reconstruction, each (T, H, W, 3) uint8.
 
     Args:
         truth: the clip.
-        masked: the clip, its masked patches grey.
-        predicted: visible patches of the clip, masked ones as predicted.
-        loss: the model's mean squared error, in its own units.
+        masked: the clip with grey masked patches.
+        predicted: the clip with predicted masked patches.
+        loss: the model's mean squared error, in the units of its targets.
     """
 
     truth: np.ndarray
@@ -89,12 +89,12 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(model: MVDForPixelReconstruction, frames: torch.Tensor, mask: torch.Tensor) -> Reconstruction:
-    """Let a model of stage 1 guess the masked patches of a clip.
+    """Predict the masked patches of a clip with a model of stage 1.
 
     Args:
-        model: VideoMAE, or MAE, which sees each frame on its own.
+        model: VideoMAE, or MAE, which reconstructs each frame by itself.
         frames: (T, C, H, W) uint8, T a multiple of the model's frames.
-        mask: (T / model's frames, L) bool, True for masked patches.
+        mask: (T / model's frames, L) bool, True for a masked patch.
 
     Raises:
         ValueError: if the frames do not fill the model's clips, or the mask does not fit.
@@ -108,47 +108,45 @@ def reconstruct(model: MVDForPixelReconstruction, frames: torch.Tensor, mask: to
     output = model(clips, bool_masked_pos=mask)
     values = torch.zeros(*mask.shape, output.logits.shape[-1], device=model.device)
     values[mask] = output.logits.float().flatten(0, 1)
-    guessed = join_patches(denormalize_targets(values, clips, config), grid, config)
-    guessed = (255 * guessed.clamp(0, 1)).round().to(torch.uint8)
+    predicted = join_patches(denormalize_targets(values, clips, config), grid, config)
+    predicted = (255 * predicted.clamp(0, 1)).round().to(torch.uint8)
     is_masked = masked_pixels(mask, grid, config.tubelet_size, config.patch_size)[:, :, None]
-    pictures = clips, clips.masked_fill(is_masked, MASK_BRIGHTNESS), torch.where(is_masked, guessed, clips)
-    truth, masked, predicted = (picture.flatten(0, 1).permute(0, 2, 3, 1).cpu().numpy() for picture in pictures)
-    return Reconstruction(truth, masked, predicted, float(output.loss))
+    videos = clips, clips.masked_fill(is_masked, MASK_BRIGHTNESS), torch.where(is_masked, predicted, clips)
+    return Reconstruction(
+        *(video.flatten(0, 1).permute(0, 2, 3, 1).cpu().numpy() for video in videos), float(output.loss)
+    )
 
 
 @dataclass
-class ReconstructionArguments(ClipPictureArguments):
-    """A masked autoencoder and the clip of which it sees little, as a recipe's keys.
+class ReconstructionArguments(ClipFigureArguments):
+    """The masked autoencoder that reconstructs a clip, as a recipe's keys.
 
     Args:
         model: folder or Hub id of a model of stage 1 with its decoder.
-        num_frames: frames of the clip where the model sees single images.
+        num_frames: frames of the clip if the model is an image model.
         mask_ratio: part of the patches that is masked; by default as in training.
-        seed: of the mask.
-        device: where the model computes.
-        output: PNG file; the mp4 file and the arrays (.npz) have the same name.
+        seed: seed of the mask.
     """
 
     model: str = ""
     num_frames: int = 8
     mask_ratio: float | None = None
     seed: int = 0
-    device: str = "cpu"
     output: str = "outputs/figures/reconstruction.png"
 
 
 def draw_masks(config: MVDConfig, num_clips: int, ratio: float | None, seed: int) -> torch.Tensor:
-    """Masks (clips, L) of the model's kind, the ratio by default its own."""
+    """Masks (clips, L) of the kind, and by default with the ratio, of the model's training."""
     generator = torch.Generator().manual_seed(seed)
     ratio = config.mask_ratio if ratio is None else ratio
     return torch.stack([MASKS[config.mask_type](config.grid, ratio, generator) for _ in range(num_clips)])
 
 
 def write_reconstruction(arguments: ReconstructionArguments) -> Path:
-    """Draw a clip, what is visible and the reconstruction as a picture, a film and arrays; returns the picture's path.
+    """Draw a clip, its visible patches and their reconstruction as figure, film and arrays; returns the figure's path.
 
     Raises:
-        ValueError: if there is no model, it is none of stage 1, or the clip cannot be read.
+        ValueError: if no model is given, the model is not one of stage 1, or the clip cannot be read.
     """
     if not arguments.model:
         raise ValueError("Nothing to draw: give --model with a model of stage 1.")
@@ -162,8 +160,5 @@ def write_reconstruction(arguments: ReconstructionArguments) -> Path:
     titles = [f"{second:.2f} s" for second in seconds]
     note = NOTE if config.norm_pix_loss else "masked patches: as predicted"
     heading = f"{100 * mask.float().mean():.0f} % masked, loss {result.loss:.3f}\n{note}"
-    path = write_figure(arguments.output, draw_strips(strips, titles, heading))
-    np.savez_compressed(path.with_suffix(".npz"), mask=mask.numpy(), loss=result.loss, **strips)
-    if arguments.film:
-        write_pictures(path.with_suffix(".mp4"), film_of_strips(strips, titles), 1 / arguments.fps, arguments.fps)
-    return path
+    figure = draw_strips(strips, titles, heading)
+    return arguments.write(figure, film_frames(strips, titles), mask=mask.numpy(), loss=result.loss, **strips)

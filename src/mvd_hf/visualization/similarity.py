@@ -1,20 +1,19 @@
-"""How alike a model's features of a clip's frames are: the paper's look at image-taught and video-taught students.
+"""Similarity of a model's features between the frames of a clip: the paper's comparison of students by their teacher.
 
-The paper says that students of an image teacher have features that are more alike from frame to frame than those of
-a video teacher. Which layer it looks at, how it averages, and over which videos, is not known; here it is a choice:
+The paper says that the features of students of an image teacher are more similar from frame to frame than those of
+students of a video teacher. It does not name the layer, the average and the videos. Our choices:
 
-- features are those of the last layer, after the final norm: what `AutoModel` gives and what a decoder reads. Other
-  layers, and features before the norm, can be asked for.
-- the similarity of two time slots (tubelets) is the cosine of their features at the same place, averaged over places
-  ("place"), or the cosine of the means over all places ("slot"). The first falls when things move, the second tells
-  what a pooled classifier could. Nothing is subtracted first.
-- matrices are averaged over clips. The number that sums one up is the mean off its diagonal.
+- Features are those of the last layer, after the final norm: the output of `AutoModel` and the input of a decoder.
+  Other layers, and features before the norm, can be chosen.
+- The similarity of two time slots (tubelets) is the cosine of their features at the same place, averaged over places
+  (`place`), or the cosine of the means over all places (`slot`). The first decreases when things move; the second is
+  what a classifier on pooled features could see. Nothing is subtracted first.
+- Matrices are averaged over clips; their summary is the mean off the diagonal.
 
-Letters in shapes: n clips, B of a batch; t x h x w the grid of patches, L = t*h*w patches, D their width.
+Letters in shapes: n clips, B clips of a batch; t x h x w the grid of patches, L = t*h*w patches, D their width.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from ..data.arguments import evaluation_rows
 from ..teachers.families import Grid
-from .features import SeenClips, Viewers, load_viewers
+from .features import FeatureExtractor, MiddleClips, load_feature_extractor
 from .strips import write_figure
 
 
@@ -36,10 +35,10 @@ def slot_similarity(features: torch.Tensor, grid: Grid, average: str = "place") 
     Args:
         features: one feature for each patch of the grid.
         grid: (time, rows, columns).
-        average: `place`: of features at the same place, averaged over places; `slot`: of the slots' mean features.
+        average: `place`: mean over places of the cosines at one place; `slot`: cosine of the slots' mean features.
 
     Raises:
-        ValueError: if there is no such average.
+        ValueError: for another average.
     """
     slots = features.float().unflatten(1, (grid[0], grid[1] * grid[2]))
     if average == "slot":
@@ -56,7 +55,7 @@ class FeatureSimilarity:
 
     Args:
         matrices: per model (n, t, t).
-        missing: the videos that could not be read, and why.
+        missing: the videos that could not be read, and the reason for each.
     """
 
     matrices: dict[str, np.ndarray]
@@ -64,7 +63,7 @@ class FeatureSimilarity:
 
     @property
     def num_clips(self) -> int:
-        """n, the same for all models."""
+        """The number of clips n, the same for all models."""
         return len(next(iter(self.matrices.values())))
 
     def mean(self, name: str) -> np.ndarray:
@@ -78,7 +77,7 @@ class FeatureSimilarity:
         return (matrices.sum(axis=(1, 2)) - np.trace(matrices, axis1=1, axis2=2)) / (slots * (slots - 1))
 
     def summary(self) -> dict:
-        """The numbers for JSON: per model the mean off the diagonal, its standard error over clips, and the matrix."""
+        """Numbers for JSON: per model the mean off the diagonal, its standard error over clips, and the matrix."""
         models = {}
         for name in self.matrices:
             values = self.off_diagonal(name)
@@ -93,23 +92,23 @@ class FeatureSimilarity:
 
 
 def measure_similarity(
-    viewers: Viewers, clips: SeenClips, average: str = "place", batch_size: int = 8, num_workers: int = 0
+    extractor: FeatureExtractor, clips: MiddleClips, average: str = "place", batch_size: int = 8, num_workers: int = 0
 ) -> FeatureSimilarity:
-    """Similarities of the time slots of every clip, as each model sees it.
+    """Similarities of the time slots of every clip for each model.
 
     Args:
-        viewers: the models.
-        clips: the clips, of their number of frames and their sizes.
+        extractor: the models.
+        clips: clips with their number of frames and their sizes.
         average: see [`slot_similarity`].
-        batch_size: clips that a model sees at once.
+        batch_size: clips of a forward pass.
         num_workers: processes that decode.
 
     Raises:
-        ValueError: if a clip is a single slot, or no video can be read.
+        ValueError: if a clip is a single time slot, or no video can be read.
     """
-    if viewers.grid[0] < 2:
-        raise ValueError("A clip of one time slot has no similarity between frames: take models of longer clips.")
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in viewers.models}
+    if extractor.grid[0] < 2:
+        raise ValueError("Clips of one time slot have no similarity between frames: choose models of longer clips.")
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in extractor.models}
     missing = []
     loader = DataLoader(clips, batch_size, num_workers=num_workers, collate_fn=list)
     for batch in tqdm(loader, desc="clips", unit=" batches"):
@@ -118,19 +117,19 @@ def measure_similarity(
         if not read:
             continue
         stacked = {size: torch.stack([clip[size] for clip in read]) for size in read[0]}
-        for name, features in viewers.features(stacked):
-            parts[name].append(slot_similarity(features, viewers.grid, average).cpu().numpy())
+        for name, features in extractor.features(stacked):
+            parts[name].append(slot_similarity(features, extractor.grid, average).cpu().numpy())
     if len(missing) == len(clips):
         raise ValueError(f"None of {len(clips)} videos can be read; the first: {missing[0][0]}: {missing[0][1]}.")
     return FeatureSimilarity({name: np.concatenate(part) for name, part in parts.items()}, missing)
 
 
 def draw_similarity(similarity: FeatureSimilarity, title: str | None = None) -> Figure:
-    """The models' mean matrices side by side, in one scale of colours, with their means off the diagonal.
+    """The mean matrices of all models side by side on one colour scale, with their means off the diagonal.
 
     Args:
-        similarity: what was measured.
-        title: above the matrices; by default it tells the number of clips.
+        similarity: the measured similarities.
+        title: above the matrices; by default with the number of clips.
     """
     means = {name: similarity.mean(name) for name in similarity.matrices}
     slots = len(next(iter(means.values())))
@@ -156,15 +155,15 @@ def draw_similarity(similarity: FeatureSimilarity, title: str | None = None) -> 
 
 @dataclass
 class SimilarityArguments:
-    """Models and videos whose feature similarity is drawn, as a recipe's keys.
+    """The models and videos of a figure of feature similarity, as a recipe's keys.
 
     Args:
         models: folders or Hub ids, or by name: `--models.image outputs/image_taught --models.video ...`.
         dataset, dataset_config, split, root, streaming, max_samples: as in `mvd_hf.data.arguments.DataArguments`.
-        stride: distance of a clip's frames.
+        stride: step between a clip's frames.
         average: `place` or `slot`, see [`slot_similarity`].
-        layer, norm: which features, as in `mvd_hf.TeacherConfig`.
-        batch_size: clips that a model sees at once.
+        layer, norm: the features, as in `mvd_hf.TeacherConfig`.
+        batch_size: clips of a forward pass.
         num_workers: processes that decode.
         device: where the models compute.
         output: PNG file; the numbers are in the JSON file of the same name.
@@ -188,14 +187,14 @@ class SimilarityArguments:
 
 
 def write_similarity(arguments: SimilarityArguments) -> Path:
-    """Measure and draw what the arguments say, beside the numbers as JSON; returns the picture's path.
+    """Measure and draw the similarity, write the numbers as JSON beside the figure, and return the figure's path.
 
     Raises:
-        ValueError: if there is no data set, a model cannot be loaded, or no video be read.
+        ValueError: if there is no data set, a model cannot be loaded, or no video can be read.
     """
     if not arguments.dataset:
-        raise ValueError("No videos to look at: give --dataset.")
-    viewers = load_viewers(arguments.models, arguments.device, layer=arguments.layer, norm=arguments.norm)
+        raise ValueError("There are no videos: give --dataset.")
+    extractor = load_feature_extractor(arguments.models, arguments.device, layer=arguments.layer, norm=arguments.norm)
     rows = evaluation_rows(
         arguments.dataset,
         arguments.split,
@@ -204,11 +203,11 @@ def write_similarity(arguments: SimilarityArguments) -> Path:
         arguments.streaming,
         arguments.max_samples,
     )
-    clips = SeenClips(rows, viewers.num_frames, arguments.stride, viewers.sizes)
+    clips = MiddleClips(rows, extractor.num_frames, arguments.stride, extractor.sizes)
     options = arguments.average, arguments.batch_size, arguments.num_workers
-    similarity = measure_similarity(viewers, clips, *options)
+    similarity = measure_similarity(extractor, clips, *options)
     path = write_figure(arguments.output, draw_similarity(similarity))
     choices = {name: getattr(arguments, name) for name in ("dataset", "split", "stride", "average", "layer", "norm")}
-    numbers: Mapping = {**similarity.summary(), **choices}
+    numbers = {**similarity.summary(), **choices}
     path.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return path

@@ -1,9 +1,8 @@
-"""Frames side by side: strips as a figure, and as a film whose panels move together.
+"""Strips of frames side by side: as a figure, and as a film in which they play together.
 
-Letters in shapes: n frames of a strip, H x W pixels. Pictures are uint8.
+Letters in shapes: n frames of a strip, H x W pixels. Frames are uint8.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,26 +13,26 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.toy import write_video
 
-# columns of a figure: of longer strips, frames evenly spread are shown
+# columns of a figure: longer strips show evenly spread frames
 MAX_COLUMNS = 8
-# inches of a picture in a figure, pixels of an inch, pixels of a panel's side in a film
+# inches of a frame in a figure, pixels of an inch, pixels of a frame's height in a film
 INCHES, RESOLUTION, PANEL_SIDE = 1.5, 130, 240
 
 
 def check_strips(strips: Mapping[str, np.ndarray]) -> int:
-    """How many frames each of the strips (n, H, W, 3) has.
+    """The number of frames n of all strips (n, H, W, 3).
 
     Raises:
-        ValueError: if there are none, or they differ in that.
+        ValueError: if strips are empty or of different lengths.
     """
     counts = {name: len(strip) for name, strip in strips.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f"Strips side by side need equally many frames, at least one, but have {counts}.")
+        raise ValueError(f"Strips need the same number of frames, at least one, but have {counts}.")
     return next(iter(counts.values()))
 
 
 def shown_columns(count: int, limit: int = MAX_COLUMNS) -> list[int]:
-    """Which of `count` frames a figure shows: all, or `limit` of them from the first to the last."""
+    """The frames that a figure shows of `count`: all, or `limit` of them from the first to the last."""
     return list(range(count)) if count <= limit else np.linspace(0, count - 1, limit).round().astype(int).tolist()
 
 
@@ -46,7 +45,7 @@ def draw_strips(strips: Mapping[str, np.ndarray], titles: Sequence[str], heading
         heading: above all of them.
 
     Raises:
-        ValueError: if the strips have not equally many frames.
+        ValueError: if strips are empty or of different lengths.
     """
     columns = shown_columns(check_strips(strips))
     label_width = 0.1 * max(max(len(line) for line in name.split("\n")) for name in strips)
@@ -68,18 +67,18 @@ def draw_strips(strips: Mapping[str, np.ndarray], titles: Sequence[str], heading
     return figure
 
 
-def film_of_strips(
+def film_frames(
     strips: Mapping[str, np.ndarray], titles: Sequence[str] | None = None, side: int = PANEL_SIDE
 ) -> Iterator[np.ndarray]:
-    """The pictures of a film: at each time, the frames of all strips side by side under their names.
+    """The frames of a film: at each time, the frames of all strips side by side under their names.
 
     Args:
-        strips: per name frames (n, H, W, 3), equally many and of one shape.
-        titles: written into each of the n pictures, lower left.
-        side: height in pixels of a panel.
+        strips: per name frames (n, H, W, 3), of one length and shape.
+        titles: written into each of the n frames of the film, lower left.
+        side: height in pixels of a strip's frame.
 
     Raises:
-        ValueError: if the strips have not equally many frames.
+        ValueError: if strips are empty or of different lengths.
     """
     count = check_strips(strips)
     height, width = next(iter(strips.values())).shape[1:3]
@@ -89,34 +88,26 @@ def film_of_strips(
     bar = 20 * max(len(lines) for lines in names.values()) + 8
     size = [2 * round(pixels / 2) for pixels in (len(strips) * (panel[0] + 4), side + bar + 28 * (titles is not None))]
     for i in range(count):
-        picture = Image.new("RGB", size, "white")
-        draw = ImageDraw.Draw(picture)
+        frame = Image.new("RGB", size, "white")
+        draw = ImageDraw.Draw(frame)
         for number, (name, strip) in enumerate(strips.items()):
             left = number * (panel[0] + 4)
             draw.multiline_text((left + 4, 4), "\n".join(names[name]), font=font, fill="black")
-            picture.paste(Image.fromarray(strip[i]).resize(panel, Image.Resampling.NEAREST), (left, bar))
+            frame.paste(Image.fromarray(strip[i]).resize(panel, Image.Resampling.NEAREST), (left, bar))
         if titles is not None:
             draw.text((4, side + bar + 4), titles[i], font=font, fill="black")
-        yield np.asarray(picture)
+        yield np.asarray(frame)
 
 
-def write_pictures(path: str | Path, pictures: Iterable[np.ndarray], hold: float = 1.0, fps: int = 4) -> int:
-    """Write pictures of one size as an mp4 file, each for `hold` seconds; returns how many there are."""
+def write_film(path: str | Path, frames: Iterable[np.ndarray], hold: float = 1.0, fps: int = 4):
+    """Write frames of one size as an mp4 file that shows each for `hold` seconds."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-
-    def frames() -> Iterator[np.ndarray]:
-        nonlocal count
-        for picture in pictures:
-            count += 1
-            yield from itertools.repeat(picture, max(1, round(hold * fps)))
-
-    write_video(path, frames(), fps=fps)
-    return count
+    times = max(1, round(hold * fps))
+    write_video(path, (frame for frame in frames for _ in range(times)), fps=fps)
 
 
 def write_figure(path: str | Path, figure: Figure) -> Path:
-    """Write a figure as a PNG file in a folder that is made if needed; returns the path."""
+    """Write a figure as a PNG file, make its folder if needed, and return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=RESOLUTION)

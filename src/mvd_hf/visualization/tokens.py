@@ -1,4 +1,4 @@
-"""What teachers and student see: the principal components of a clip's features as colours.
+"""Principal components of a clip's features as colours, of teachers and students.
 
 Letters in shapes: T frames, S x S pixels; t x h x w the grid of patches, L = t*h*w patches, D their width.
 """
@@ -10,20 +10,20 @@ import numpy as np
 import torch
 
 from ..teachers.families import Grid
-from .features import ClipPictureArguments, Models, crop_frames, load_viewers
-from .strips import draw_strips, film_of_strips, write_figure, write_pictures
+from .features import ClipFigureArguments, load_feature_extractor
+from .strips import draw_strips, film_frames
 
-# what each colour channel leaves out at its dark and at its bright end
+# part of the patches that is clipped at the dark and at the bright end of each colour channel
 CLIPPED = 0.01
 
 
 def principal_components(features: torch.Tensor, number: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """The first principal components of features (L, D): scores (L, number), and their shares of the variance.
 
-    The sign of a component says nothing and is chosen such that its scores are skewed to the positive.
+    The sign of a component has no meaning; it is chosen such that the scores are skewed to the positive.
 
     Raises:
-        ValueError: if the features are all the same, or fewer than the components.
+        ValueError: if the features are all equal, or fewer than the components.
     """
     centred = (features - features.mean(dim=0)).double()
     if min(centred.shape) < number or not centred.any():
@@ -40,8 +40,8 @@ def principal_components(features: torch.Tensor, number: int = 3) -> tuple[torch
 def token_colors(features: torch.Tensor, grid: Grid) -> tuple[np.ndarray, float]:
     """Colours (t, h, w, 3) uint8 of features (L, D), one channel for each of three components, and the variance shown.
 
-    The components are those of all patches of the clip together, so that a colour means the same at all times. Each
-    is stretched from black to full colour, but for a hundredth of the patches at either end.
+    All patches of the clip share the components, so that a colour means the same at all times. Each channel is
+    stretched from black to full colour; a hundredth of the patches is clipped at either end.
     """
     scores, shares = principal_components(features)
     ends = torch.tensor([CLIPPED, 1 - CLIPPED])
@@ -51,14 +51,14 @@ def token_colors(features: torch.Tensor, grid: Grid) -> tuple[np.ndarray, float]
 
 
 @dataclass
-class TokenPictures:
+class TokenColors:
     """A clip and the colours of its tokens.
 
     Args:
-        frames: what was looked at, the first frame of each tubelet: (t, S, S, 3) uint8.
+        frames: the first frame of each tubelet, (t, S, S, 3) uint8.
         colors: per model (t, h, w, 3) uint8.
         shares: per model the part of the variance that the colours show.
-        seconds: when the first frames of the tubelets are, (t,).
+        seconds: times of the frames, (t,).
     """
 
     frames: np.ndarray
@@ -67,64 +67,53 @@ class TokenPictures:
     seconds: np.ndarray
 
     def strips(self, enlarged: bool = False) -> dict[str, np.ndarray]:
-        """The rows of a picture by their names; enlarged, colours are as large as frames."""
-        height = self.frames.shape[1] // next(iter(self.colors.values())).shape[1] if enlarged else 1
+        """The rows of a figure by name; enlarged, colours have the size of the frames."""
+        factor = self.frames.shape[1] // next(iter(self.colors.values())).shape[1] if enlarged else 1
         rows = {
-            f"{name}\n{100 * self.shares[name]:.0f} % of variance": color.repeat(height, 1).repeat(height, 2)
+            f"{name}\n{100 * self.shares[name]:.0f} % of variance": color.repeat(factor, 1).repeat(factor, 2)
             for name, color in self.colors.items()
         }
         return {"clip": self.frames, **rows}
 
 
-def color_tokens(arguments: ClipPictureArguments, models: Models, device: str = "cpu", **features) -> TokenPictures:
-    """Look at a clip with some models.
-
-    Args:
-        arguments: the clip.
-        models: see `mvd_hf.visualization.features.load_viewers`.
-        device: where the models compute.
-        features: which features of them, fields of `mvd_hf.TeacherConfig`.
-
-    Raises:
-        ValueError: if the clip cannot be read or a model not loaded.
-    """
-    viewers = load_viewers(models, device, **features)
-    frames, seconds = arguments.read_clip(viewers.num_frames)
-    clips = {size: crop_frames(frames, size)[None] for size in viewers.sizes}
-    colors, shares = {}, {}
-    for name, values in viewers.features(clips):
-        colors[name], shares[name] = token_colors(values[0].cpu(), viewers.grid)
-    step = viewers.num_frames // viewers.grid[0]
-    seen = clips[viewers.image_size][0, ::step].permute(0, 2, 3, 1).numpy()
-    return TokenPictures(seen, colors, shares, seconds[::step])
-
-
 @dataclass
-class TokenPictureArguments(ClipPictureArguments):
-    """Models and the clip they look at, as a recipe's keys.
+class TokenFigureArguments(ClipFigureArguments):
+    """The models whose features of a clip are drawn, as a recipe's keys.
 
     Args:
         models: folders or Hub ids, or by name: `--models.student outputs/student --models.image ...`.
-        layer, norm: which features, as in `mvd_hf.TeacherConfig`; by default those that each model would teach.
-        device: where the models compute.
-        output: PNG file; the mp4 file and the arrays (.npz) have the same name.
+        layer, norm: the features, as in `mvd_hf.TeacherConfig`; by default those that each model would teach.
     """
 
     models: list[str] | dict = field(default_factory=list)
     layer: int = -1
     norm: str | None = None
-    device: str = "cpu"
     output: str = "outputs/figures/tokens.png"
 
 
-def write_tokens(arguments: TokenPictureArguments) -> Path:
-    """Draw what models see in a clip as a picture, a film and arrays; returns the picture's path."""
-    pictures = color_tokens(arguments, arguments.models, arguments.device, layer=arguments.layer, norm=arguments.norm)
-    titles = [f"{second:.2f} s" for second in pictures.seconds]
+def color_tokens(arguments: TokenFigureArguments) -> TokenColors:
+    """The colours of a clip's tokens for each model.
+
+    Raises:
+        ValueError: if the clip cannot be read or a model cannot be loaded.
+    """
+    extractor = load_feature_extractor(arguments.models, arguments.device, layer=arguments.layer, norm=arguments.norm)
+    frames, seconds = arguments.read_clip(extractor.num_frames)
+    clips = extractor.clips(frames)
+    colors, shares = {}, {}
+    for name, features in extractor.features(clips):
+        colors[name], shares[name] = token_colors(features[0].cpu(), extractor.grid)
+    step = extractor.num_frames // extractor.grid[0]
+    first = clips[extractor.image_size][0, ::step].permute(0, 2, 3, 1).numpy()
+    return TokenColors(first, colors, shares, seconds[::step])
+
+
+def write_tokens(arguments: TokenFigureArguments) -> Path:
+    """Draw the features of models as a figure, a film and arrays; returns the figure's path."""
+    tokens = color_tokens(arguments)
+    titles = [f"{second:.2f} s" for second in tokens.seconds]
     heading = "Principal components of the features, one colour scale per model"
-    path = write_figure(arguments.output, draw_strips(pictures.strips(), titles, heading))
-    np.savez_compressed(path.with_suffix(".npz"), clip=pictures.frames, **pictures.colors)
-    if arguments.film:
-        film = film_of_strips(pictures.strips(enlarged=True), titles)
-        write_pictures(path.with_suffix(".mp4"), film, 1 / arguments.fps, arguments.fps)
-    return path
+    figure = draw_strips(tokens.strips(), titles, heading)
+    return arguments.write(
+        figure, film_frames(tokens.strips(enlarged=True), titles), clip=tokens.frames, **tokens.colors
+    )
