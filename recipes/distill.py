@@ -61,7 +61,7 @@ def main(arguments: list[str]):
     set_seed(training.seed)
     config = MVDConfig.from_name(recipe.student, **recipe.config)
     teachers = load_teachers(recipe.teachers, config.grid, config.num_frames)
-    config.teacher_dims = teachers.feature_dims
+    config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
     if training.process_index == 0:
         parts = distillation_parts(config, recipe.teachers, training.masks_per_clip)
         logging.info("%s", describe_parts(parts))

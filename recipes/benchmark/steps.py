@@ -14,7 +14,7 @@ from mvd_hf.arguments import read_value
 from mvd_hf.data.masking import part_to_decode
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
-from mvd_hf.teachers.teacher import Teacher, TeacherConfig, Teachers, load_teacher
+from mvd_hf.teachers.teacher import Teacher, TeacherConfig, load_teacher
 from mvd_hf.training.arguments import MVDTrainingArguments
 from mvd_hf.training.costs import distillation_parts, teacher_widths
 from mvd_hf.training.distillation import DistillationTrainer
@@ -131,13 +131,13 @@ class Distillation:
             teachers[name] = entry | {key: value for key, value in changes.items() if value is not None}
         return Distillation(config, teachers, variant.masks_per_clip or self.masks_per_clip)
 
-    def load_teachers(self) -> Teachers:
+    def load_teachers(self) -> dict[str, Teacher]:
         """The teachers; a folder that does not exist yet but has the name of a published size gets random weights.
 
         Raises:
             ValueError: if a teacher cannot be loaded and its size is unknown.
         """
-        loaded = Teachers()
+        loaded = {}
         for name, entry in self.teachers.items():
             keys = TeacherConfig.from_entry(name, entry)
             model = Path(keys.model)
@@ -158,11 +158,11 @@ class Distillation:
         return sum(part.training for part in distillation_parts(self.config, self.teachers, self.masks_per_clip))
 
     def batch(self, count: int, sizes: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
-        """Random clips as our collator gives them, of the student's size and of teachers' `sizes`, and their masks."""
+        """A random batch as the collator returns it: clips of the student's size and the teachers' `sizes`, and masks."""
         config, masks = self.config, self.masks_per_clip
         clips = random_clips(config, count, torch.device("cpu"), seed)
         batch = {"pixel_values": clips}
-        for size in {size for size in sizes if size != clips.shape[-1]}:
+        for size in set(sizes) - {clips.shape[-1]}:
             generator = torch.Generator().manual_seed(seed)
             shape = (*clips.shape[:-2], size, size)
             batch[f"pixel_values_{size}"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -214,7 +214,8 @@ class TrainerStep:
         self.optimizer = self.trainer.create_optimizer()
         self.model, self.prepared_optimizer = self.trainer.accelerator.prepare(student, self.optimizer)
         self.model.train()
-        self.batch = pinned(distillation.batch(arguments.batch_size, teachers.image_sizes, arguments.seed), device)
+        sizes = [teacher.image_size for teacher in teachers.values()]
+        self.batch = pinned(distillation.batch(arguments.batch_size, sizes, arguments.seed), device)
         self.clock: PhaseClock | None = None
         self.compiles = compiles
 
@@ -278,7 +279,8 @@ class ReferenceStep:
             teacher.to(device)
         self.step = NaiveStep(student, teachers, precision=arguments.dtype)
         self.optimizer = self.step.optimizer
-        batch = distillation.batch(arguments.batch_size, teachers.image_sizes, arguments.seed)
+        sizes = [teacher.image_size for teacher in teachers.values()]
+        batch = distillation.batch(arguments.batch_size, sizes, arguments.seed)
         self.batch = pinned(official_batch(batch, distillation.config), device)
 
     def __call__(self):

@@ -655,7 +655,7 @@ def test_three_families_teach_one_student(folders, tmp_path, toy_folder):
         config.grid,
         config.num_frames,
     )
-    config.teacher_dims = teachers.feature_dims
+    config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
     args = MVDTrainingArguments(
         output_dir=str(tmp_path),
         use_cpu=True,

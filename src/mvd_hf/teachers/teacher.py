@@ -391,26 +391,12 @@ def load_teacher(
     return teacher
 
 
-class Teachers(dict[str, Teacher]):
-    """Frozen teachers by name."""
-
-    @property
-    def feature_dims(self) -> dict[str, int]:
-        """Width of each teacher's features: the student's `teacher_dims`."""
-        return {name: teacher.feature_dim for name, teacher in self.items()}
-
-    @property
-    def image_sizes(self) -> list[int]:
-        """Pixels of the side of each teacher's clips: the `sizes` that the data set has to make."""
-        return [teacher.image_size for teacher in self.values()]
-
-
 def load_teachers(
     teachers: Mapping[str, TeacherConfig | Mapping | str],
     student_grid: Grid,
     num_frames: int,
     clip_normalization: Normalization = IMAGENET,
-) -> Teachers:
+) -> dict[str, Teacher]:
     """Frozen teachers by name, on the CPU.
 
     Args:
@@ -423,6 +409,6 @@ def load_teachers(
         ValueError: if an entry has an unknown field, or a model cannot teach that grid.
     """
     configs = {name: TeacherConfig.from_entry(name, entry) for name, entry in teachers.items()}
-    return Teachers(
-        (name, load_teacher(config, student_grid, num_frames, clip_normalization)) for name, config in configs.items()
-    )
+    return {
+        name: load_teacher(config, student_grid, num_frames, clip_normalization) for name, config in configs.items()
+    }
