@@ -158,7 +158,7 @@ class Distillation:
         return sum(part.training for part in distillation_parts(self.config, self.teachers, self.masks_per_clip))
 
     def batch(self, count: int, sizes: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
-        """A random batch as the collator makes it: masks, and clips of the student's size and the teachers' `sizes`."""
+        """A random batch as of the collator: masks, and clips of the student's size and the teachers' `sizes`."""
         config, masks = self.config, self.masks_per_clip
         clips = random_clips(config, count, torch.device("cpu"), seed)
         batch = {"pixel_values": clips}
