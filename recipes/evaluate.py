@@ -1,8 +1,8 @@
-"""Stage 3, testing: top-1 and top-5 of a classifier on several views of each video, with tables and pictures.
+"""Test a classifier on several views of each video: top-1 and top-5 accuracy, with tables and figures.
 
     accelerate launch recipes/evaluate.py outputs/mvd-vit-b-k400 --dataset k400_val.csv --num_clips 5 --num_crops 3
 
-Any number of processes gives the same figures; started again, it goes on where it was interrupted. Keys: below.
+The results do not depend on the number of processes. Start it again after an interruption to continue. Keys: below.
 """
 
 import logging
@@ -23,19 +23,19 @@ from mvd_hf.model.frame_sampling import PAPER_VIEWS
 
 @dataclass
 class EvaluationArguments:
-    """The classifier, the videos to test it on, the views of each, and where the results go.
+    """The classifier, the videos, their views, and the folder of the results.
 
     Args:
-        model: folder or Hub id of a classifier, ours or a VideoMAE of transformers.
+        model: folder or Hub id of a classifier, MVD or VideoMAE of transformers.
         dataset, dataset_config, split, root, streaming, max_samples: as in `mvd_hf.data.arguments.DataArguments`.
         label_column, label_names: as in `mvd_hf.data.arguments.FinetuningClipArguments`.
-        sampling: `dense` or `uniform`; by default as the model was trained.
-        num_clips, num_crops: views of a video; by default the paper's: 5 x 3 dense, 2 x 3 uniform.
+        sampling: `dense` or `uniform`; by default as in training.
+        num_clips, num_crops: views of a video; by default as in the paper: 5 x 3 dense, 2 x 3 uniform.
         output: folder of the results; by default `evaluation` in the model's folder.
-        views_per_pass: views that the model sees at once.
-        num_workers: worker processes that decode.
-        mixed_precision: `no`, `bf16` or `fp16`; by default what `accelerate launch` says.
-        pictures: whether the confusion matrix and the worst mistakes are drawn.
+        views_per_pass: largest number of views per forward pass.
+        num_workers: decoding workers.
+        mixed_precision: `no`, `bf16` or `fp16`; by default that of `accelerate launch`.
+        figures: whether to draw the confusion matrix and the most confident mistakes.
     """
 
     model: str
@@ -54,7 +54,7 @@ class EvaluationArguments:
     views_per_pass: int = 16
     num_workers: int = 2
     mixed_precision: str | None = None
-    pictures: bool = True
+    figures: bool = True
 
 
 def main(arguments: list[str]):
@@ -80,7 +80,7 @@ def main(arguments: list[str]):
         num_workers=test.num_workers,
     )
     if accelerator.is_main_process:
-        write_report(evaluation, rows, folder, test.pictures)
+        write_report(evaluation, rows, folder, test.figures)
         logging.info("%s\nWritten to %s", evaluation.describe(), folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()

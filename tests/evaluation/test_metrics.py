@@ -88,23 +88,20 @@ def test_views_are_merged_by_the_mean_of_their_probabilities_each_once():
     assert counts.tolist() == [2, 1]
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: metrics.top_k_accuracy(np.array([[0.0, np.nan]]), np.array([0])), "1 samples are NaN or infinite"),
-        (lambda: metrics.top_k_accuracy(np.zeros((2, 3)), np.array([0, 3])), "Label 3 of sample 1 is none of the 3"),
-        (lambda: metrics.top_k_accuracy(np.zeros((2, 3)), np.array([0.0, 1.0])), "must be 2 integers"),
-        (lambda: metrics.top_k_accuracy(np.zeros((0, 3)), np.array([], dtype=int)), "at least one of each"),
-        (lambda: metrics.top_k_accuracy(np.zeros((1, 3)), np.array([0]), k=0), "k=0 must be at least 1"),
-        (lambda: metrics.merge_views(np.zeros((2, 3)), ["a"], [0, 1]), "do not go with 1 videos and 2 views"),
-        (lambda: metrics.knn_scores(np.ones((1, 3)), np.ones((2, 4)), np.array([0, 1]), 2), "cannot be looked up"),
-        (lambda: metrics.knn_scores(np.ones((1, 3)), np.ones((1, 3)), np.array([0]), 2, k=0), "must be above 0"),
+def test_invalid_scores_and_labels_are_refused():
+    for call, message in (
+        (lambda: metrics.top_k_accuracy(np.array([[0.0, np.nan]]), np.array([0])), "NaN"),
+        (lambda: metrics.top_k_accuracy(np.zeros((2, 3)), np.array([0, 3])), "Label 3 of sample 1"),
+        (lambda: metrics.top_k_accuracy(np.zeros((2, 3)), np.array([0.0, 1.0])), "2 integers"),
+        (lambda: metrics.top_k_accuracy(np.zeros((0, 3)), np.array([], dtype=int)), r"\(0, 3\)"),
+        (lambda: metrics.top_k_accuracy(np.zeros((1, 3)), np.array([0]), k=0), "k=0"),
+        (lambda: metrics.merge_views(np.zeros((2, 3)), ["a"], [0, 1]), "1 and 2"),
+        (lambda: metrics.knn_scores(np.ones((1, 3)), np.ones((2, 4)), np.array([0, 1]), 2), r"\(1, 3\).*\(2, 4\)"),
+        (lambda: metrics.knn_scores(np.ones((1, 3)), np.ones((1, 3)), np.array([0]), 2, k=0), "k=0"),
         (lambda: metrics.confusion_matrix(np.array([0, 5]), np.array([0, 1]), 2), "Label 5 of sample 1"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def load(name: str, cache, **options):

@@ -47,7 +47,7 @@ def test_every_video_has_the_results_of_its_views_in_the_order_of_the_processor(
     results = run(means, rows, processor, tmp_path, views_per_pass=4, videos_per_part=2)
     assert results.rows() == [0, 1, 3, 4, 5, 6]
     assert list(results.problems) == [2]
-    assert "cannot be opened as a video" in results.problems[2]
+    assert results.problems[2]
     for row in results.rows():
         path = rows[row]["video"]["path"]
         views = processor(path, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
@@ -57,11 +57,8 @@ def test_every_video_has_the_results_of_its_views_in_the_order_of_the_processor(
         assert results.array(row, "count").shape == (6, 1, 1)
     assert results.stack("colour").shape == (6, 6, 3)
     assert protocol_of(processor) == "4x3x2"
-
-
-def test_a_single_view_is_one_view(rows, processor, tmp_path):
     processor.num_clips = processor.num_crops = 1
-    assert run(means, rows, processor, tmp_path).stack("colour").shape == (6, 1, 3)
+    assert run(means, rows, processor, tmp_path / "one").stack("colour").shape == (6, 1, 3)
 
 
 def test_views_of_several_videos_share_a_pass_up_to_the_bound(rows, processor, tmp_path):
@@ -102,12 +99,12 @@ def test_after_an_interruption_only_what_is_missing_is_computed(rows, processor,
 def test_what_was_computed_for_something_else_is_refused(rows, processor, tmp_path):
     run(means, rows, processor, tmp_path)
     processor.num_crops = 1
-    with pytest.raises(ValueError, match="holds results with another processor: give another folder"):
+    with pytest.raises(ValueError, match="differ in processor:"):
         run(means, rows, processor, tmp_path)
     processor.num_crops = 2
-    with pytest.raises(ValueError, match="another videos, names"):
+    with pytest.raises(ValueError, match="videos, names"):
         run(means, rows.select(range(5)), processor, tmp_path)
-    with pytest.raises(ValueError, match="another of:"):
+    with pytest.raises(ValueError, match="differ in of:"):
         map_views(means, VideoViews(rows, processor), tmp_path, {"of": "sizes"})
     assert json.loads((tmp_path / "views.json").read_text())["of"] == "colours"
 
@@ -125,7 +122,7 @@ def test_a_repaired_video_is_read_again(rows, processor, tmp_path):
     assert not results.problems
 
 
-def test_results_that_did_not_arrive_are_missed(rows, processor, tmp_path, monkeypatch):
+def test_missing_results_are_noticed(rows, processor, tmp_path, monkeypatch):
     monkeypatch.setattr("mvd_hf.evaluation.views.write_part", lambda folder, number, records: None)
-    with pytest.raises(ValueError, match="Results of 7 of 7 videos did not arrive"):
+    with pytest.raises(ValueError, match="7 of 7 videos"):
         run(means, rows, processor, tmp_path)

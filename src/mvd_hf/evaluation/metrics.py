@@ -1,6 +1,6 @@
-"""Metrics of classification as plain functions: merged views, top-k and mean class accuracy, confusion, k-NN.
+"""Classification metrics: merged views, top-k and mean class accuracy, confusion matrix, k-NN.
 
-N samples (videos, or views of videos), K classes, D width of a feature. Accuracies are parts of 1.
+Letters in shapes: N samples (videos, or views of videos), K classes, D width of a feature. Accuracies are from 0 to 1.
 """
 
 from collections.abc import Hashable, Sequence
@@ -19,24 +19,25 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def merge_views(
     logits: np.ndarray, videos: Sequence[Hashable], views: Sequence[Hashable]
 ) -> tuple[list, np.ndarray, np.ndarray]:
-    """One score per video from its views, as in the paper's tests: the mean of the views' softmax.
+    """The score of each video as in the paper's test: the mean softmax of its views.
 
-    A view that comes again (padding of a distributed loader) counts once; the first one stands.
+    Of repeated views (padding of a distributed loader) only the first counts.
 
     Args:
         logits: (N, K) of all views of all videos, in any order.
-        videos: per view, what identifies its video.
-        views: per view, what tells it from the others of its video, such as (clip, crop).
+        videos: identifier of the video of each view.
+        views: identifier of each view in its video, such as (clip, crop).
 
     Returns:
-        The videos in the order of their first view, their mean probabilities (videos, K), and how many views of each
-        were counted.
+        The videos in the order of their first view, their mean probabilities (videos, K), and their numbers of views.
 
     Raises:
         ValueError: if the lengths differ or a logit is not finite.
     """
     if not len(logits) == len(videos) == len(views):
-        raise ValueError(f"{len(logits)} rows of logits do not go with {len(videos)} videos and {len(views)} views.")
+        raise ValueError(
+            f"{len(logits)} rows of logits need as many videos and views, got {len(videos)} and {len(views)}."
+        )
     probabilities = softmax(check_scores(logits))
     seen: set[tuple[Hashable, Hashable]] = set()
     rows: dict[Hashable, list[int]] = {}
@@ -49,7 +50,7 @@ def merge_views(
 
 
 def check_scores(scores: np.ndarray) -> np.ndarray:
-    """Scores as an array (N, K); raises ValueError if there are none, or one is not finite."""
+    """Scores as an array (N, K); raises ValueError if it is empty or not finite."""
     scores = np.asarray(scores)
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"Scores must be (samples, classes) with at least one of each, got shape {scores.shape}.")
@@ -60,50 +61,49 @@ def check_scores(scores: np.ndarray) -> np.ndarray:
 
 
 def check_labels(labels: np.ndarray, num_samples: int, num_classes: int) -> np.ndarray:
-    """Class indices as an array (N,); raises ValueError if one is none of the classes."""
+    """Class indices as an array (N,); raises ValueError if one is out of range."""
     labels = np.asarray(labels)
     if labels.shape != (num_samples,) or labels.dtype.kind not in "iu":
         raise ValueError(f"Labels must be {num_samples} integers, got {labels.dtype} of shape {labels.shape}.")
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):
         raise ValueError(
-            f"Label {labels[outside[0]]} of sample {outside[0]} is none of the {num_classes} classes 0 to "
-            f"{num_classes - 1}."
+            f"Label {labels[outside[0]]} of sample {outside[0]} must be a class from 0 to {num_classes - 1}."
         )
     return labels
 
 
 def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
-    """Whether the true class is among the k of highest score: (N,) bool. Of equal scores the lower class counts first.
+    """Whether the true class is among the k classes of highest score: (N,) bool. Ties favour the lower class.
 
     Args:
         scores: (N, K) logits or probabilities.
         labels: (N,) class indices.
-        k: as many classes, all of them if there are fewer.
+        k: number of classes.
 
     Raises:
-        ValueError: if the shapes do not fit, a score is not finite, a label is none of the classes, or k is below 1.
+        ValueError: if shapes do not match, a score is not finite, a label is out of range, or k is below 1.
     """
     scores = check_scores(scores)
     labels = check_labels(labels, *scores.shape)
     if k < 1:
         raise ValueError(f"k={k} must be at least 1.")
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    ahead = (scores > own).sum(axis=1)
-    ahead += ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None])).sum(axis=1)
+    true = np.take_along_axis(scores, labels[:, None], axis=1)
+    ahead = (scores > true).sum(axis=1)
+    ahead += ((scores == true) & (np.arange(scores.shape[1]) < labels[:, None])).sum(axis=1)
     return ahead < k
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Part of the samples whose true class is among the k of highest score; see [`top_k_hits`]."""
+    """Share of the samples whose true class is among the k classes of highest score; see [`top_k_hits`]."""
     return float(top_k_hits(scores, labels, k).mean())
 
 
 def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """How often each class (row) was taken for each class (column): (K, K) int64.
+    """Counts of each true class (row) and predicted class (column), (K, K) int64.
 
     Raises:
-        ValueError: if a prediction or label is none of the classes, or their numbers differ.
+        ValueError: if a prediction or label is out of range, or their numbers differ.
     """
     labels = check_labels(labels, len(labels), num_classes)
     predictions = check_labels(predictions, len(labels), num_classes)
@@ -112,13 +112,13 @@ def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: i
 
 
 def class_accuracies(confusion: np.ndarray) -> np.ndarray:
-    """Accuracy of each class (recall), (K,); NaN of a class without samples."""
+    """Accuracy (recall) of each class, (K,); NaN for a class without samples."""
     totals = confusion.sum(axis=1)
     return np.divide(confusion.diagonal(), totals, out=np.full(len(totals), np.nan), where=totals > 0)
 
 
 def mean_class_accuracy(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> float:
-    """Mean of the accuracies of the classes that have samples, each of which counts alike."""
+    """Unweighted mean of the accuracies of the classes with samples."""
     return float(np.nanmean(class_accuracies(confusion_matrix(predictions, labels, num_classes))))
 
 
@@ -131,34 +131,34 @@ def knn_scores(
     k: int = 20,
     temperature: float | None = 0.07,
 ) -> np.ndarray:
-    """Votes of the k nearest features of a bank for their classes, (N, K), each row summing to 1.
+    """Votes of the k nearest features of a bank for their classes, (N, K); each row sums to 1.
 
-    Nearness is the cosine; a vote weighs exp(cosine / temperature) (Wu et al., arXiv 1805.01978), or 1 if the
-    temperature is `None`.
+    Features are compared by cosine. A vote has the weight exp(cosine / temperature) (Wu et al., arXiv 1805.01978), or
+    1 if the temperature is `None`.
 
     Args:
         features: (N, D) to classify.
         bank: (M, D) with known classes.
-        bank_labels: (M,) their class indices.
+        bank_labels: (M,) class indices of the bank.
         num_classes: K.
-        k: neighbours, all of the bank if it has fewer.
+        k: number of neighbours, at most M.
         temperature: of the votes.
 
     Raises:
-        ValueError: if a shape does not fit, a label is none of the classes, or k or the temperature is not above 0.
+        ValueError: if shapes do not match, a label is out of range, or k or the temperature is not positive.
     """
     features, bank = (torch.as_tensor(value).float() for value in (features, bank))
     labels = torch.as_tensor(bank_labels, device=bank.device)
     if features.ndim != 2 or bank.ndim != 2 or features.shape[1] != bank.shape[1] or len(bank) == 0:
-        raise ValueError(f"Features {tuple(features.shape)} cannot be looked up in a bank {tuple(bank.shape)}.")
+        raise ValueError(f"Features {tuple(features.shape)} cannot be compared with a bank {tuple(bank.shape)}.")
     check_labels(labels.cpu().numpy(), len(bank), num_classes)
     if k < 1 or (temperature is not None and temperature <= 0):
-        raise ValueError(f"k={k} and temperature={temperature} must be above 0.")
+        raise ValueError(f"k={k} and temperature={temperature} must be positive.")
     bank = torch.nn.functional.normalize(bank, dim=1)
     scores = []
     for part in torch.nn.functional.normalize(features, dim=1).split(1024):
         cosine, nearest = (part @ bank.T).topk(min(k, len(bank)), dim=1)
-        # relative to the nearest, which cancels in the sum to 1, so that no power overflows
+        # relative to the nearest neighbour, which avoids overflow and cancels in the normalisation
         weights = torch.ones_like(cosine) if temperature is None else ((cosine - cosine[:, :1]) / temperature).exp()
         votes = torch.zeros(len(part), num_classes, dtype=torch.float64, device=part.device)
         votes.scatter_add_(1, labels[nearest].long(), weights.double())

@@ -1,12 +1,12 @@
-"""Stage 3, testing: multi-view accuracy of a classifier by the paper's protocol, per video and per view.
+"""Multi-view test of a classifier with the paper's protocol: accuracy per video and per view.
 
 Letters in shapes: N videos, V views of each (clips x crops), K classes, T frames, C channels, H x W pixels.
 """
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,14 +36,14 @@ class Evaluation:
     """Scores of the views of a data set's videos.
 
     Args:
-        videos: (N,) names of the videos that could be read.
+        videos: (N,) names of the readable videos.
         rows: (N,) their rows in the data set.
         labels: (N,) class indices.
         logits: (N, V, K) float32, all crops of the first clip first.
         names: (K,) names of the classes.
         protocol: frames x clips x crops, such as `16x5x3`.
-        weights: digest of the model's weights, see `mvd_hf.data.hashing`.
-        missing: (name, reason) of each other video of the data set, which could not be read.
+        weights: hash of the weights of the model, see `mvd_hf.data.hashing`.
+        missing: (name, error) of each video that could not be read.
     """
 
     videos: list[str]
@@ -57,24 +57,24 @@ class Evaluation:
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """(N, K) float64: the mean of the softmax of a video's views."""
+        """(N, K) float64: mean softmax of the views of each video."""
         return softmax(self.logits).mean(axis=1)
 
     @cached_property
     def predictions(self) -> np.ndarray:
-        """(N,) class indices of highest probability."""
+        """(N,) most probable classes."""
         return self.probabilities.argmax(axis=1)
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """(K, K): how often each class (row) was taken for each class (column)."""
+        """(K, K): counts of each true class (row) and predicted class (column)."""
         return confusion_matrix(self.predictions, self.labels, len(self.names))
 
     def metrics(self) -> dict[str, float | int | str]:
-        """The figures of a test, accuracies as parts of 1.
+        """The metrics of a test; accuracies are from 0 to 1.
 
-        `video_*` are over videos, from the mean of their views' probabilities (what the paper reports); `clip_*` are
-        over single views. `missing` videos are in none of them. `weights` tells which model was tested.
+        `video_*` are accuracies over videos, from the mean probabilities of their views (as the paper reports);
+        `clip_*` are over single views. Missing videos are excluded. `weights` is the hash of the tested weights.
         """
         views, labels = self.logits.reshape(-1, len(self.names)), np.repeat(self.labels, self.logits.shape[1])
         return {
@@ -88,7 +88,7 @@ class Evaluation:
         }
 
     def per_class(self) -> list[dict]:
-        """Per class: its `class` and `name`, how many `videos` it has, and its `accuracy` (`None` without videos)."""
+        """Index, name, number of videos and accuracy (`None` without videos) of each class."""
         accuracies, totals = class_accuracies(self.confusion), self.confusion.sum(axis=1)
         return [
             {
@@ -101,7 +101,7 @@ class Evaluation:
         ]
 
     def mistakes(self) -> list[dict]:
-        """Videos whose top-1 is wrong, the most confident first."""
+        """Videos with a wrong top-1 prediction, most confident first."""
         wrong = np.flatnonzero(self.predictions != self.labels)
         confidence = self.probabilities[np.arange(len(self.videos)), self.predictions]
         return [
@@ -117,7 +117,7 @@ class Evaluation:
         ]
 
     def describe(self) -> str:
-        """The figures as lines of text, with their protocol."""
+        """The metrics in words, with the test protocol."""
         figures = {key: f"{100 * value:.2f} %" for key, value in self.metrics().items() if isinstance(value, float)}
         lines = [
             f"{len(self.videos)} videos, {self.protocol} (frames x clips x crops):",
@@ -126,31 +126,31 @@ class Evaluation:
             f"  over single views: top-1 {figures['clip_top1']}, top-5 {figures['clip_top5']}",
         ]
         if self.missing:
-            lines.append(f"  {len(self.missing)} further videos could not be read and count in none of these figures")
+            lines.append(f"  {len(self.missing)} more videos could not be read and are excluded")
         return "\n".join(lines)
 
 
-def class_names(model: PreTrainedModel) -> list[str] | None:
-    """The names of a classifier's classes, in order; `None` if it has only numbers."""
+def model_class_names(model: PreTrainedModel) -> list[str] | None:
+    """The names of the classes of a classifier, in order; `None` if they have the default names."""
     names = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
     return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
 
 
-def classes_of_labels(own: Sequence[str] | None, model_names: Sequence[str] | None) -> list[int] | None:
-    """The model's class of each of a data set's classes, by name; `None` where either has only numbers, which agree.
+def classes_of_labels(names: Sequence[str] | None, model_names: Sequence[str] | None) -> list[int] | None:
+    """The class of the model for each class of a data set, by name; `None` where either side has no names.
 
     Raises:
         ValueError: naming classes of the data set that the model does not have.
     """
-    if own is None or model_names is None:
+    if names is None or model_names is None:
         return None
-    strange = [name for name in own if name not in model_names]
-    if strange:
+    unknown = [name for name in names if name not in model_names]
+    if unknown:
         raise ValueError(
-            f"The model lacks classes of the data set: {listed(strange)}. Its own classes are {listed(model_names)}. "
-            "Take the data set that the model was trained for, or fine-tune the model on this one."
+            f"The model lacks classes of the data set: {listed(unknown)}. Its own classes are {listed(model_names)}. "
+            "Give the data set that the model was trained for, or fine-tune the model on this one."
         )
-    return [list(model_names).index(name) for name in own]
+    return [list(model_names).index(name) for name in names]
 
 
 def read_labels(
@@ -160,17 +160,17 @@ def read_labels(
     model_names: Sequence[str] | None = None,
     label_names: Sequence[str] | str | None = None,
 ) -> np.ndarray:
-    """The labels (N,) of a data set as a model's classes, by name where both have names, without touching its videos.
+    """The labels (N,) of a data set as classes of a model, matched by name if both have names; reads no videos.
 
     Args:
-        rows: where the labels are.
-        column: their column.
-        num_labels: number of the model's classes.
-        model_names: their names, if they have any.
-        label_names: names of the classes that the labels' numbers stand for, if the data set does not know them.
+        rows: of the data set.
+        column: of the labels.
+        num_labels: number of classes of the model.
+        model_names: names of the classes of the model, if they have names.
+        label_names: names of the classes of the data set, if its labels are plain numbers.
 
     Raises:
-        ValueError: naming classes that the model does not have, or the video of a label that is none of the classes.
+        ValueError: naming a class that the model does not have, or the video of a label that is out of range.
     """
     reader = LabelReader(rows, column, label_names)
     classes = classes_of_labels(reader.names, model_names)
@@ -182,7 +182,7 @@ def read_labels(
             label = reader(row)
             labels.append(label if classes is None else classes[label])
             if not 0 <= labels[-1] < num_labels:
-                problem = f"the label {label} is none of the model's {num_labels} classes 0 to {num_labels - 1}."
+                problem = f"the label {label} must be a class of the model, from 0 to {num_labels - 1}."
         except ValueError as error:
             problem = str(error)
         if problem is not None:
@@ -191,13 +191,28 @@ def read_labels(
 
 
 def takes_bytes(model: PreTrainedModel, processor: MVDVideoProcessor) -> bool:
-    """Whether a model can be given pixels as bytes, as it normalises them just as the processor would."""
+    """Whether a model normalises bytes itself, with the same numbers as the processor."""
     if model.config.model_type != "mvd" or not (processor.do_rescale and processor.do_normalize):
         return False
     same = [
         np.array_equal(getattr(model.config, name), getattr(processor, name)) for name in ("image_mean", "image_std")
     ]
     return all(same) and abs(255 * processor.rescale_factor - 1) < 1e-6
+
+
+@contextmanager
+def shared_folder(folder: str | Path | None) -> Iterator[Path]:
+    """The folder `views` in a folder, or else a temporary folder that all processes share."""
+    if folder is not None:
+        yield Path(folder) / FOLDER_OF_VIEWS
+        return
+    state = PartialState()
+    temporary = [mkdtemp(prefix="mvd_views_") if state.is_main_process else None]
+    broadcast_object_list(temporary)
+    yield Path(temporary[0])
+    state.wait_for_everyone()  # all have read
+    if state.is_main_process:
+        shutil.rmtree(temporary[0])
 
 
 @torch.inference_mode()
@@ -213,33 +228,29 @@ def evaluate_views(
     views_per_pass: int = 16,
     num_workers: int = 2,
 ) -> Evaluation:
-    """Test a classifier on all views of the videos of a data set: the paper's protocol, for any number of views.
+    """Test a classifier on all views of the videos of a data set, as in the paper, for any number of views.
 
-    Videos are decoded once for all their views. With several processes each takes a part of them; every video counts
-    exactly once. After an interruption, what is in the folder is not computed again. Videos are told apart by their
-    rows, so that equal file names do not matter; ones that cannot be read are reported as missing, never replaced.
+    Each video is decoded once. Several processes share the videos, and each video counts exactly once. After an
+    interruption, results in the folder are not computed again. Videos are identified by their rows, not by their
+    names. Unreadable videos are reported as missing.
 
     Args:
-        model: a video classifier, ours or another of transformers, on the device to use.
+        model: a video classifier of ours or of transformers, on the device to use.
         rows: videos with labels, see `mvd_hf.data.sources.load_rows`.
-        processor: makes the views; its `num_clips` and `num_crops` say how many.
+        processor: makes the views, `num_clips` times `num_crops` per video.
         label_column: column of the labels.
-        label_names: names of the classes that the labels' numbers stand for, if the data set does not know them.
-        folder: where results are kept; by default a temporary one.
-        autocast: gives the context for reduced precision, such as `accelerator.autocast`.
-        views_per_pass: views that the model sees at once, at most.
-        num_workers: worker processes that decode.
+        label_names: names of the classes of the data set, if its labels are plain numbers.
+        folder: of the results; by default a temporary one.
+        autocast: returns the context for reduced precision, such as `accelerator.autocast`.
+        views_per_pass: largest number of views per forward pass.
+        num_workers: decoding workers.
 
     Raises:
-        ValueError: if the labels do not fit the model, the folder holds results of something else, or no video can be
-            read.
+        ValueError: if the labels do not match the model, the folder holds other results, or no video is readable.
     """
-    state, names, num_labels = PartialState(), class_names(model), model.config.num_labels
+    names, num_labels = model_class_names(model), model.config.num_labels
     labels = read_labels(rows, label_column, num_labels, names, label_names)
     videos, weights = VideoViews(rows, processor, takes_bytes(model, processor)), hash_of_weights(model.state_dict())
-    temporary = [mkdtemp(prefix="mvd_views_") if folder is None and state.is_main_process else None]
-    if folder is None:
-        broadcast_object_list(temporary)
 
     def classify(views: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of views."""
@@ -248,27 +259,18 @@ def evaluate_views(
 
     was_training = model.training
     model.eval()
-    results = map_views(
-        classify,
-        videos,
-        temporary[0] if folder is None else Path(folder) / FOLDER_OF_VIEWS,
-        {"weights": weights},
-        views_per_pass=views_per_pass,
-        num_workers=num_workers,
-    )
-    model.train(was_training)
-    read = results.rows()
-    if not read:
-        raise ValueError(f"None of the {len(rows)} videos can be read: the warnings above say why.")
-    logits = results.stack("logits")
-    if folder is None:
-        state.wait_for_everyone()  # all have read
-        if state.is_main_process:
-            shutil.rmtree(temporary[0])
+    with shared_folder(folder) as place:
+        options = {"views_per_pass": views_per_pass, "num_workers": num_workers}
+        results = map_views(classify, videos, place, {"weights": weights}, **options)
+        model.train(was_training)
+        read = results.rows()
+        if not read:
+            raise ValueError(f"None of the {len(rows)} videos can be read: the warnings above have the reasons.")
+        logits = results.stack("logits")
     file_names = [media_name(item) for item in rows[videos.column]]
-    twice = len(file_names) - len(set(file_names))
-    if twice and state.is_main_process:
-        logger.warning("%d rows name a video that another row names, too; each row counts.", twice)
+    repeated = len(file_names) - len(set(file_names))
+    if repeated and PartialState().is_main_process:
+        logger.warning("%d rows repeat the video of another row; each row counts.", repeated)
     return Evaluation(
         videos=[file_names[row] for row in read],
         rows=read,

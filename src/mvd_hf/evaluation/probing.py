@@ -1,4 +1,4 @@
-"""Frozen features of videos, cached once, and what learns from them: a linear probe, an attentive probe, k-NN.
+"""Probes on cached features of a frozen encoder: linear probe, attentive probe, k-NN.
 
 Letters in shapes: N videos, V views of each, M = N * V views in all, L tokens of a view, D their width, K classes.
 """
@@ -25,19 +25,19 @@ from .views import VideoViews, ViewResults, map_views
 
 logger = logging.getLogger(__name__)
 
-# strengths of the L2 penalty that a linear probe chooses from, and the part of the videos it chooses by
+# strengths of the L2 penalty that a linear probe tries
 PENALTIES = tuple(10.0**power for power in range(-6, 1))
-HELD_OUT = 5  # one video in so many
+HELD_OUT = 5  # one video in five chooses among them
 
 
 @dataclass
 class ProbeArguments:
-    """How probes learn from frozen features, as a recipe's keys.
+    """Arguments of probes.
 
     Args:
-        probe_clips: clips of each training video whose features are cached.
-        probe_epochs, probe_batch_size, probe_learning_rate: of an attentive probe; the batch counts clips.
-        probe_weight_decay: of an attentive probe.
+        probe_clips: clips per training video.
+        probe_epochs, probe_batch_size, probe_learning_rate, probe_weight_decay: of an attentive probe; the batch
+            counts clips.
         neighbours, temperature: of k-NN, see `mvd_hf.evaluation.metrics.knn_scores`.
     """
 
@@ -65,14 +65,14 @@ def cache_features(
     views_per_pass: int = 16,
     num_workers: int = 2,
 ) -> ViewResults:
-    """What the frozen encoder gives for the views of every video, kept in a folder; see `map_views`.
+    """Features of the views of every video by a frozen encoder, cached in a folder; see `map_views`.
 
     Args:
-        model: the classifier, on the device to use. With an attentive pooler the results are `tokens`, (V, L, D) in
-            half precision, else `pooled`, (V, D), what its linear layer sees.
+        model: the classifier, on the device to use. With an attentive pooler the results are `tokens` (V, L, D) in
+            half precision, otherwise `pooled` (V, D), the input of its linear layer.
         rows: the videos.
         processor: makes the views.
-        folder: where the features are kept.
+        folder: of the cache.
         autocast, views_per_pass, num_workers: as in `mvd_hf.evaluate_views`.
     """
     model.eval()
@@ -96,7 +96,7 @@ def cache_features(
 
 
 def pooled_features(results: ViewResults, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """All views' features (M, D), their labels (M,), and the rows (M,) of their videos."""
+    """Features of all views (M, D), their labels (M,), and the rows of their videos (M,)."""
     features = torch.from_numpy(results.stack("pooled"))
     rows = torch.tensor(results.rows()).repeat_interleave(features.shape[1])
     return features.flatten(0, 1), torch.from_numpy(labels)[rows], rows
@@ -105,13 +105,13 @@ def pooled_features(results: ViewResults, labels: np.ndarray) -> tuple[torch.Ten
 def logistic_regression(
     features: torch.Tensor, labels: torch.Tensor, num_classes: int, penalty: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights (K, D) and biases (K,) of least mean cross entropy plus `penalty / 2` times the squared weights.
+    """Weights (K, D) and biases (K,) that minimise mean cross entropy plus `penalty / 2` times the squared weights.
 
     Args:
-        features: (M, D), of about unit variance.
+        features: (M, D), with about unit variance.
         labels: (M,) class indices.
         num_classes: K.
-        penalty: strength of the L2 penalty; the biases have none.
+        penalty: strength of the L2 penalty of the weights.
     """
     weight = torch.zeros(num_classes, features.shape[1], dtype=features.dtype, device=features.device)
     bias = torch.zeros(num_classes, dtype=features.dtype, device=features.device)
@@ -133,14 +133,14 @@ def logistic_regression(
 
 @torch.no_grad()
 def fit_linear(features: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, classifier: nn.Linear) -> float:
-    """Fit a linear layer to frozen features: multinomial logistic regression on standardised features.
+    """Fit a linear layer by multinomial logistic regression on standardised features.
 
-    The strength of its L2 penalty is chosen on every fifth training video, whose views are then used, too.
+    Every fifth training video chooses the strength of the L2 penalty; the final fit uses all videos.
 
     Args:
         features: (M, D).
         labels: (M,) class indices.
-        rows: (M,) the videos that the features are of.
+        rows: (M,) rows of the videos of the features.
         classifier: the layer, from D to K.
 
     Returns:
@@ -165,7 +165,7 @@ def fit_linear(features: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor,
 
 
 def share_parameters(module: nn.Module):
-    """Give all processes the main one's parameters: each has learned the same but for rounding."""
+    """Copy the parameters of the main process to all, which differ from them by rounding only."""
     for parameter in module.parameters():
         parameter.data.copy_(broadcast(parameter.data))
 
@@ -173,16 +173,16 @@ def share_parameters(module: nn.Module):
 def fit_attentive(
     model: MVDForVideoClassification, results: ViewResults, labels: np.ndarray, arguments: ProbeArguments, seed: int
 ) -> list[float]:
-    """Train the attentive pooler and the linear layer of a classifier on cached tokens, the encoder frozen.
+    """Train the attentive pooler and the linear layer of a classifier on cached tokens.
 
-    AdamW with a cosine schedule, warmed up in the first tenth.
+    Uses AdamW with a cosine schedule and a warmup over the first tenth of the steps.
 
     Args:
         model: a classifier with `config.use_attentive_pooling`, on the device to use.
         results: the `tokens` of the training videos.
-        labels: (N,) class indices of the data set's rows.
-        arguments: epochs, batch, rate.
-        seed: seed of the order.
+        labels: (N,) class indices of the rows of the data set.
+        arguments: of the probe.
+        seed: of the order of the clips.
 
     Returns:
         The mean loss of each epoch.

@@ -1,4 +1,4 @@
-"""What a test leaves behind: figures, predictions, classes, confusion and mistakes, as tables and pictures."""
+"""Reports of a test: metrics, predictions, classes, confusion and mistakes, as tables and figures."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ from ..data.sources import media_column, write_table
 from ..model.video_reading import VideoReadError
 from .multiview import Evaluation
 
-# classes whose names still fit beside a confusion matrix, mistakes in the picture, columns of that picture
+# most classes with names beside the confusion matrix; mistakes, and columns, of the figure of mistakes
 MAX_NAMED_CLASSES, NUM_MISTAKES, NUM_COLUMNS = 40, 12, 4
 
 
 def prediction_rows(evaluation: Evaluation) -> datasets.Dataset:
-    """A row per video: its name, label, prediction, the five likeliest classes, and the scores of all its views."""
+    """A row per video: name, label, prediction, top-5 classes, probabilities, and the logits of its views."""
     order = np.argsort(-evaluation.probabilities, axis=1, kind="stable")
     names = evaluation.names
     return datasets.Dataset.from_dict(
@@ -39,10 +39,7 @@ def prediction_rows(evaluation: Evaluation) -> datasets.Dataset:
 
 
 def confused_pairs(evaluation: Evaluation) -> list[dict]:
-    """Pairs of classes that were confused, the most frequent first: `label`, `prediction`, `videos`, `share`.
-
-    The share is that of the label's videos.
-    """
+    """Confused pairs of classes, most frequent first; `share` is relative to the videos of the label."""
     counts = evaluation.confusion - np.diag(evaluation.confusion.diagonal())
     totals = evaluation.confusion.sum(axis=1)
     pairs = np.argwhere(counts)
@@ -59,7 +56,7 @@ def confused_pairs(evaluation: Evaluation) -> list[dict]:
 
 
 def draw_confusion(evaluation: Evaluation) -> Figure:
-    """The confusion matrix as parts of each class's videos; names and numbers as far as they fit."""
+    """The confusion matrix, coloured by the share of each true class; with names and counts if they fit."""
     num_classes = len(evaluation.names)
     totals = evaluation.confusion.sum(axis=1, keepdims=True)
     shares = np.divide(evaluation.confusion, totals, out=np.zeros(evaluation.confusion.shape), where=totals > 0)
@@ -67,7 +64,7 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
     figure = Figure((side + 1.2, side), layout="constrained")
     axes: Axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(image, ax=axes, label="part of the true class's videos", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     accuracy = 100 * evaluation.metrics()["video_top1"]
     axes.set_title(f"{len(evaluation.videos)} videos, {evaluation.protocol}, top-1 {accuracy:.1f} %", fontsize=11)
     axes.set_xlabel("prediction")
@@ -84,7 +81,7 @@ def draw_confusion(evaluation: Evaluation) -> Figure:
 
 
 def middle_frame(rows: datasets.Dataset, row: int) -> np.ndarray | None:
-    """The middle frame (H, W, 3) of a row's video; `None` if it can no longer be read."""
+    """The middle frame (H, W, 3) of the video of a row; `None` if it cannot be read."""
     try:
         with open_media(rows[row][media_column(rows)]) as reader:
             return reader.read([len(reader) // 2])[0]
@@ -93,12 +90,12 @@ def middle_frame(rows: datasets.Dataset, row: int) -> np.ndarray | None:
 
 
 def shorten(text: str, length: int = 30) -> str:
-    """A text that fits under a small picture: its end, which tells file names apart."""
+    """The end of a text, at most `length` characters."""
     return text if len(text) <= length else f"...{text[3 - length :]}"
 
 
 def draw_mistakes(evaluation: Evaluation, rows: datasets.Dataset, number: int = NUM_MISTAKES) -> Figure:
-    """The most confident mistakes: the middle frame of each video, its label, and what it was taken for."""
+    """The most confident mistakes: the middle frame of each video, its label and its prediction."""
     mistakes = evaluation.mistakes()[:number]
     num_lines = max(1, -(-len(mistakes) // NUM_COLUMNS))
     figure = Figure((3.1 * NUM_COLUMNS, 3.3 * num_lines + 0.4), layout="constrained")
@@ -112,7 +109,7 @@ def draw_mistakes(evaluation: Evaluation, rows: datasets.Dataset, number: int = 
         if frame is not None:
             axes.imshow(frame)
         axes.set_title(
-            f"{shorten(mistake['label'])}\ntaken for {shorten(mistake['prediction'])} "
+            f"{shorten(mistake['label'])}\npredicted: {shorten(mistake['prediction'])} "
             f"({100 * mistake['confidence']:.0f} %)",
             fontsize=9,
         )
@@ -125,18 +122,18 @@ def draw_mistakes(evaluation: Evaluation, rows: datasets.Dataset, number: int = 
     return figure
 
 
-def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | Path, pictures: bool = True):
-    """Write a test's results to a folder.
+def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | Path, figures: bool = True):
+    """Write the results of a test to a folder.
 
     `metrics.json` (see `Evaluation.metrics`), `predictions.parquet` (a row per video), `per_class.csv`,
-    `confusion.csv` (rows: true classes), `confused_pairs.csv`, `mistakes.csv`, `missing.csv`, and the pictures
+    `confusion.csv` (rows: true classes), `confused_pairs.csv`, `mistakes.csv`, `missing.csv`, and the figures
     `confusion.png` and `mistakes.png`.
 
     Args:
         evaluation: the test.
-        rows: the data set that was tested, from which the pictures' frames are read.
-        folder: where to write; made if needed.
-        pictures: whether pictures are drawn.
+        rows: the data set, for the frames of the figures.
+        folder: is created if needed.
+        figures: whether to draw the figures.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +148,6 @@ def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | P
     write_table(folder / "mistakes.csv", evaluation.mistakes(), columns)
     missing = [{"video": video, "reason": reason} for video, reason in evaluation.missing]
     write_table(folder / "missing.csv", missing, ["video", "reason"])
-    if pictures:
+    if figures:
         draw_confusion(evaluation).savefig(folder / "confusion.png", dpi=130)
         draw_mistakes(evaluation, rows).savefig(folder / "mistakes.png", dpi=130)

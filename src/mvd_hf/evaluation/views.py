@@ -1,4 +1,4 @@
-"""A function of the test views of every video: each video decoded once, shared among processes, resumed when cut off.
+"""Functions of the test views of every video: decoded once, distributed over processes, resumable.
 
 Letters in shapes: V views of a video (clips x crops), T frames, C channels, H x W pixels.
 """
@@ -27,9 +27,9 @@ from ..model.video_reading import VideoReadError
 
 logger = logging.getLogger(__name__)
 
-# what a folder of results is of, and the last of its files that is written
+# file that describes what a folder of results was computed for
 DESCRIPTION = "views.json"
-# videos of a process that are written down together
+# videos per file of results
 VIDEOS_PER_PART = 64
 
 # (n, T, C, H, W) -> named tensors (n, ...)
@@ -37,12 +37,12 @@ ViewFunction = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 
 
 class VideoViews(torch.utils.data.Dataset):
-    """The views of the videos of a data set: items (row, name, views (V, T, C, H, W), why there are none).
+    """The views of the videos of a data set: items (row, name, views (V, T, C, H, W) or `None`, error or `None`).
 
     Args:
         rows: videos, see `mvd_hf.data.sources.load_rows`.
-        processor: makes the views; its `num_clips` and `num_crops` say how many.
-        as_bytes: whether views are uint8 pixels, for a model that normalises them itself.
+        processor: makes the views, `num_clips` times `num_crops` per video.
+        as_bytes: whether views are uint8 pixels, for a model that normalises its input.
     """
 
     def __init__(self, rows: datasets.Dataset, processor: MVDVideoProcessor, as_bytes: bool = True):
@@ -63,25 +63,21 @@ class VideoViews(torch.utils.data.Dataset):
         return row, name, views if views.ndim == 5 else views[None], None
 
 
-def num_views(processor: MVDVideoProcessor) -> int:
-    """V: clips times crops."""
-    return processor.num_clips * processor.num_crops
-
-
 def protocol_of(processor: MVDVideoProcessor) -> str:
-    """The test protocol as it is quoted: frames x clips x crops, such as `16x5x3`."""
+    """The test protocol as frames x clips x crops, such as `16x5x3`."""
     return f"{processor.num_frames}x{processor.num_clips}x{processor.num_crops}"
 
 
 class ViewResults:
-    """Results of [`map_views`] in a folder, by row; arrays lie on the disk and are read when they are asked for.
+    """Results of [`map_views`] in a folder; arrays are memory-mapped.
 
     Args:
-        folder: where the results are.
+        folder: with the results.
         num_rows: rows of the data set.
 
     Attributes:
-        problems: per row whose video could not be read, why.
+        problems: errors by row, of videos that could not be read.
+        shapes: shapes (V, ...) of the results of a row by name.
     """
 
     def __init__(self, folder: str | Path, num_rows: int):
@@ -105,11 +101,11 @@ class ViewResults:
         self.problems = {row: problem for row, problem in self.problems.items() if row not in self.place}
 
     def rows(self) -> list[int]:
-        """The rows whose videos could be read, ascending."""
+        """Sorted rows whose videos could be read."""
         return sorted(self.place)
 
     def missing(self) -> list[int]:
-        """The rows of which nothing is known."""
+        """Rows without a result and without an error."""
         return [row for row in range(self.num_rows) if row not in self.place and row not in self.problems]
 
     def array(self, row: int, name: str) -> np.ndarray:
@@ -126,7 +122,7 @@ class ViewResults:
 
 
 def write_part(folder: Path, number: int, records: Sequence[dict]):
-    """Write the results of some videos, all or nothing: arrays flattened, all of one name in one column."""
+    """Write the results of some videos to a file, atomically: one column of flattened arrays per name."""
     arrays = next((record["arrays"] for record in records if record["problem"] is None), {})
     columns: dict = {
         "row": pa.array([record["row"] for record in records], pa.int64()),
@@ -145,15 +141,11 @@ def write_part(folder: Path, number: int, records: Sequence[dict]):
 
 
 def claim_folder(folder: Path, description: dict):
-    """Begin or continue the results in a folder.
-
-    Raises:
-        ValueError: on every process, naming what differs, if it holds results of something else.
-    """
+    """Begin or continue the results in a folder; raises ValueError, on all processes, if its description differs."""
     state, path = PartialState(), folder / DESCRIPTION
     description = json.loads(json.dumps(description))
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    state.wait_for_everyone()  # all have looked before anything is written
+    state.wait_for_everyone()  # all have read before one writes
     if stored is None and state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".new")
@@ -162,14 +154,14 @@ def claim_folder(folder: Path, description: dict):
     elif stored not in (None, description):
         differing = [key for key in {**stored, **description} if stored.get(key) != description.get(key)]
         raise ValueError(
-            f"The folder {str(folder)!r} holds results with another {', '.join(differing)}: give another folder, or "
+            f"The folder {str(folder)!r} holds results that differ in {', '.join(differing)}: give another folder, or "
             "delete it."
         )
     state.wait_for_everyone()
 
 
 def compute_views(function: ViewFunction, batch: list[tuple], views_per_pass: int) -> Iterator[dict]:
-    """Records of a batch of videos: the function is called with at most `views_per_pass` views at once."""
+    """Records of a batch of videos; the function is called with at most `views_per_pass` views at once."""
     readable = [item for item in batch if item[2] is not None]
     results: dict[int, dict] = {}
     if readable:
@@ -182,7 +174,7 @@ def compute_views(function: ViewFunction, batch: list[tuple], views_per_pass: in
             results[item[0]] = {name: array[stop - len(item[2]) : stop] for name, array in arrays.items()}
     for row, name, _, problem in batch:
         if problem is not None:
-            logger.warning("Cannot be read: %s: %s", name, problem)
+            logger.warning("%s cannot be read: %s", name, problem)
         yield {"row": row, "problem": problem, "arrays": results.get(row, {})}
 
 
@@ -196,23 +188,22 @@ def map_views(
     num_workers: int = 2,
     videos_per_part: int = VIDEOS_PER_PART,
 ) -> ViewResults:
-    """Results of a function for the views of every video, each exactly once whatever the number of processes.
+    """Apply a function to the views of every video, exactly once for any number of processes.
 
-    Every process takes a part of the videos that have no result yet and writes results as they come; after an
-    interruption, also with another number of processes, what is written is not computed again. Videos that could not
-    be read are tried again. The folder must be one that all processes see.
+    Each process computes a part of the missing results and writes them at once. After an interruption, also with
+    another number of processes, only missing results are computed, and unreadable videos are tried again.
 
     Args:
-        function: (n, T, C, H, W) views on the CPU to named tensors (n, ...), always of the same shapes and types.
-        videos: what it is applied to.
-        folder: where the results are kept.
-        identity: what they depend on beside videos and processor, such as the model; for JSON.
-        views_per_pass: views that the function sees at once, at most.
-        num_workers: processes per process that decode.
-        videos_per_part: videos that are written down together.
+        function: from views (n, T, C, H, W) on the CPU to named tensors (n, ...) of fixed shapes and types.
+        videos: the views.
+        folder: of the results, shared by all processes.
+        identity: what the results depend on besides videos and processor, such as the model; for JSON.
+        views_per_pass: largest number of views per call of the function.
+        num_workers: decoding workers of each process.
+        videos_per_part: videos per file of results.
 
     Raises:
-        ValueError: if the folder holds results of something else, or not all results arrived in it.
+        ValueError: if the folder holds results for another identity, or results are missing at the end.
     """
     state, folder = PartialState(), Path(folder)
     names = [media_name(item) for item in videos.rows[videos.column]]
@@ -220,21 +211,20 @@ def map_views(
     claim_folder(folder, {**identity, "processor": settings, "videos": len(names), "names": hash_of_names(names)})
     known = ViewResults(folder, len(names))
     left = [row for row in range(len(names)) if row not in known.place]
-    own = left[state.process_index :: state.num_processes]
+    share = left[state.process_index :: state.num_processes]
     first_part = 1 + max((int(path.stem.split("-")[1]) for path in folder.glob("part-*.arrow")), default=-1)
-    state.wait_for_everyone()  # all know what is left before anything is added
-    views_per_video = num_views(videos.processor)
+    state.wait_for_everyone()  # all have read the folder before one writes
     loader = DataLoader(
-        Subset(videos, own),
-        batch_size=max(1, views_per_pass // views_per_video),
-        num_workers=min(num_workers, len(own)),
+        Subset(videos, share),
+        batch_size=max(1, views_per_pass // (videos.processor.num_clips * videos.processor.num_crops)),
+        num_workers=min(num_workers, len(share)),
         collate_fn=list,
         pin_memory=torch.cuda.is_available(),
     )
     records: list[dict] = []
     numbers = itertools.count(first_part)
-    title = f"{len(own)} of {len(names)} videos" if len(own) < len(names) else "videos"
-    with tqdm(total=len(own), desc=title, unit=" videos", disable=not state.is_local_main_process) as bar:
+    title = f"{len(share)} of {len(names)} videos" if len(share) < len(names) else "videos"
+    with tqdm(total=len(share), desc=title, unit=" videos", disable=not state.is_local_main_process) as bar:
         for batch in loader:
             with torch.inference_mode():
                 records += compute_views(function, batch, views_per_pass)
@@ -248,7 +238,7 @@ def map_views(
     results = ViewResults(folder, len(names))
     if results.missing():
         raise ValueError(
-            f"Results of {len(results.missing())} of {len(names)} videos did not arrive in {str(folder)!r}: give a "
-            "folder that all processes see."
+            f"Results of {len(results.missing())} of {len(names)} videos are missing in {str(folder)!r}: give a "
+            "folder that all processes share."
         )
     return results
