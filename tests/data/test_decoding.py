@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mvd_hf.data import decoding
-from mvd_hf.data.decoding import ImageReader, fetch, open_media
+from mvd_hf.data.decoding import ImageReader, open_media, read_url
 from mvd_hf.data.sources import media_name
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
 from video_files import numbered_frames, write
@@ -59,7 +59,7 @@ def test_a_url_that_cannot_be_fetched_is_an_unreadable_video(monkeypatch):
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "open", fail)
     with pytest.raises(VideoReadError, match=r"0000\.mp4: cannot be fetched \(connection lost\)"):
-        fetch("memory://videos/0000.mp4")
+        read_url("memory://videos/0000.mp4")
 
 
 def test_a_missing_package_of_a_protocol_is_no_bad_video(monkeypatch):
@@ -68,7 +68,7 @@ def test_a_missing_package_of_a_protocol_is_no_bad_video(monkeypatch):
 
     monkeypatch.setattr(decoding.fsspec, "open", fail)
     with pytest.raises(ImportError, match="install the package"):
-        fetch("s3://videos/0000.mp4")
+        read_url("s3://videos/0000.mp4")
 
 
 def png(height: int, width: int) -> bytes:

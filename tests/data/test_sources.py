@@ -14,12 +14,12 @@ from mvd_hf.data.clips import ClipDataset, ClipSampler
 from mvd_hf.data.decoding import open_media
 from mvd_hf.data.sources import (
     LabelReader,
+    cache_stream,
     column_names,
     field_of,
     first_rows,
     holds_images,
     keep_listed,
-    keep_stream,
     load_rows,
     media_column,
     media_name,
@@ -485,26 +485,26 @@ def test_only_files_of_the_manifest_are_kept(toy, streaming, by):
 def test_a_kept_stream_is_the_split_that_was_asked_for_and_no_other(shards, toy, tmp_path):
     (tmp_path / "train-0.tar").write_bytes(b"cannot be read")
     (tmp_path / "validation-0.tar").write_bytes((shards / "train-1.tar").read_bytes())
-    rows = keep_stream(str(tmp_path), "validation")
+    rows = cache_stream(str(tmp_path), "validation")
     assert isinstance(rows, datasets.Dataset)
     assert [row["json"]["number"] for row in rows] == [3, 4, 5]
     assert rows[0]["mp4"]["bytes"] == (toy / "train" / "0003.mp4").read_bytes()
-    assert len(keep_stream(str(tmp_path), "validation", max_samples=2)) == 2
+    assert len(cache_stream(str(tmp_path), "validation", max_samples=2)) == 2
 
 
 def test_a_stream_is_kept_once_and_again_when_the_folder_changes(tmp_path, toy):
     undecoded(toy, [0, 1]).to_parquet(tmp_path / "train-0.parquet")
-    assert numbers_of(keep_stream(str(tmp_path), "train")) == [0, 1]
-    (kept,) = keep_stream(str(tmp_path), "train").cache_files
+    assert numbers_of(cache_stream(str(tmp_path), "train")) == [0, 1]
+    (kept,) = cache_stream(str(tmp_path), "train").cache_files
     time = Path(kept["filename"]).stat().st_mtime_ns
-    assert keep_stream(str(tmp_path), "train").cache_files == [kept]
+    assert cache_stream(str(tmp_path), "train").cache_files == [kept]
     assert Path(kept["filename"]).stat().st_mtime_ns == time
     undecoded(toy, [2]).to_parquet(tmp_path / "train-1.parquet")
-    assert numbers_of(keep_stream(str(tmp_path), "train")) == [0, 1, 2]
+    assert numbers_of(cache_stream(str(tmp_path), "train")) == [0, 1, 2]
     undecoded(toy, [4, 5, 3]).to_parquet(tmp_path / "train-1.parquet")
-    assert numbers_of(keep_stream(str(tmp_path), "train")) == [0, 1, 4, 5, 3]
+    assert numbers_of(cache_stream(str(tmp_path), "train")) == [0, 1, 4, 5, 3]
     (tmp_path / "train-0.parquet").unlink()
-    assert numbers_of(keep_stream(str(tmp_path), "train")) == [4, 5, 3]
+    assert numbers_of(cache_stream(str(tmp_path), "train")) == [4, 5, 3]
 
 
 def test_label_names_that_are_no_text_are_refused(tmp_path):

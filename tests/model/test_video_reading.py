@@ -175,14 +175,14 @@ def test_long_files_are_not_read_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", 1)
     path = tmp_path / "clip.mp4"
     write_video(path, numbered_frames(240), gop_size=12)
-    fetched, fetch = [], VideoReader._fetch
+    fetched, fetch = [], VideoReader._read_range
 
     def counting(self, start, stop):
         packets = fetch(self, start, stop)
         fetched.extend(packets)
         return packets
 
-    monkeypatch.setattr(VideoReader, "_fetch", counting)
+    monkeypatch.setattr(VideoReader, "_read_range", counting)
     monkeypatch.delattr(VideoReader, "_scan")
     with VideoReader(path) as reader:
         assert len(reader) == 240
@@ -193,7 +193,7 @@ def test_long_files_are_not_read_from_end_to_end(tmp_path, monkeypatch):
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_table_that_leads_elsewhere_is_given_up_for_a_scan(clip, as_file, monkeypatch):
     monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", 1)
-    monkeypatch.setattr(VideoReader, "_fetch", lambda self, start, stop: [])
+    monkeypatch.setattr(VideoReader, "_read_range", lambda self, start, stop: [])
     expected = exhaustive(clip)
     with clip.open("rb") as file, VideoReader(file if as_file else clip) as reader:
         assert np.array_equal(reader.read([50, 3, 20]), expected[[50, 3, 20]])

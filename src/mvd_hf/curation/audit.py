@@ -18,7 +18,7 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image
 
-from ..data.decoding import fetch, open_media
+from ..data.decoding import open_media, read_url
 from ..data.sources import (
     Rows,
     column_names,
@@ -140,7 +140,7 @@ def check_drop(drop: Sequence[str]):
 def with_content(item: dict | str | bytes) -> dict | str | bytes:
     """A row's file, fetched if it is a URL, so that it is fetched once."""
     path = item["path"] if isinstance(item, dict) and item["bytes"] is None else item
-    return {"path": path, "bytes": fetch(path)} if isinstance(path, str) and "://" in path else item
+    return {"path": path, "bytes": read_url(path)} if isinstance(path, str) and "://" in path else item
 
 
 def source_of(item: dict | str | bytes) -> str | bytes:

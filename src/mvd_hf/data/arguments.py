@@ -1,4 +1,4 @@
-"""From a recipe's keys to training clips: any source of videos, streamed or not."""
+"""Makes training clips from the data keys of a recipe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +24,9 @@ from .sources import (
     FILE_BUILDERS,
     LIST_FILE_SUFFIXES,
     Rows,
+    cache_stream,
     first_rows,
     keep_listed,
-    keep_stream,
     load_rows,
     media_column,
     num_videos,
@@ -43,7 +43,7 @@ def evaluation_rows(
     streaming: bool = False,
     max_samples: int | None = None,
 ) -> datasets.Dataset:
-    """Rows to evaluate on: those of a stream are read once and kept in the data sets' cache.
+    """Rows to evaluate on. A stream is read once and kept in the cache of `datasets`.
 
     Args:
         source, split, root, name, streaming: as in `mvd_hf.data.sources.load_rows`.
@@ -51,31 +51,30 @@ def evaluation_rows(
     """
     rows = load_rows(source, split, root, name, streaming)
     if isinstance(rows, datasets.IterableDataset):
-        rows = keep_stream(source, split, name, max_samples)
+        rows = cache_stream(source, split, name, max_samples)
     return rows if max_samples is None else first_rows(rows, max_samples)
 
 
 @dataclass
 class DataArguments:
-    """Where the videos come from and how clips are cut out, as a recipe's keys.
+    """The videos of a recipe, and the frames and crops of its clips.
 
     Args:
         dataset: list file, folder, parquet or WebDataset files, or Hub data set id; see `load_rows`.
         dataset_config: configuration of a Hub data set.
-        split, eval_split: splits to train and to evaluate on; no `eval_split`, no evaluation.
+        split, eval_split: splits to train and to evaluate on. Without `eval_split` there is no evaluation.
         eval_dataset: another data set to evaluate on.
         root: folder of the videos of a list file.
         max_samples: use only the first so many videos.
         manifest: train only on the files that this manifest of `recipes/audit.py` says to use.
-        streaming: read the training split as it comes instead of downloading it first.
-        stream_size: number of videos of a stream, where the data set does not say.
-        shuffle_buffer: videos of a stream, per worker, among which the next is drawn.
-        on_bad_video: what to do about training videos that cannot be read: `raise`, `skip` or `substitute`.
-            Evaluation leaves them out and says how many are missing.
+        streaming: read the training split while training instead of downloading it first.
+        stream_size: number of videos of a stream whose data set does not declare it.
+        shuffle_buffer: number of videos of a stream, per worker, to draw the next video from.
+        on_bad_video: what to do about training videos that cannot be read: `raise`, `skip` or `substitute`. An
+            evaluation leaves them out and reports how many are missing.
         memory_gib: GiB of decoded frames of training videos that each process which reads them (a data worker, or
-            the training itself) keeps for later epochs, and for later trainings. For many epochs of small videos;
-            clips are the same.
-        stride: every `stride`-th frame of a video is in a clip.
+            the training process) keeps for later epochs. For many epochs of small videos; clips do not change.
+        stride: distance of the frames of a clip.
         crop: `multi_scale` (MVD, VideoMAE) or `random_resized` (MAE).
         crop_scales: sides (not areas) of multi-scale crops, as parts of the short side; the default is the official
             programs'.
@@ -109,11 +108,7 @@ class DataArguments:
             )
 
     def rows(self, evaluation: bool = False) -> Rows:
-        """Rows of the training split, without what the manifest leaves out, or of the evaluation split.
-
-        The evaluation split of a stream is read once and kept in the data sets' cache, so that every evaluation sees
-        each video once.
-        """
+        """Rows of the evaluation split, or of the training split without files that the manifest leaves out."""
         if evaluation:
             source, split = self.eval_dataset or self.dataset, self.eval_split or self.split
             return evaluation_rows(source, split, self.root, self.dataset_config, self.streaming, self.max_samples)
@@ -145,7 +140,7 @@ class DataArguments:
             return ClipDataset(rows, clip_sampler, **options, on_bad_video="skip")
         if isinstance(rows, datasets.Dataset):
             return ClipDataset(rows, clip_sampler, **options, on_bad_video=self.on_bad_video)
-        # what a stream declares counts the files that the manifest leaves out
+        # the declared size of a stream includes the files that the manifest leaves out
         size = self.stream_size or (None if self.manifest is not None else num_videos(rows, self.split))
         if self.max_samples is not None:
             size = self.max_samples if size is None else min(size, self.max_samples)
@@ -175,7 +170,7 @@ def load_clips(
 
     Args:
         source: where the videos are, see `mvd_hf.data.sources.load_rows`.
-        frames, augmentation, mask, repeats: how clips are cut out, see `mvd_hf.data.clips.ClipSampler`.
+        frames, augmentation, mask, repeats: as in `mvd_hf.data.clips.ClipSampler`.
         label_column, label_names, seed: see [`ClipDataset`].
         options: further fields of `mvd_hf.data.arguments.DataArguments`: `split`, `root`, `max_samples`, `streaming`,
             `on_bad_video`, ...
@@ -193,18 +188,19 @@ def load_clips(
 
 @dataclass
 class FinetuningClipArguments:
-    """How fine-tuning chooses, augments and mixes labelled clips, as a recipe's keys; the defaults are the paper's.
+    """Frames, augmentation and mixup of fine-tuning; the defaults are those of the paper.
 
     Args:
         label_column: column of the labels.
-        label_names: names of the classes, a list or a file with a name per line, where the data set has numbers only.
-        sampling: which frames make a clip: `dense`, 16 from a random span (Kinetics, UCF101, HMDB51), or `uniform`,
-            one from each of 16 parts of the video (Something-Something); by default by the videos' lengths.
-        repeats: clips of each video of a batch, made of the same frames; neither batch size nor rate count them.
-        rand_augment: specification of RandAugment, or nothing.
+        label_names: names of the classes, as a list or a file with a name per line, if the data set has indices only.
+        sampling: frames of a clip: `dense`, 16 from a random span (Kinetics, UCF101, HMDB51), or `uniform`, one from
+            each of 16 parts of the video (Something-Something). By default the lengths of the videos decide.
+        repeats: number of clips of each video, with the same frames and different crops. Batch size and learning rate
+            count videos.
+        rand_augment: specification of RandAugment; `None` for none.
         crop_scale: smallest and largest area of the random crop, as parts of the frame.
-        flip: probability of a horizontal flip; 0 where left and right matter. By default 0.5, unless the names of
-            classes speak of left or right.
+        flip: probability of a horizontal flip; 0 if left and right matter. By default 0.5, or 0 if names of classes
+            contain left or right.
         erasing: probability of random erasing.
         mixup_alpha, cutmix_alpha, mixup_prob, switch_prob, cutmix_axes: see `mvd_hf.data.mixup.Mixup`.
         label_smoothing: part of each label that is spread over all classes.
@@ -230,7 +226,7 @@ class FinetuningClipArguments:
             raise ValueError(f"There is no sampling={self.sampling!r}; choose dense or uniform.")
 
     def mixup(self, num_labels: int) -> Mixup | None:
-        """What mixes a batch's clips and smoothes its labels; `None` if it would do neither."""
+        """Mixup, CutMix and label smoothing of a batch; `None` if all are off."""
         if not (self.mixup_alpha or self.cutmix_alpha or self.label_smoothing):
             return None
         return Mixup(
@@ -260,13 +256,13 @@ def finetuning_clips(
     evaluation: bool = False,
     seed: int = 0,
 ) -> ClipDataset | StreamingClips | None:
-    """Labelled clips for fine-tuning; for its evaluation the centre of each video, as its test's single view.
+    """Labelled clips for fine-tuning; the evaluation takes the centre clip and crop of each video.
 
     Args:
         data: the source.
-        keys: how clips are chosen and augmented.
-        config: the model's configuration: frames, square image size, normalisation.
-        rows: the videos, if they are not to be read from the source.
+        keys: frames and augmentation of clips.
+        config: configuration of the model: frames, square image size, normalisation.
+        rows: the videos, if they are not loaded from the source.
         evaluation: the evaluation split (`None` if there is none) instead of the training split.
         seed: seed of all random choices.
     """
@@ -313,10 +309,10 @@ def pretraining_clips(
     Args:
         data: the source.
         config: the model's configuration: frames, square image size, mask.
-        training: the `mvd_hf.MVDTrainingArguments`: how many clips each training video gives (`clips_per_video`), how
-            many masks each clip gets (`masks_per_clip`), and the `seed` of all random choices.
-        teachers: from `mvd_hf.load_teachers`; each gets the same crop in the size that it wants.
-        label_column: column of labels for an online probe, if there is one.
+        training: the `mvd_hf.MVDTrainingArguments`: clips of each training video (`clips_per_video`), which is decoded
+            once, masks of each clip (`masks_per_clip`), and the `seed` of all random choices.
+        teachers: from `mvd_hf.load_teachers`; each gets the same crop in its own size.
+        label_column: column of the labels of an online probe.
         evaluation: the evaluation split (`None` if there is none) instead of the training split.
     """
     sizes = [teacher.image_size for teacher in (teachers or {}).values()]

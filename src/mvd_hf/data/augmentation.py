@@ -1,7 +1,7 @@
-"""Augmentation of a clip's pixels: crops, RandAugment, flip and random erasing, equal for all its frames, on uint8.
+"""Augmentation of uint8 clips: crops, RandAugment, flip and random erasing, the same for all frames of a clip.
 
-Boxes are (top, left, height, width) in pixels. Frames are (T, H, W, 3) uint8, clips (T, 3, S, S) uint8. What mixes the
-clips of a batch is in `mvd_hf.data.mixup`.
+Boxes are (top, left, height, width) in pixels, arrays of frames (T, H, W, 3) and clips (T, 3, S, S). An augmentation
+is called with the `Frames` of a video and a generator, and returns clips by size.
 """
 
 import math
@@ -25,35 +25,34 @@ CROP_OFFSETS = (
 
 MULTI_SCALE = (1.0, 0.875, 0.75, 0.66)  # sides of MVD's and VideoMAE's crops, as parts of the short side
 
-FILL = (128, 128, 128)  # what RandAugment shows beside a moved frame
+FILL = (128, 128, 128)  # color that RandAugment shows beside a moved frame
 
 
 @contextmanager
 def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Let torchvision's transforms, which draw from torch's global state, follow a generator instead."""
+    """Make torchvision's transforms, which draw from the global state of torch, follow a generator."""
     with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed: it takes longer than a crop, and would seed the GPU's generators for every sample
+        # not torch.manual_seed: it takes longer than a crop, and seeds the generators of all GPUs too
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield
 
 
 def chance(probability: float, generator: torch.Generator) -> bool:
-    """Whether an event of this probability happens."""
+    """A random event of this probability."""
     return float(torch.rand((), generator=generator)) < probability
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
-    """A number between two numbers."""
+    """A random number between two numbers."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 class MultiScaleCrop:
     """The crop of MVD's and VideoMAE's pre-training: one of 10 sizes (3 n - 2 with n scales) at one of 13 places.
 
-    Sides are 1, 0.875, 0.75 or 0.66 of the frame's short side; height and width are at most one step apart, so the
-    aspect ratio changes. A side within 2 pixels of the output size becomes the output size, if the frame has room
-    for it (where it has not, the official program reads black pixels beside the frame). Sizes and places are drawn
-    uniformly.
+    Sides are 1, 0.875, 0.75 or 0.66 of the frame's short side. Height and width differ by at most one step. A side
+    within 2 pixels of the output size becomes the output size, if the frame has room for it (if not, the official
+    program reads black pixels beside the frame). Sizes and places are uniformly distributed.
 
     Args:
         size: pixels of the student's square input.
@@ -113,10 +112,10 @@ class RandomResizedCrop:
 def resize_frames(
     frames: np.ndarray, size: int, interpolation: str = "bilinear", antialias: bool = True
 ) -> torch.Tensor:
-    """Frames (T, H, W, 3) uint8 to a clip (T, 3, size, size) uint8.
+    """Resize frames (T, H, W, 3) uint8 to a clip (T, 3, size, size) uint8.
 
-    Antialiased bilinear results are within 2 grey levels of Pillow's, which the official pre-training programs use;
-    without antialiasing they are within 1 grey level of interpolated floats, which the official fine-tuning uses.
+    With antialiasing, bilinear results differ by at most 2 grey levels from Pillow's, as in the official pre-training;
+    without, by at most 1 grey level from interpolated floats, as in the official fine-tuning.
     """
     batch = torch.from_numpy(frames).permute(0, 3, 1, 2)  # channels last in memory: torchvision's fast path
     resized = v2.functional.resize(batch, [size, size], v2.InterpolationMode(interpolation), antialias=antialias)
@@ -124,10 +123,10 @@ def resize_frames(
 
 
 class PretrainingAugmentation:
-    """One crop per clip, resized to each size that the student and the teachers want, and an optional flip.
+    """One crop per clip, resized to each size of the student and the teachers, and an optional flip.
 
     Args:
-        sizes: pixels of the square clips to make; the student's first.
+        sizes: pixels of the square clips; that of the student first.
         crop: `"multi_scale"` (MVD and VideoMAE, bilinear, no flip) or `"random_resized"` (MAE, bicubic, with flip).
         scales: sides of multi-scale crops, as parts of the short side.
 
@@ -153,17 +152,17 @@ class PretrainingAugmentation:
 
 
 def affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """Image whose pixel (x, y) is the pixel (a x + b y + c, d x + e y + f) of another, matrix (a, b, c, d, e, f)."""
+    """Image whose pixel (x, y) is pixel (a x + b y + c, d x + e y + f) of the input; the matrix is (a, ..., f)."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
 
 
 def rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Image turned anticlockwise about its centre."""
+    """Image rotated counterclockwise about its centre."""
     return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=FILL)
 
 
 def posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Image with only so many upper bits; black with 0 bits, which Pillow's own function refuses."""
+    """Image with only so many upper bits; unlike Pillow's function it allows 0 bits, which gives black."""
     return image.point([level & (256 - 2 ** (8 - bits)) for level in range(256)] * 3)
 
 
@@ -173,21 +172,21 @@ def solarize_add(image: Image.Image, addition: int) -> Image.Image:
 
 
 class RandAugment:
-    """RandAugment (arXiv 1909.13719) of timm's "increasing" kind: random Pillow operations, equal for all frames.
+    """RandAugment (arXiv 1909.13719) with timm's increasing operations of Pillow, the same for all frames.
 
-    Operations are drawn uniformly with replacement; each is applied with probability 0.5, a magnitude from a normal
-    distribution, clipped to [0, 10], and a random sign. The histograms that auto-contrast, equalisation and contrast
-    look at are each frame's own.
+    Operations are drawn uniformly with replacement. Each is applied with probability 0.5, a random sign, and a
+    magnitude from a normal distribution that is clipped to [0, 10]. Auto-contrast, equalisation and contrast use the
+    histogram of each frame.
 
     Args:
-        spec: `rand-m7-n4-mstd0.5-inc1`: mean magnitude `m`, number of operations `n`, standard deviation of the
-            magnitude `mstd`, and `inc1`, which says that a larger magnitude always changes a frame more.
+        spec: such as `rand-m7-n4-mstd0.5-inc1`: mean magnitude `m`, number of operations `n`, standard deviation of
+            the magnitude `mstd`, and `inc1`: a larger magnitude changes a frame more.
 
     Raises:
         ValueError: if the specification is not of this form.
     """
 
-    # what an operation does to a frame at an amount, which is the magnitude with its sign
+    # (frame, amount) -> frame; the amount is the magnitude with its sign
     OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
         "auto_contrast": lambda image, amount: ImageOps.autocontrast(image),
         "equalize": lambda image, amount: ImageOps.equalize(image),
@@ -241,19 +240,19 @@ class RandAugment:
 
 
 class RandomErasing:
-    """Random erasing (arXiv 1708.04896) with noise: one box for the whole clip, other noise in each of its pixels.
+    """Random erasing (arXiv 1708.04896) with noise: one box for all frames, independent noise for each pixel.
 
     The official program erases normalised floats with standard normal noise. Here the noise has the mean and standard
-    deviation of the normalisation in grey levels; the one difference is that it is rounded and clipped to 0..255.
+    deviation of the normalisation in grey levels, rounded and clipped to 0..255.
 
     Args:
-        probability: how often a clip is erased.
+        probability: probability that a clip is erased.
         scale: smallest and largest area, as parts of the clip.
         ratio: smallest and largest height over width.
         mean, std: normalisation of the model's input, for pixels in [0, 1], one for all channels or one each.
     """
 
-    TRIES = 100  # a box that does not fit is drawn again
+    TRIES = 100  # draws until a box fits
 
     def __init__(
         self,
@@ -267,7 +266,7 @@ class RandomErasing:
         self.mean, self.std = (255 * torch.tensor(value).reshape(-1, 1, 1) for value in (mean, std))
 
     def box(self, height: int, width: int, generator: torch.Generator) -> Box | None:
-        """A box inside a clip of this size; none, if no drawn one fits."""
+        """A box inside a clip of this size; `None` if no draw fits."""
         for _ in range(self.TRIES):
             area = uniform(*self.scale, generator) * height * width
             ratio = math.exp(uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), generator))
@@ -278,7 +277,7 @@ class RandomErasing:
         return None
 
     def __call__(self, clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The clip (T, 3, S, S) uint8, erased or as it was."""
+        """The clip (T, 3, S, S) uint8, with the probability erased."""
         box = self.box(*clip.shape[-2:], generator) if chance(self.probability, generator) else None
         if box is None:
             return clip
@@ -290,18 +289,19 @@ class RandomErasing:
 
 
 class FinetuningAugmentation:
-    """RandAugment on the whole frames, a random crop resized without antialiasing, an optional flip, random erasing.
+    """RandAugment on whole frames, a random crop resized without antialiasing, an optional flip, random erasing.
 
-    Without RandAugment only the crop is read. With it, time grows with the area of the frames: moving 16 of 256 x 340
-    pixels takes a CPU core 50 ms, so keep the short side of videos near 256 pixels.
+    The time of RandAugment grows with the area of the frames: moving 16 frames of 256 x 340 pixels takes 50 ms of a
+        CPU
+    core, so keep the short side of videos near 256 pixels.
 
     Args:
         size: pixels of the square clip.
         rand_augment: see [`RandAugment`]; `None` for none.
         scale: smallest and largest area of the crop, as parts of the frame.
-        flip: probability of a horizontal flip: 0 where left and right matter (Something-Something).
+        flip: probability of a horizontal flip; 0 if left and right matter (Something-Something).
         erasing: probability of random erasing, see [`RandomErasing`].
-        mean, std: normalisation of the model's input, which random erasing needs.
+        mean, std: normalisation of the model's input, for random erasing.
 
     Raises:
         ValueError: if RandAugment's specification, the areas or a probability are impossible.
@@ -338,7 +338,7 @@ class FinetuningAugmentation:
 
 
 class ValidationAugmentation:
-    """The centre of every frame, as `MVDVideoProcessor` makes the single view of a test; nothing is random.
+    """The centre crop of every frame, as in the single view of `MVDVideoProcessor`; nothing is random.
 
     Args:
         size: pixels of the square clip and of the resized short side.

@@ -1,6 +1,6 @@
-"""From the rows of a source to training clips, cut out on the fly.
+"""Training clips from the rows of a data set, sampled on the fly, and their batches.
 
-Randomness is a function of (seed, epoch, sample): the same clip, crop and mask come out with any number of workers and
+All random choices follow from (seed, epoch, sample): clips, crops and masks are the same for any number of workers and
 processes, and after resuming.
 """
 
@@ -16,10 +16,10 @@ from .decoding import Item, open_media
 from .frame_memory import PROCESS_MEMORY, check_memory
 from .sources import LabelReader, holds_images, media_column, media_name
 
-# what an item says about itself beside its tensors
+# keys of an item beside its tensors
 BAD_VIDEOS, IS_BLANK = "bad_videos", "is_blank"
 BAD_VIDEO_RULES = ("raise", "skip", "substitute")
-# so many other videos are tried for one that cannot be read
+# number of other videos to try in place of one that cannot be read
 MAX_SUBSTITUTES = 10
 
 # (number of frames of the video, generator=) -> (K, T) frame numbers of K clips
@@ -27,22 +27,21 @@ FrameSampler = Callable[..., np.ndarray]
 
 
 def sample_generator(seed: int, epoch: int, *sample: int) -> torch.Generator:
-    """The random numbers of one sample in one epoch."""
+    """The random generator of one sample in one epoch."""
     state = np.random.SeedSequence((seed, epoch, *sample)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
 class ClipSampler:
-    """Cuts clips out of a video: frames, crop and mask, all drawn from one generator.
+    """Samples clips from a video: frames, crop and mask, all drawn from one generator.
 
     Args:
-        frames: chooses the frames of K clips.
-        augmentation: makes clips of frames, see `mvd_hf.data.augmentation`.
-        mask: draws a mask (L,), or several (m, L) of the same clip, called with `generator=`, if masks are wanted.
-        repeats: clips made of the same frames, each with its own crop (repeated augmentation).
-        decoded: chooses among the masked patches of a mask those to decode, called with the mask and `generator=`,
-            if not all are.
-        memory_gib: GiB of decoded frames that a process which cuts out clips keeps for the next time
+        frames: chooses the frames of K clips, see `mvd_hf.model.frame_sampling`.
+        augmentation: makes a clip of frames, see `mvd_hf.data.augmentation`.
+        mask: draws a mask (L,), or several (m, L) for the same clip; it is called with `generator=`.
+        repeats: number of clips with the same frames and different crops (repeated augmentation).
+        decoded: chooses the masked patches to decode, if not all; it is called with the mask and `generator=`.
+        memory_gib: GiB of decoded frames that each process keeps for later epochs
             (`mvd_hf.data.frame_memory.PROCESS_MEMORY`).
     """
 
@@ -84,14 +83,14 @@ class ClipSampler:
             ]
 
     def _open(self, item: Item, is_image: bool):
-        """The video or image of a row, from memory where it is kept."""
+        """The video or image of a row, through the memory of decoded frames if there is one."""
         if self.memory_gib == 0:
             return open_media(item, is_image)
-        PROCESS_MEMORY.allow(self.memory_gib)  # here, as this may be a worker's process
+        PROCESS_MEMORY.allow(self.memory_gib)  # here and not in __init__: this may be the process of a worker
         return PROCESS_MEMORY.open(item, is_image)
 
     def _clip(self, frames: Frames, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """One clip, in each of the augmentation's sizes, and its mask."""
+        """One clip in each size of the augmentation, and its mask."""
         clips = self.augmentation(frames, generator)
         first, *others = clips
         clip = {"pixel_values": clips[first], **{f"pixel_values_{size}": clips[size] for size in others}}
@@ -102,7 +101,7 @@ class ClipSampler:
         return clip
 
     def blank(self) -> dict[str, torch.Tensor]:
-        """A black clip of the shapes that videos give."""
+        """A black clip of the shapes of real ones."""
         generator = torch.Generator().manual_seed(0)
         black = np.zeros((64, 64, 3), dtype=np.uint8)
         num_frames = len(self.frames(1, generator=generator)[0])
@@ -110,13 +109,13 @@ class ClipSampler:
 
 
 class RowReader:
-    """Makes the clips and the label of a row, or what stands for an unreadable one.
+    """Makes the clips and the label of a row, or a blank clip for an unreadable one.
 
     Args:
         rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.
-        clip_sampler: cuts clips out of a video.
-        label_column: column of the labels, if labels are wanted.
-        label_names: names of the classes, if the data set does not know them.
+        clip_sampler: takes clips from a video.
+        label_column: column of the labels; `None` for no labels.
+        label_names: names of the classes, if the data set does not have them.
     """
 
     def __init__(self, rows, clip_sampler: ClipSampler, label_column: str | None = None, label_names=None):
@@ -129,7 +128,7 @@ class RowReader:
 
         Raises:
             VideoReadError: if the file cannot be read.
-            ValueError: naming the file, if its label is none of the classes.
+            ValueError: if the label is none of the classes.
         """
         clips = self.clip_sampler(row[self.column], generator, self.is_image)
         if self.labels is not None:
@@ -141,12 +140,12 @@ class RowReader:
         return clips
 
     def blank(self, *bad_videos: tuple[str, str]) -> dict:
-        """A black clip that counts nothing, in place of a row that could not be read."""
+        """A black clip without weight, in place of a row that cannot be read."""
         clip = {**self.clip_sampler.blank(), IS_BLANK: True, BAD_VIDEOS: list(bad_videos)}
         return clip if self.labels is None else {**clip, "labels": torch.tensor(0)}
 
     def refusal(self, error: VideoReadError) -> VideoReadError:
-        """The error that ends a run, with the remedies."""
+        """The error that ends a run, with remedies."""
         remedy = "on_bad_video=skip or substitute goes on without it, recipes/audit.py finds all such files"
         return VideoReadError(error.source, f"{error.reason or 'cannot be read'} ({remedy})")
 
@@ -155,8 +154,14 @@ class RowReader:
         return media_name(row[self.column])
 
     def event(self, row: dict, error: VideoReadError) -> tuple[str, str]:
-        """Name of a row's file and why it could not be read."""
+        """Name of a row's file, and the reason why it cannot be read."""
         return self.name(row), error.reason or str(error)
+
+
+def check_rows(rows: Sequence):
+    """Raise ValueError if there is no row."""
+    if len(rows) == 0:
+        raise ValueError("The data set is empty: it names no video.")
 
 
 def check_rule(on_bad_video: str):
@@ -166,30 +171,29 @@ def check_rule(on_bad_video: str):
 
 
 class SampleDataset(torch.utils.data.Dataset):
-    """Samples cut out of videos on the fly: `dataset[(epoch, index)]`, or `dataset[index]` in `set_epoch`'s epoch.
+    """Samples of videos, made on the fly: `dataset[(epoch, index)]`, or `dataset[index]` in the epoch of `set_epoch`.
 
-    An index of -1 gives a blank sample. Where several samples are cut out of a video, an item is a list of them.
+    Index -1 gives a blank sample. If a video gives several samples, an item is a list of them.
 
     Args:
-        rows: what a sample is made of, by index.
-        reader: makes samples of a row, and blank ones, as [`RowReader`] does.
+        rows: one row for each video.
+        reader: makes samples of a row and blank samples, as [`RowReader`] does.
         seed: seed of all random choices.
-        on_bad_video: what to do about a video that cannot be read: `raise`; `skip` it, so that its batch is smaller;
-            or `substitute` another one, drawn at random. Skipped and substituted ones are told in the batch.
+        on_bad_video: what to do about a video that cannot be read: `raise`; `skip` it, which makes its batch smaller;
+            or `substitute` another video, drawn at random. The batch reports skipped and substituted videos.
 
     Raises:
         ValueError: if there is no row or no such rule.
     """
 
     def __init__(self, rows: Sequence, reader, seed: int = 0, on_bad_video: str = "raise"):
-        if len(rows) == 0:
-            raise ValueError("The data set is empty: it names no video.")
+        check_rows(rows)
         check_rule(on_bad_video)
         self.rows, self.reader, self.seed, self.on_bad_video = rows, reader, seed, on_bad_video
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers may outlive an epoch
 
     def set_epoch(self, epoch: int):
-        """Draw anew for `dataset[index]`: for loops and trainers that know nothing of (epoch, index)."""
+        """Set the epoch of `dataset[index]`, for training loops that do not pass (epoch, index)."""
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -224,21 +228,18 @@ class SampleDataset(torch.utils.data.Dataset):
 
 
 class ClipDataset(SampleDataset):
-    """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in `set_epoch`'s epoch; -1 gives a blank one.
+    """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in the epoch of `set_epoch`.
 
-    An item has `pixel_values` (T, 3, S, S) uint8 for the first of the augmentation's sizes, `pixel_values_<size>` for
-    each other one, `bool_masked_pos` (L,) if there is a mask ((m, L) if there are several), `bool_decoded_pos` of the
-    same shape if a part of the masked patches is decoded, and `labels` if they are wanted. Where several clips are
-    cut out of a video, it is a list of such items. Batch them with [`collate_clips`].
+    An item has `pixel_values` (T, 3, S, S) uint8 for the first size of the augmentation, `pixel_values_<size>` for
+    each other size, `bool_masked_pos` (L,) if there is a mask ((m, L) if there are several), `bool_decoded_pos` of the
+    same shape if only some masked patches are decoded, and `labels` if there is a label column. If a video gives
+    several clips, an item is a list of them. Batch items with [`collate_clips`].
 
     Args:
         rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.
-        clip_sampler: cuts clips out of a video.
-        label_column: column of the labels, if labels are wanted.
-        label_names: names of the classes, if the data set does not know them.
-        seed: seed of all random choices.
-        on_bad_video: what to do about a video that cannot be read: `raise`; `skip` it, so that its batch is smaller;
-            or `substitute` another one, drawn at random. Skipped and substituted ones are told in the batch.
+        clip_sampler: takes clips from a video.
+        label_column, label_names: as in [`RowReader`].
+        seed, on_bad_video: as in [`SampleDataset`].
 
     Raises:
         ValueError: if there is no row, no such label column or no such rule.
@@ -253,20 +254,20 @@ class ClipDataset(SampleDataset):
         seed: int = 0,
         on_bad_video: str = "raise",
     ):
-        if len(rows) == 0:  # before the reader looks at the first row
-            raise ValueError("The data set is empty: it names no video.")
+        check_rows(rows)  # before the reader looks at the first row
         super().__init__(rows, RowReader(rows, clip_sampler, label_column, label_names), seed, on_bad_video)
 
 
 def collate_clips(items: list) -> dict | None:
-    """A batch of the clips of a [`ClipDataset`] or [`StreamingClips`]; those of one video lie next to each other.
+    """A batch of items of a [`ClipDataset`] or [`StreamingClips`]; clips of one video are adjacent.
 
-    Clips that stand for an unreadable video are left out. A batch of nothing else keeps one of them, all black, and
-    says so with `is_blank`: its loss counts nothing, so that other processes are not left waiting. `bad_videos`
-    lists (file, reason) of every video of the batch that could not be read.
+    Blank clips, which stand for unreadable videos, are left out. A batch of blank clips alone keeps one of them and
+    has the key `is_blank`: its loss has no weight, but the other processes do not wait for this one. `bad_videos`
+    lists (file, reason) for every unreadable video of the batch.
 
     Args:
-        items: clips, or lists of clips, as dicts of tensors; all `None` (skipped while resuming) gives `None`.
+        items: clips or lists of clips, as dicts of tensors. If all are `None`, as for the skipped batches of a resumed
+            run, the result is `None`.
     """
     if all(item is None for item in items):
         return None

@@ -1,4 +1,4 @@
-"""From a row's file, or a file of yours, to frames: videos by `VideoReader`, images as videos of one frame."""
+"""Opens the files of rows as readers of frames; an image is a video of one frame."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -36,9 +36,9 @@ class ImageReader:
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 self.pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except UnidentifiedImageError as error:  # whose message may hold an address in memory
+        except UnidentifiedImageError as error:  # its message may contain a memory address
             raise VideoReadError(source, "cannot be read as an image (of no known format)") from error
-        except Exception as error:  # damaged files meet errors of all kinds in Pillow's decoders
+        except Exception as error:  # Pillow's decoders raise errors of all kinds on damaged files
             raise VideoReadError(source, f"cannot be read as an image ({error})") from error
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class ImageReader:
         return self
 
     def __exit__(self, *exception):
-        """Nothing is left open."""
+        """Nothing to close."""
 
     def decode(self, indices: Sequence[int]) -> Frames:
         """The image, once per index."""
@@ -59,36 +59,36 @@ class ImageReader:
         return self.decode(indices).rgb()
 
 
-def fetch(url: str) -> bytes:
-    """Content of a URL; raises VideoReadError if it cannot be had."""
+def read_url(url: str) -> bytes:
+    """Content of a URL; raises VideoReadError if it cannot be read."""
     try:
         with fsspec.open(url, "rb") as file:
             return file.read()
-    except ImportError:  # the protocol's package is missing, which no file is to blame for
+    except ImportError:  # the package of a protocol is missing: no fault of the file
         raise
-    except Exception as error:  # file systems raise their HTTP clients' own errors too
+    except Exception as error:  # fsspec lets errors of HTTP clients through
         raise VideoReadError(url, f"cannot be fetched ({error})") from error
 
 
 def media_content(item: Item) -> str | bytes:
-    """What a reader opens of a row's file (`{"path", "bytes"}`: bytes win): bytes or a local path. URLs are fetched.
+    """Bytes or local path of a row's file: the bytes if the row has both, the content of a URL.
 
     Raises:
-        VideoReadError: if the row has no file, or its URL cannot be fetched.
+        VideoReadError: if the row has no file, or its URL cannot be read.
     """
     content = item["bytes"] if isinstance(item, dict) and item["bytes"] is not None else item
     content = content["path"] if isinstance(content, dict) else content
     if content is None:
         raise VideoReadError(media_name(item), "has neither a path nor bytes")
-    return fetch(content) if isinstance(content, str) and "://" in content else content
+    return read_url(content) if isinstance(content, str) and "://" in content else content
 
 
 @contextmanager
 def open_media(item: Item, is_image: bool = False) -> Iterator[VideoReader | ImageReader]:
-    """Reader of a row's file, see [`media_content`], closed on leaving.
+    """Reader of a row's file, in a `with` block.
 
     Raises:
-        VideoReadError: naming the row's file, if it cannot be fetched or read, also while the reader is in use.
+        VideoReadError: if the file cannot be read, also while the block runs; it names the row's file.
     """
     try:
         source = media_content(item)

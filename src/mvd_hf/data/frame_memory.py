@@ -1,4 +1,4 @@
-"""Decoded frames kept in memory, so that later epochs of small videos need not open and decode their files again."""
+"""Keeps decoded frames in memory, so that later epochs of small videos do not decode them again."""
 
 import hashlib
 import math
@@ -13,47 +13,45 @@ from ..model.video_reading import Frames, VideoReadError
 from .decoding import Item, open_media
 from .sources import media_name
 
-# a video of no more frames is decoded whole when it is opened: that takes no longer than opening it once more
+# a video of at most so many frames is decoded whole: that takes no longer than opening it a second time
 WHOLE_FRAMES = 64
 
 
 def media_key(item: Item) -> Hashable:
-    """What tells a row's file from others: the digest of its bytes, or its path with a local file's size and time."""
+    """Identity of a row's file: the hash of its bytes, or its path with the size and time of a local file."""
     content = item["bytes"] if isinstance(item, dict) and item["bytes"] is not None else item
     if isinstance(content, bytes):
         return hashlib.blake2b(content, digest_size=16).digest()
     name = media_name(item)
     try:
         status = os.stat(name)
-    except (OSError, ValueError):  # a URL, or a file that cannot be read either
+    except (OSError, ValueError):  # a URL, or a file that does not exist
         return name
     return name, status.st_size, status.st_mtime_ns
 
 
 def check_memory(gib: float):
-    """Raise ValueError for a size of memory that is none."""
+    """Raise ValueError if a size of memory is no number, or negative."""
     if not isinstance(gib, int | float) or not 0 <= gib < math.inf:
         raise ValueError(f"memory_gib={gib!r} must be a number of GiB, at least 0.")
 
 
 @dataclass
 class CachedFrames:
-    """What is known of a video: its number of frames, and those frames (height, width, 3) that were decoded."""
+    """Number of frames of a video, and its decoded frames (height, width, 3) by number."""
 
     total: int
     frames: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 class FrameMemory:
-    """Frames of videos that were decoded, whole.
-
-    What comes when it is full is not kept: as an epoch reads every video once, none is worth more than another.
+    """Memory of decoded frames. When it is full, it keeps what it has, as an epoch reads every video once.
 
     Args:
-        gib: how much it may hold, in GiB.
+        gib: capacity in GiB.
 
     Raises:
-        ValueError: if that is below 0 or no number.
+        ValueError: if the capacity is no number, or negative.
     """
 
     def __init__(self, gib: float = 0.0):
@@ -62,16 +60,16 @@ class FrameMemory:
         self.allow(gib)
 
     def allow(self, gib: float):
-        """Let it hold so much, if it may not hold more already."""
+        """Raise the capacity to `gib`, if it is lower."""
         check_memory(gib)
         self.capacity = max(self.capacity, int(gib * 2**30))
 
     def open(self, item: Item, is_image: bool = False) -> "CachedVideo":
-        """A row's video, see `mvd_hf.data.decoding.open_media`."""
+        """A row's video, as by `mvd_hf.data.decoding.open_media`."""
         return CachedVideo(self, item, is_image)
 
     def keep(self, key: Hashable, total: int, frames: dict[int, np.ndarray]):
-        """Keep frames of a video of `total` frames, if they fit in."""
+        """Add frames of a video of `total` frames, if there is room."""
         size = sum(frame.nbytes for frame in frames.values())
         if self.size + size <= self.capacity:
             self.size += size
@@ -79,9 +77,9 @@ class FrameMemory:
 
 
 class CachedVideo:
-    """A video with the interface of `VideoReader`, opened only for frames that are not in memory. Use it in `with`.
+    """A video that is opened only for frames that are not in memory. Use it in a `with` block.
 
-    It gives, and refuses, what `VideoReader` does: a damaged frame that no one asks for does no harm.
+    Its frames and errors are those of the file's reader.
     """
 
     def __init__(self, memory: FrameMemory, item: Item, is_image: bool):
@@ -93,14 +91,14 @@ class CachedVideo:
         return self
 
     def __exit__(self, *exception):
-        return self.opened.__exit__(*exception)  # which names the row's file in an error of its reader
+        return self.opened.__exit__(*exception)  # names the row's file in errors of its reader
 
     def __len__(self) -> int:
         kept = self.memory.videos.get(self.key)
         return len(self._open()) if kept is None else kept.total
 
     def _open(self):
-        """The reader of the file, which stays open to the end of the `with` block."""
+        """The reader of the file, open until the `with` block ends."""
         if self.reader is None:
             self.reader = self.opened.enter_context(open_media(self.item, self.is_image))
         return self.reader
@@ -118,21 +116,17 @@ class CachedVideo:
         return known | decoded
 
     def _decode(self, missing: list[int], unknown: list[int]) -> dict[int, np.ndarray]:
-        """Frames that are wanted, and all that are not known where the video is short."""
+        """The missing frames; of a short video all that are unknown."""
         reader = self._open()
         if len(reader) <= WHOLE_FRAMES and set(missing) < set(unknown):
             try:
                 return dict(zip(unknown, reader.read(unknown), strict=True))
             except VideoReadError:
-                pass  # a frame is damaged or of another size: if it is a wanted one, the next lines say so
+                pass  # a frame is damaged: the next line raises if it is a wanted one
         return dict(zip(missing, reader.read(missing), strict=True))
 
     def decode(self, indices: Sequence[int] | np.ndarray) -> Frames:
-        """Frames by number, as those of `VideoReader.decode`.
-
-        Raises:
-            VideoReadError: if they cannot be read, or are of different sizes.
-        """
+        """Frames by number; errors as in `VideoReader.decode`."""
         numbers = [int(index) for index in indices]
         frames = self._frames(set(numbers))
         height, width = frames[numbers[0]].shape[:2]
@@ -144,5 +138,5 @@ class CachedVideo:
         return Frames((height, width), [frames[number] for number in numbers])
 
 
-# of this process: all that read training videos share it, one after another or side by side
+# all data sets of a process share this memory
 PROCESS_MEMORY = FrameMemory()

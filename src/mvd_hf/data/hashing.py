@@ -1,4 +1,4 @@
-"""Digests: short texts by which weights, and lists of names, are told apart."""
+"""Hashes of weights and of lists of names, to detect changes."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -10,30 +10,30 @@ from safetensors import safe_open
 
 
 def hash_of_names(names: Iterable[str]) -> str:
-    """A digest of names in their order."""
-    digest = blake2b(digest_size=16)
+    """Hash of names in their order."""
+    found = blake2b(digest_size=16)
     for name in names:
-        digest.update(name.encode(errors="surrogateescape") + b"\0")
-    return digest.hexdigest()
+        found.update(name.encode(errors="surrogateescape") + b"\0")
+    return found.hexdigest()
 
 
 def hash_of_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """A digest of named tensors in their order; numbers count as single precision, as which weights are tested."""
-    digest = blake2b(digest_size=16)
+    """Hash of named tensors in their order; floats are hashed as float32, the precision of evaluation."""
+    found = blake2b(digest_size=16)
     for name, value in tensors:
         value = value.float() if value.is_floating_point() else value
-        digest.update(name.encode() + b"\0")
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        found.update(name.encode() + b"\0")
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def hash_of_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    """A digest of the weights of a model, from its `state_dict()`."""
+    """Hash of the weights of a model, from its `state_dict()`."""
     return hash_of_tensors(sorted(weights.items()))
 
 
 def hash_of_checkpoint(folder: str | os.PathLike) -> str:
-    """The digest of the weights in a folder: that of the model which is loaded from there."""
+    """Hash of the weights in a folder, equal to that of the model loaded from it."""
     places = {}
     for path in Path(folder).glob("*.safetensors"):
         with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: clips of a batch mixed with one another, and their labels in the same proportion.
+"""Mixup and CutMix: mixes the clips of a batch, and their labels in the same proportion.
 
 B clips in a batch, T frames in a clip, C channels, H x W pixels, K classes. Boxes are (top, left, height, width).
 """
@@ -44,21 +44,21 @@ def soft_labels(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) 
 
 
 class Mixup:
-    """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of a batch with itself in reverse order.
+    """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of a batch with the reversed batch.
 
-    One method, one share and one box are drawn per batch. The middle one of an odd number of clips meets itself.
+    Each batch draws one method, one share and one box. The middle clip of an odd number is mixed with itself.
 
     Args:
         num_classes: K.
-        mixup_alpha: both parameters of the Beta distribution of Mixup's share; 0 for no Mixup.
-        cutmix_alpha: the same of CutMix.
-        prob: probability that a batch is mixed at all.
-        switch_prob: probability of CutMix, where there are both.
+        mixup_alpha: both parameters of the Beta distribution of the share in Mixup; 0 for no Mixup.
+        cutmix_alpha: the same for CutMix.
+        prob: probability that a batch is mixed.
+        switch_prob: probability of CutMix instead of Mixup, if both are on.
         label_smoothing: part of each label that is spread over all classes.
-        cutmix_axes: `"spatial"`: the box is pasted into all frames. `"official"`: as in MVD's released program, which
-            applies an operation for images to videos: the box is drawn for a frame's height and width, but its rows
-            count frames and its columns count rows of pixels. Labels are mixed as if it were a part of the frame: of
-            clips with 16 frames of 224 x 224, six in ten keep all their pixels and change their labels.
+        cutmix_axes: `"spatial"` pastes the box into all frames. `"official"` reproduces the released MVD program,
+            which applies an operation for images to videos: rows of the box count frames, its columns count rows of
+            pixels, and labels are mixed as if it were a part of the frame. Of clips with 16 frames of 224 x 224, six
+            in ten keep all their pixels and change their labels.
 
     Raises:
         ValueError: if a parameter is out of its range.
@@ -89,7 +89,7 @@ class Mixup:
         self.prob = prob if mixup_alpha or cutmix_alpha else 0.0
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[float, Box | None]:
-        """The share of a clip's own label, and the box for CutMix; for Mixup no box; (1, no box) mixes nothing."""
+        """The share of the original label, and the box of CutMix or `None`; (1, `None`) for no mixing."""
         if rng.random() >= self.prob:
             return 1.0, None
         is_cutmix = (
@@ -103,7 +103,7 @@ class Mixup:
         return 1 - box[2] * box[3] / (height * width), box
 
     def region(self, box: Box) -> tuple[slice, ...]:
-        """Slices of pixels (B, T, C, H, W) that a box stands for; they may reach beyond the last frame."""
+        """Slices of pixels (B, T, C, H, W) for a box; they may reach beyond the last frame."""
         top, left, height, width = box
         rows, columns, whole = slice(top, top + height), slice(left, left + width), slice(None)
         return (whole, whole, whole, rows, columns) if self.cutmix_axes == "spatial" else (whole, rows, whole, columns)
@@ -125,7 +125,7 @@ class Mixup:
 
         Args:
             batch: `pixel_values` (B, T, C, H, W) of any dtype on any device, and integer `labels` (B,). Mixed uint8
-                pixels are rounded to uint8 again, at most half a grey level away from mixed floats.
+                pixels are rounded, by at most half a grey level.
             generator: source of randomness.
 
         Raises:

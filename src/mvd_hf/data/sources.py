@@ -1,4 +1,4 @@
-"""Where videos come from: list files, folders, parquet, WebDataset and the Hub, as rows of undecoded files."""
+"""Loads data sets from list files, folders, parquet, WebDataset and the Hub, as rows of undecoded files."""
 
 import csv
 import hashlib
@@ -20,16 +20,16 @@ Rows = datasets.Dataset | datasets.IterableDataset
 
 
 def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets.Dataset:
-    """Videos named in a list file in the Kinetics format, as a data set with columns `video` and `label`.
+    """The videos of a list file in the Kinetics format, as a data set with the columns `video` and `label`.
 
     Args:
-        path: a file with one `path label` per line, separated by spaces, tabs or commas, paths with separators in
-            quotes; the label (an integer) may be missing on all lines; a path without suffix gets `.mp4`. The file
-            may be a URL, such as `hf://datasets/...`.
-        root: folder or URL in front of relative paths; the list file's own folder by default.
+        path: a file, or URL such as `hf://datasets/...`, with one `path label` per line, separated by spaces, tabs or
+            commas. Paths that contain separators are quoted. The label (an integer) may be missing on all lines. A
+            path without a suffix gets `.mp4`.
+        root: folder or URL of relative paths; by default the folder of the list file.
 
     Raises:
-        ValueError: if the file cannot be read, or naming the line that is neither.
+        ValueError: if the file or a line cannot be read.
     """
     try:
         with fsspec.open(str(path), "rt", encoding="utf-8-sig") as file:
@@ -79,16 +79,16 @@ def load_options(source: str, split: str, name: str | None) -> dict:
 def load_rows(
     source: str, split: str = "train", root: str | None = None, name: str | None = None, streaming: bool = False
 ) -> Rows:
-    """The videos (or images) of a source, undecoded: a column of `{"path", "bytes"}` and what labels there are.
+    """The undecoded videos (or images) of a source: a column of `{"path", "bytes"}`, and labels if there are any.
 
     Args:
         source: a list file, a parquet or WebDataset (.tar) file or pattern, a folder (`videofolder`, `imagefolder`,
-            parquet, WebDataset) or a Hub data set id. Files may be local or URLs such as `hf://datasets/...`.
-        split: which split of a folder or Hub data set.
+            parquet, WebDataset) or a Hub data set id. Files are local or URLs such as `hf://datasets/...`.
+        split: split of a folder or Hub data set.
         root: folder of the videos of a list file.
         name: configuration of a Hub data set.
-        streaming: read rows as they are needed instead of downloading and indexing them first. A list file is never
-            streamed: its videos are fetched one by one anyway.
+        streaming: read rows when they are needed instead of downloading and indexing them first. List files are not
+            streamed, as each of their videos is read on its own.
 
     Raises:
         ValueError: if there is no such source or split, or it is empty.
@@ -106,7 +106,7 @@ def load_rows(
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise ValueError(f"The data set {source!r} has no split {split!r} that can be loaded: {error}") from error
     if isinstance(rows, datasets.IterableDataset) and rows.features:
-        return rows.decode(False)  # which also undoes the decoding that remote streams begin with
+        return rows.decode(False)  # remote streams come with decoding switched on
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Video | datasets.Image):
             rows = rows.cast_column(column, type(feature)(decode=False))
@@ -131,17 +131,17 @@ def split_names(source: str, name: str | None = None) -> list[str]:
 
 
 def _stream(source: str, split: str, name: str | None, max_samples: int | None, version: str) -> Iterator[dict]:
-    """Rows of a stream; the version is there to tell one state of the source from another."""
+    """Rows of a stream; the version makes the cache distinguish states of the source."""
     rows = load_rows(source, split, name=name, streaming=True)
     yield from rows if max_samples is None else rows.take(max_samples)
 
 
-def keep_stream(source: str, split: str, name: str | None = None, max_samples: int | None = None) -> datasets.Dataset:
-    """Rows of one split of a source, copied to the data sets' cache without downloading the other splits.
+def cache_stream(source: str, split: str, name: str | None = None, max_samples: int | None = None) -> datasets.Dataset:
+    """Rows of one split of a source, copied to the cache of `datasets` without downloading other splits.
 
     Args:
         source, split, name: as in [`load_rows`].
-        max_samples: only the first so many rows.
+        max_samples: copy only so many rows.
     """
     rows = load_rows(source, split, name=name, streaming=True)
     version = datasets.load_dataset_builder(**load_options(source, split, name)).hash
@@ -150,13 +150,13 @@ def keep_stream(source: str, split: str, name: str | None = None, max_samples: i
 
 
 def _first(rows: datasets.IterableDataset, count: int) -> Iterator[dict]:
-    """The first rows of a stream, whole whichever worker of a loader reads them."""
+    """The first rows of a stream, the same in every worker of a data loader."""
     for batch in itertools.islice(rows.iter(batch_size=1), count):
         yield {column: values[0] for column, values in batch.items()}
 
 
 def first_rows(rows: Rows, count: int) -> Rows:
-    """The first `count` rows; of a stream as a single shard, as `take` would take a part of each shard instead."""
+    """The first `count` rows; those of a stream become a single shard, as `take` would take a part of each shard."""
     if isinstance(rows, datasets.Dataset):
         return rows.select(range(min(count, len(rows))))
     arguments = {"rows": rows, "count": count}
@@ -166,7 +166,7 @@ def first_rows(rows: Rows, count: int) -> Rows:
 
 
 def num_videos(rows: Rows, split: str) -> int | None:
-    """Number of rows; of a stream what its data set declares, or `None`."""
+    """Number of rows; of a stream the number that its data set declares, or `None`."""
     if isinstance(rows, datasets.Dataset):
         return len(rows)
     declared = (rows.info.splits or {}).get(split)
@@ -174,12 +174,12 @@ def num_videos(rows: Rows, split: str) -> int | None:
 
 
 def column_names(rows: Rows) -> list[str]:
-    """Columns of rows; a stream without declared columns is asked for its first row."""
+    """Columns of rows; of a stream without declared columns those of its first row."""
     return rows.column_names or list(next(iter(rows)))
 
 
 def media_column(rows: Rows) -> str:
-    """The column of videos or images: by type, else by name; raises ValueError if there is none."""
+    """The column of videos or images, by type or else by name; raises ValueError if there is none."""
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Video | datasets.Image):
             return column
@@ -196,7 +196,7 @@ def holds_images(rows: Rows, column: str) -> bool:
 
 
 def media_name(item: dict | str | bytes) -> str:
-    """What to call a row's file: its path, else the digest of its bytes."""
+    """Name of a row's file: its path, else the hash of its bytes."""
     if isinstance(item, dict):
         item = item["path"] or item["bytes"]
     item = item or "<a row without a file>"
@@ -204,15 +204,15 @@ def media_name(item: dict | str | bytes) -> str:
 
 
 def has_content(item: dict | str | bytes | None) -> bool:
-    """Whether a row has a file at all."""
+    """Whether a row has a file."""
     return bool(item["path"] or item["bytes"] is not None) if isinstance(item, dict) else item is not None
 
 
 def field_of(row: dict, column: str):
-    """A value of a row; dots reach into nested columns, such as `json.label` of a WebDataset.
+    """A value of a row; dots lead into nested columns, such as `json.label` of a WebDataset.
 
     Raises:
-        ValueError: naming the columns there are.
+        ValueError: if there is no such column.
     """
     value = row
     for part in column.split("."):
@@ -223,10 +223,10 @@ def field_of(row: dict, column: str):
 
 
 def read_label_names(names: Sequence[str] | str | None) -> list[str] | None:
-    """Names of the classes, in order: a list, or a text file with a name per line.
+    """Names of the classes in order, from a list or a text file with a name per line.
 
     Raises:
-        ValueError: if the file is missing or no text, or a name occurs twice.
+        ValueError: if the file cannot be read, or a name occurs twice.
     """
     if isinstance(names, str):
         if not os.path.isfile(names):
@@ -246,12 +246,12 @@ def read_label_names(names: Sequence[str] | str | None) -> list[str] | None:
 
 
 class LabelReader:
-    """Reads the class of a row as an integer: class indices, `ClassLabel`s or names.
+    """Reads the class index of a row from an index, a `ClassLabel` or a name.
 
     Args:
-        rows: where the labels are.
-        column: their column; dots reach into nested columns.
-        names: names of the classes, if the data set does not know them.
+        rows: a data set with labels.
+        column: column of the labels; dots lead into nested columns.
+        names: names of the classes, if the data set does not have them.
 
     Attributes:
         names: names of the classes, or `None` if only indices are known.
@@ -263,7 +263,7 @@ class LabelReader:
     def __init__(self, rows: Rows, column: str, names: Sequence[str] | str | None = None):
         self.column, self.names = column, read_label_names(names)
         features = rows.features or {}
-        # the data set's own numbers stand for its own names, which `names` may have in another order
+        # indices of the data set stand for its own names, which `names` may list in another order
         self.known = features[column].names if isinstance(features.get(column), datasets.ClassLabel) else None
         if self.names is None and self.known is not None:
             self.names = list(self.known)
@@ -278,19 +278,19 @@ class LabelReader:
 
     @staticmethod
     def _is_index(label: str | bytes) -> bool:
-        """Whether a label is an integer written out, as in the `.cls` files of a WebDataset."""
+        """Whether a label is an integer as text, as in the `.cls` files of a WebDataset."""
         return re.fullmatch(r"-?[0-9]+", LabelReader._text(label)) is not None
 
     @staticmethod
     def _text(label):
-        """A label whose bytes are decoded."""
+        """A label as text if it is bytes."""
         return label.decode().strip() if isinstance(label, bytes) else label
 
     def __call__(self, row: dict) -> int:
         """Class index of a row.
 
         Raises:
-            ValueError: naming the label, if it is none of the classes.
+            ValueError: if the label is none of the classes.
         """
         label = self._text(field_of(row, self.column))
         if self.known is not None and isinstance(label, int) and 0 <= label < len(self.known):
@@ -306,13 +306,13 @@ class LabelReader:
 
 
 def read_manifest(path: str | Path) -> dict[str, bool]:
-    """Which files of a data set to use, by name, from the manifest that `recipes/audit.py` writes.
+    """Which files of a data set to use, by name, from a manifest that `recipes/audit.py` wrote.
 
     Args:
         path: CSV file with the columns `file` and `use` (yes or no).
 
     Raises:
-        ValueError: if the file is missing or not a manifest.
+        ValueError: if the file is no manifest, or leaves no file to use.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -331,7 +331,7 @@ def keep_listed(rows: Rows, column: str, use: dict[str, bool]) -> Rows:
     """Rows whose file a manifest says to use.
 
     Raises:
-        ValueError: naming a file that the manifest does not list.
+        ValueError: if the manifest does not list a file.
     """
 
     def is_used(item) -> bool:

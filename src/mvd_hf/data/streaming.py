@@ -1,4 +1,4 @@
-"""Training clips from a stream of rows: sharded over processes and workers, resumed without decoding again."""
+"""Training clips from a stream of rows, sharded over processes and workers; resuming decodes nothing again."""
 
 import hashlib
 import itertools
@@ -13,13 +13,13 @@ from .sources import media_name
 
 
 def part_of(rows: datasets.IterableDataset, part: int, num_parts: int, block_size: int = 1) -> Iterator[dict]:
-    """Rows of one of several readers of a stream, which together read each row once.
+    """Rows of one of `num_parts` readers of a stream, which together read each row once.
 
-    Where the stream has enough shards each reader opens its own; else several open the same shard and each takes
-    every n-th row or, where there is one shard, every n-th block of `block_size` rows.
+    Readers open shards of their own if there are enough. Otherwise several readers share a shard: each takes every
+    n-th row or, of a single shard, every n-th block of `block_size` rows.
     """
     num_shards = rows.num_shards
-    block_size = block_size if num_shards == 1 else 1  # the rows of several might not suffice for a block each
+    block_size = block_size if num_shards == 1 else 1  # the last of several shards may be short of blocks
     if num_shards >= num_parts:
         sharing, place = 1, 0
         rows = rows.shard(num_parts, part)
@@ -27,29 +27,29 @@ def part_of(rows: datasets.IterableDataset, part: int, num_parts: int, block_siz
         sharing = len(range(part % num_shards, num_parts, num_shards))
         place = part // num_shards
         rows = rows.shard(num_shards, part % num_shards)
-    # `iter` of a data set would once more divide its shards over the loader's workers
+    # iterating the data set itself would divide its shards among the loader's workers again
     for i, batch in enumerate(rows.iter(batch_size=1)):
         if i // block_size % sharing == place:
             yield {column: values[0] for column, values in batch.items()}
 
 
 class StreamingClips(torch.utils.data.IterableDataset):
-    """Training clips of a stream, an epoch at a time: items as those of [`ClipDataset`], for `MVDTrainer`'s loader.
+    """Training clips of a stream, for the data loader of `MVDTrainer`; items are those of [`ClipDataset`].
 
-    An epoch is `size` videos long. Its rows are shuffled anew (the order of the shards, then within a buffer) and
-    divided among the workers of all processes: exactly where there is one shard or parts of equal size. Else a worker
-    whose part is too small begins it again, with other crops, and one whose part is too large leaves out its end.
-    The random numbers of a clip follow from the seed, the epoch and the name of the file. Which clips share a batch
-    depends on the number of processes and workers.
+    An epoch has `size` videos. Each epoch shuffles the shards, then the rows within a buffer, and divides them among
+    the workers of all processes. The division is exact for a single shard and for parts of equal size. Otherwise a
+    worker with a smaller part starts it again, with other crops, and one with a larger part skips its end. The random
+    numbers of a clip follow from the seed, the epoch and the name of the file. Which clips share a batch depends on
+    the number of processes and workers.
 
     Args:
         rows: stream of videos with optional labels, see `mvd_hf.data.sources.load_rows`.
-        clip_sampler: cuts clips out of a video.
+        clip_sampler: takes clips from a video.
         size: number of videos of the stream.
         label_column, label_names: as in [`ClipDataset`].
         seed: seed of all random choices.
         on_bad_video: `raise` or `skip`, as in [`ClipDataset`].
-        shuffle_buffer: rows (with the bytes of their videos, if they hold them) among which the next is drawn.
+        shuffle_buffer: number of rows, with the bytes of their videos if they have them, to draw the next row from.
 
     Raises:
         ValueError: if there is no row, no such label column or no such rule.
@@ -74,12 +74,12 @@ class StreamingClips(torch.utils.data.IterableDataset):
         self.rows, self.size, self.seed = rows, size, seed
         self.on_bad_video, self.shuffle_buffer = on_bad_video, shuffle_buffer
         self.reader = RowReader(rows, clip_sampler, label_column, label_names)
-        # what the workers, which may outlive an epoch, read at its beginning
+        # shared memory: workers, which may outlive an epoch, read it when an epoch begins
         self.epoch_place = torch.zeros(6, dtype=torch.int64).share_memory_()
         self.begin_epoch(0)
 
     def __len__(self) -> int:
-        """Number of videos of an epoch of this process."""
+        """Number of videos of an epoch in this process."""
         _, _, num_batches, batch_size, _, _ = self.epoch_place.tolist()
         return num_batches * batch_size
 
@@ -93,14 +93,14 @@ class StreamingClips(torch.utils.data.IterableDataset):
         process: int = 0,
         num_processes: int = 1,
     ):
-        """Say what the next iteration yields.
+        """Prepare the next iteration.
 
         Args:
             epoch: number of the epoch.
-            skipped_batches: batches of this process that were trained on already: `None`s are yielded for them.
+            skipped_batches: number of batches to yield `None`s for, as a resumed run has trained on them.
             num_batches: batches of this process in an epoch.
             batch_size: videos per batch of a process.
-            process, num_processes: this process, and how many share the stream.
+            process, num_processes: index of this process, and number of processes that share the stream.
         """
         if num_batches is None:
             num_batches = self.size // (batch_size * num_processes)
@@ -111,7 +111,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
         epoch, skipped, num_batches, batch_size, process, num_processes = self.epoch_place.tolist()
         worker = torch.utils.data.get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        # the loader takes whole batches from its workers in turn: readers in this order share one shard without rest
+        # the loader takes batches from its workers in turn; with this order readers divide a single shard exactly
         part, num_parts = number * num_processes + process, num_processes * num_workers
         samples = self._samples(epoch, part, num_parts, batch_size)
         for batch in range(number, num_batches, num_workers):
@@ -119,7 +119,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
                 yield None if batch < skipped else self._read(row, epoch, reading)
 
     def _samples(self, epoch: int, part: int, num_parts: int, batch_size: int) -> Iterator[tuple[int, dict]]:
-        """Rows of a part in the order of an epoch, over and over, each with how often the part was begun before."""
+        """Rows of a part in the order of an epoch, endlessly, each with the number of earlier passes over the part."""
         rows = self.rows
         if self.shuffle_buffer > 1:
             order = int(torch.randint(2**31, (), generator=sample_generator(self.seed, epoch)))
@@ -134,7 +134,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
                 )
 
     def _read(self, row: dict, epoch: int, reading: int) -> dict | list[dict]:
-        """Clips of a row, or what stands for an unreadable one."""
+        """Clips of a row, or a blank clip if it is skipped."""
         name = hashlib.blake2b(media_name(row[self.reader.column]).encode(errors="surrogateescape"), digest_size=8)
         generator = sample_generator(self.seed, epoch, reading, int.from_bytes(name.digest()))
         try:

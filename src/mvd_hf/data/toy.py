@@ -1,4 +1,4 @@
-"""Small real video files made on the spot: textured shapes whose appearance and whose motion are separate labels."""
+"""Makes small video files of textured shapes, with appearance and motion as independent labels."""
 
 import csv
 import itertools
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 APPEARANCES = ("stripes", "checkerboard", "dots", "rings")
-# without mbtree, whose lookahead makes the same frames come out differently from run to run
+# mbtree would make the encoded frames differ from run to run
 ENCODER_OPTIONS = {"preset": "veryfast", "mbtree": "0"}
 # (rows, columns) per step
 MOTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
@@ -38,7 +38,7 @@ def toy_frames(
 ) -> np.ndarray:
     """Frames (T, height, width, 3) uint8: a textured square that moves over a smooth random background.
 
-    The square wraps around at the borders. Its texture tells nothing about its motion, and the other way round.
+    The square wraps around at the borders. Its texture and its motion are independent.
 
     Raises:
         ValueError: if there is no such appearance or motion.
@@ -64,11 +64,10 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 25, g
     """Write frames (H, W, 3) uint8, or an array (T, H, W, 3) of them, H and W even, as an H.264 mp4 file.
 
     Args:
-        path: the file.
-        frames: what it shows.
+        path, frames: the file, and its frames.
         fps: frames per second.
         gop_size: frames from one key frame to the next.
-        crf: x264's constant rate factor, 0 (nothing is lost but colour resolution) to 51.
+        crf: constant rate factor of x264, from 0 (loses only colour resolution) to 51.
 
     Raises:
         ValueError: if there is no frame.
@@ -89,7 +88,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 25, g
 def toy_videos(
     num_videos: int, num_frames: int, height: int, width: int, seed: int
 ) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(appearance, motion, frames) of `num_videos` videos; all combinations occur equally often, give or take one."""
+    """(appearance, motion, frames) of videos; the numbers of videos per combination differ by one at most."""
     combinations = [(appearance, motion) for appearance in APPEARANCES for motion in MOTIONS]
     for i in range(num_videos):
         appearance, motion = combinations[i % len(combinations)]
@@ -112,8 +111,8 @@ def make_toy_dataset(
     """Write a `videofolder` data set of H.264 files and return its folder.
 
     `train/` and `validation/` each hold mp4 files and a `metadata.csv` with the columns `file_name`, `appearance`,
-    `motion` (class numbers in the order of `APPEARANCES` and `MOTIONS`). A folder that holds the same data set,
-    complete, is left as it is.
+    `motion` (class indices in the order of `APPEARANCES` and `MOTIONS`). A complete copy of the same data set is not
+    written again.
     """
     folder = Path(folder)
     for split, count, split_seed in (("train", num_train, 2 * seed), ("validation", num_validation, 2 * seed + 1)):

@@ -1,8 +1,8 @@
-"""Boxes of people: padding to a batch, units, enlarging, and where a processed frame shows them.
+"""Boxes of people: padding to a batch, units, enlarging, and their places in processed frames.
 
-Boxes are x1, y1, x2, y2 from a frame's upper left corner: in pixels, or relative, as parts of its width and height.
-The
-edges are continuous: a box around a whole frame of W x H pixels is 0, 0, W, H. Letters in shapes: B clips, P people.
+Boxes are x1, y1, x2, y2 from the upper left corner of a frame, in pixels or relative, as parts of its width and
+height.
+Edges are continuous: the box of a whole frame of W x H pixels is 0, 0, W, H. Letters in shapes: B clips, P people.
 """
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# relative boxes may reach so far beyond their frame, as those of detectors do
+# largest coordinate of relative boxes: those of detectors may reach beyond the frame
 LARGEST_PART = 2.0
 
 
 def pad_people(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the people of each clip, (people, n), as one tensor (B, P, n) filled up with zeros, and its mask (B, P).
+    """Pad the rows (people, n) of each clip with zeros to one tensor (B, P, n), and return its mask (B, P) too.
 
     Raises:
-        ValueError: if a clip's rows are not a matrix, or the clips' differ in length.
+        ValueError: if the rows of a clip are not a matrix, or their lengths n differ.
     """
     shapes = {tuple(clip.shape[1:]) if clip.dim() == 2 else None for clip in rows}
     if len(shapes) != 1 or None in shapes:
@@ -32,7 +32,7 @@ def pad_people(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
 
 
 def as_pixels(boxes, unit: str, height: int, width: int) -> torch.Tensor:
-    """Boxes (P, 4) of one frame in pixels, from pixels or relative ones.
+    """Boxes (P, 4) of one frame in pixels, from pixels or relative boxes.
 
     Args:
         boxes: tensor, array or nested list.
@@ -40,7 +40,7 @@ def as_pixels(boxes, unit: str, height: int, width: int) -> torch.Tensor:
         height, width: pixels of the frame.
 
     Raises:
-        ValueError: if they are not (P, 4), end before they begin, or are evidently of the other unit.
+        ValueError: if they are not (P, 4), end before they begin, or have the other unit.
     """
     if not isinstance(boxes, torch.Tensor):
         boxes = torch.tensor(np.asarray(boxes, dtype=np.float32))
@@ -61,13 +61,13 @@ def as_pixels(boxes, unit: str, height: int, width: int) -> torch.Tensor:
 
 
 def clip_boxes(boxes: torch.Tensor, height: float, width: float) -> torch.Tensor:
-    """Boxes (..., 4) as far as they are inside a frame."""
+    """The parts of boxes (..., 4) inside a frame."""
     sizes = (width, height, width, height)
     return torch.stack([edge.clamp(0, size) for edge, size in zip(boxes.unbind(-1), sizes, strict=True)], dim=-1)
 
 
 def enlarge_boxes(boxes: torch.Tensor, margin: Sequence[float], size: Sequence[int]) -> torch.Tensor:
-    """Boxes (..., 4) wider and higher by the parts (x, y) `margin`, within frames of `size` (height, width)."""
+    """Boxes (..., 4) enlarged by the parts `margin` (x, y) of their sides, inside frames of `size` (height, width)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     dx, dy = (x2 - x1) * (margin[0] / 2), (y2 - y1) * (margin[1] / 2)
     return clip_boxes(torch.stack([x1 - dx, y1 - dy, x2 + dx, y2 + dy], dim=-1), *size)
@@ -75,12 +75,12 @@ def enlarge_boxes(boxes: torch.Tensor, margin: Sequence[float], size: Sequence[i
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a frame is in a model's input: resized, then cropped.
+    """The place of a frame in the input of a model: resized, then cropped.
 
     Args:
         original: (height, width) of the frame.
         size: (height, width) after resizing.
-        offset: upper left corner, in the resized frame, of what the model sees.
+        offset: (top, left) of the crop in the resized frame.
     """
 
     original: tuple[int, int]
@@ -88,11 +88,11 @@ class Placement:
     offset: tuple[int, int] = (0, 0)
 
     def place(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Boxes (P, 4) in pixels of the frame as boxes in pixels of the model's input."""
+        """Boxes (P, 4) from pixels of the frame to pixels of the model's input."""
         return boxes * self._scale(boxes) - self._shift(boxes)
 
     def undo(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Boxes (P, 4) in pixels of the model's input as boxes in pixels of the frame."""
+        """Boxes (P, 4) from pixels of the model's input to pixels of the frame."""
         return (boxes + self._shift(boxes)) / self._scale(boxes)
 
     def _scale(self, boxes: torch.Tensor) -> torch.Tensor:

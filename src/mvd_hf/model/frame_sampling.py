@@ -1,8 +1,8 @@
-"""Which frames of a video make a clip: the paper's samplers for pre-training, fine-tuning and testing.
+"""The frame samplers of the paper for pre-training, fine-tuning and testing.
 
-Every function takes the number of frames of the video and gives frame numbers from 0 as an int64 array, one row per
-clip. Randomness comes from the generator that is passed in. Videos that are too short repeat their last reachable
-frame. Letters in shapes: K clips, T frames per clip.
+Every function takes the number of frames of a video and returns frame numbers from 0, as an int64 array with a row for
+each clip. Random choices follow the generator. Videos that are too short repeat their last reachable frame. Letters in
+shapes: K clips, T frames per clip.
 """
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
@@ -36,8 +36,8 @@ def pretraining_frames(
 ) -> np.ndarray:
     """Pre-training clips (K, T): a random start in each of K equal parts, then every `stride`-th frame.
 
-    A start leaves room for `num_frames * stride` frames; where the video has no room a clip begins at frame 0 and
-    stays at its last reachable frame.
+    A start leaves room for `num_frames * stride` frames. In a shorter video a clip begins at frame 0 and repeats the
+    last reachable frame.
     """
     check_video(total_frames, num_frames, stride=stride, num_clips=num_clips)
     span = num_frames * stride
@@ -48,7 +48,7 @@ def pretraining_frames(
         starts = sorted(draw(0, total_frames - span, generator) for _ in range(num_clips))
     else:
         starts = [0] * num_clips
-    # the walk advances only while its position, counted from 1, stays below the number of frames
+    # as in the official program, a step is taken only if its position, counted from 1, is below the number of frames
     last_step = [max((total_frames - 2 - start) // stride, 0) for start in starts]
     steps = np.minimum(np.arange(num_frames), np.array(last_step)[:, None])
     return np.array(starts)[:, None] + stride * steps
@@ -59,8 +59,8 @@ def dense_frames(
 ) -> np.ndarray:
     """One fine-tuning clip (1, T) of Kinetics, UCF101, HMDB51: evenly spaced over a random span of T * stride frames.
 
-    The span's both ends are included, so the step is `T * stride / (T - 1)`. Videos not longer than the span are
-    covered from end to end with a frame every `stride`, then the last frame repeats.
+    Both ends of the span are included, so the step is `T * stride / (T - 1)`. Videos not longer than the span are
+    covered from end to end with a frame every `stride` frames; then the last frame repeats.
     """
     check_video(total_frames, num_frames, stride=stride)
     span = num_frames * stride
@@ -84,7 +84,7 @@ def uniform_frames(total_frames: int, num_frames: int = 16, generator: torch.Gen
 def dense_test_frames(total_frames: int, num_frames: int = 16, stride: int = 4, num_clips: int = 5) -> np.ndarray:
     """Test clips (K, T) of Kinetics, UCF101, HMDB51: every `stride`-th frame, starts evenly spread over the video.
 
-    A single clip (which the official program cannot take) is the middle one.
+    A single clip, which the official program does not have, is the middle one.
     """
     check_video(total_frames, num_frames, stride=stride, num_clips=num_clips)
     strided = np.arange(0, total_frames, stride)
@@ -109,8 +109,8 @@ def uniform_test_frames(total_frames: int, num_frames: int = 16, num_clips: int 
 def key_frame_clip(key_frame: int, total_frames: int, num_frames: int = 16, stride: int = 4) -> np.ndarray:
     """One clip (1, T) around a key frame, for action detection (AVA).
 
-    Every `stride`-th frame, half of the span before the key frame and half after it: those of 16 x 4 begin 31
-    frames before it and end 29 after it. Where the video begins or ends its first or last frame repeats.
+    It has every `stride`-th frame, half of the span before the key frame and half after it: with 16 x 4 from 31 frames
+    before it to 29 after it. At the ends of the video the first or last frame repeats.
     """
     check_video(total_frames, num_frames, stride=stride)
     if not 0 <= key_frame < total_frames:

@@ -1,4 +1,4 @@
-"""Pipelines that know what is particular to video: several views, features of long ones, people and their actions.
+"""Pipelines for videos: classification with several views, features of long videos, actions of people.
 
 They travel with a checkpoint. Letters in shapes: V views (or windows) of a video, T frames, C channels, H x W pixels;
 t x h x w the grid of patches, D the width of their features.
@@ -24,14 +24,14 @@ FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigm
 FUNCTION_OF_PROBLEM = {"regression": "none", "multi_label_classification": "sigmoid"}
 FEATURES = ("pooled", "tubelets", "tokens")
 SAMPLING_OPTIONS = ("sampling", "num_frames", "frame_sampling_rate", "num_clips", "num_crops")
-# options of sliding windows, which are neither chosen clips nor crops
+# options of sliding windows
 WINDOW_OPTIONS = ("num_frames", "frame_sampling_rate")
-# what a frame's people are told of
+# options of a frame with people
 PEOPLE_OPTIONS = ("boxes", "time", "num_frames", "frame_sampling_rate", "box_unit")
 
 
 def mark_last(chunks: Iterable[dict]) -> Iterator[dict]:
-    """Dictionaries with `is_last`, by which a pipeline tells the parts of one input from those of the next."""
+    """Add `is_last` to dictionaries: pipelines group the parts of an input by it."""
     previous = None
     for chunk in chunks:
         if previous is not None:
@@ -42,15 +42,15 @@ def mark_last(chunks: Iterable[dict]) -> Iterator[dict]:
 
 
 def middle_of(total_frames: int) -> int:
-    """Number of the middle frame; of an even number the first of the two, around which a clip of all of them lies."""
+    """Number of the middle frame; of an even number of frames the first of the middle two."""
     return (total_frames - 1) // 2
 
 
 class SlidingWindows:
-    """Clips of T frames, `stride` apart, that begin every `step` frames of a video, whose length need not be known.
+    """Windows of T frames with distance `stride` that begin every `step` frames of a video of unknown length.
 
-    The last window is the first whose T * stride frames reach the end of the video; where the video ends within a
-    window its last frame repeats, as in short videos.
+    The last window is the first one whose T * stride frames reach the end of the video. A window beyond the end
+    repeats the last frame.
 
     Args:
         num_frames: frames T of a window.
@@ -58,7 +58,7 @@ class SlidingWindows:
         step: distance of the windows' first frames.
 
     Raises:
-        ValueError: if one of them is below one.
+        ValueError: if an argument is below one.
     """
 
     def __init__(self, num_frames: int, stride: int, step: int):
@@ -68,16 +68,16 @@ class SlidingWindows:
         self.num_frames, self.stride, self.step = num_frames, stride, step
 
     def is_used(self, number: int) -> bool:
-        """Whether a frame belongs to a window, if the video is long enough for it."""
+        """Whether a frame belongs to a window of a video that is long enough."""
         first = max(number - (self.num_frames - 1) * self.stride, 0)
         starts = range(-(-first // self.step) * self.step, number + 1, self.step)
         return any((number - start) % self.stride == 0 for start in starts)
 
     def cut(self, frames: Iterable[Any]) -> Iterator[tuple[np.ndarray, list]]:
-        """The numbers (T,) and the frames of each window, as soon as they are there.
+        """The numbers (T,) and the frames of each window, as soon as its last frame is read.
 
         Args:
-            frames: every frame of a video in order; what `is_used` has no use for is not kept.
+            frames: every frame of a video in order.
         """
         waiting: list[tuple[int, list[int], list]] = []
         number = -1
@@ -97,12 +97,12 @@ class SlidingWindows:
                 yield np.array(numbers + numbers[-1:] * missing), kept + kept[-1:] * missing
 
     def _is_needed(self, start: int, last: int) -> bool:
-        """Whether the window before that of `start` ends in front of the frame `last`."""
+        """Whether the window before the one of `start` ends before the frame `last`."""
         return start == 0 or start - self.step + self.num_frames * self.stride <= last
 
 
 class MVDVideoPipeline(ChunkPipeline):
-    """What our pipelines share: a video processor is needed, views of a video are the parts that make a batch."""
+    """Base of the pipelines: needs a video processor, and makes batches of views."""
 
     _load_processor = False
     _load_image_processor = False
@@ -114,14 +114,11 @@ class MVDVideoPipeline(ChunkPipeline):
         super().__init__(*args, **kwargs)
         if self.video_processor is None:
             raise ValueError(f"{type(self).__name__} needs video_processor, for example an MVDVideoProcessor.")
-        # the base class makes batches, and saves what prepares them, only of a feature extractor
+        # transformers makes batches with, and saves, only a feature extractor
         self.feature_extractor = self.video_processor
 
     def sample_views(self, video: Any, options: dict) -> Iterator[dict]:
-        """Views of a video, as its processor chooses and prepares them: `pixel_values` (1, T, C, H, W).
-
-        Each comes with the numbers of its frames, `frames` (1, T).
-        """
+        """Views of a video as `pixel_values` (1, T, C, H, W), with their frame numbers `frames` (1, T)."""
         output = self.video_processor(
             video, do_sample_frames=True, return_tensors="pt", return_metadata=True, **options
         )
@@ -133,17 +130,17 @@ class MVDVideoPipeline(ChunkPipeline):
 
 
 class MVDMultiViewClassificationPipeline(MVDVideoPipeline):
-    """Classifies a video by the mean over several clips and crops, as in the paper's tests.
+    """Classifies a video by the mean over several clips and crops, as in the tests of the paper.
 
-    `pipe(video)` gives the most likely classes as `{"score": ..., "label": ...}`, best first; a list of videos gives a
-    list of these. Videos are what `MVDVideoProcessor` takes. Arguments, of the pipeline or of a call:
+    `pipe(video)` returns the most likely classes as `{"score": ..., "label": ...}`, best first; for a list of videos
+    it returns a list. Videos have any form that `MVDVideoProcessor` takes. Arguments of the pipeline or of a call:
 
-    - `num_clips`, `num_crops`: views of a video; by default what the processor stores or, if that is one view, the
-      paper's: 5 clips x 3 crops of a model with dense sampling, 2 x 3 of one with uniform sampling.
+    - `num_clips`, `num_crops`: views of a video. The default is stored in the processor or, if that is one view, that
+      of the paper: 5 clips x 3 crops for dense sampling, 2 x 3 for uniform sampling.
     - `sampling`, `num_frames`, `frame_sampling_rate`: as in `MVDVideoProcessor`.
     - `top_k`: number of classes, 5 by default.
-    - `function_to_apply`: `softmax`, `sigmoid` or `none`, applied to each view before the mean; by default what the
-      model's `problem_type` says.
+    - `function_to_apply`: `softmax`, `sigmoid` or `none`, applied to each view before the mean; by default it follows
+      the `problem_type` of the model.
     - `batch_size`: views per forward pass.
     """
 
@@ -180,22 +177,24 @@ class MVDMultiViewClassificationPipeline(MVDVideoPipeline):
 
 
 class MVDFeatureExtractionPipeline(MVDVideoPipeline):
-    """Features of a video: of the clip that its processor chooses, or of windows that slide over all of it.
+    """Features of a video: of the clips that its processor chooses, or of windows that slide over the whole video.
 
-    `pipe(video)` gives `{"features": ..., "frames": ...}`: float32 features of V views and the numbers (V, T) of their
-    frames; a list of videos gives a list of these. Videos are what `MVDVideoProcessor` takes. Arguments, of the
-    pipeline or of a call:
+    `pipe(video)` returns `{"features": ..., "frames": ...}`: float32 features of V views, and the numbers (V, T) of
+    their frames; for a list of videos it returns a list. Videos have any form that `MVDVideoProcessor` takes.
+    Arguments of the pipeline or of a call:
 
-    - `features`: `pooled` (V, D), the mean over a view's patches; `tubelets` (V, t, D), the mean over each time;
-      `tokens` (V, t, h, w, D), every patch. They are normed as the model hands them out: of a mean-pooling classifier
-      `pooled` alone is, as its head sees it.
-    - `window_step`: windows begin every so many frames, to the end of the video, whose last frame repeats. Each frame
-      is decoded once and memory does not grow with the length of the file; a URL is downloaded whole.
-    - `num_frames`, `frame_sampling_rate`: frames of a view, and their distance; by default what the processor stores.
+    - `features`: `pooled` (V, D), the mean over the patches of a view; `tubelets` (V, t, D), the mean over the patches
+    of
+      each time; `tokens` (V, t, h, w, D), every patch. They pass the final norm of the model; in a mean-pooling
+      classifier, whose norm follows the mean, only `pooled` does.
+    - `window_step`: distance of the first frames of windows, which slide to the end of the video. Each frame is
+    decoded
+      once, and memory does not grow with the length of a file; a URL is downloaded whole.
+    - `num_frames`, `frame_sampling_rate`: frames of a view, and their distance; by default as stored in the processor.
     - `sampling`, `num_clips`, `num_crops`: as in `MVDVideoProcessor`, without `window_step`.
     - `batch_size`: views per forward pass.
 
-    [`stream`] gives the features of one window after the other, where all of them together are too many.
+    [`stream`] returns the features of one window after the other, if all of them do not fit into memory.
     """
 
     def _sanitize_parameters(self, features: str | None = None, window_step: int | None = None, **options):
@@ -226,7 +225,7 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
             yield {"pixel_values": torch.stack(frames)[None], "frames": torch.from_numpy(numbers)[None]}
 
     def _prepared_frames(self, video: Any, windows: SlidingWindows) -> Iterator[torch.Tensor | None]:
-        """Every frame of a video in order, (C, H, W), as its processor prepares it; `None` if no window has it."""
+        """Every frame of a video in order, processed to (C, H, W); `None` if no window uses it."""
 
         def prepare(frame: np.ndarray | torch.Tensor) -> torch.Tensor:
             options = {"do_sample_frames": False, "num_clips": 1, "num_crops": 1, "return_tensors": "pt"}
@@ -260,7 +259,7 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
         return {name: torch.cat([view[name] for view in views]) for name in ("features", "frames")}
 
     def stream(self, video: Any, *, batch_size: int = 1, **options) -> Iterator[dict[str, torch.Tensor]]:
-        """Features of one view or window of a video after the other, without the axis V.
+        """The features of each view or window of a video in turn, without the axis V.
 
         Args:
             video: one video.
@@ -277,18 +276,19 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
 
 
 class MVDActionDetectionPipeline(MVDVideoPipeline):
-    """Says what each person in a frame of a video does, given where they are, as in AVA.
+    """Recognises the actions of people in a frame of a video, given their boxes, as in AVA.
 
-    `pipe(video, boxes=boxes)`, or `pipe({"video": ..., "boxes": ..., "time": ...})`, gives for each person, in the
+    `pipe(video, boxes=boxes)`, or `pipe({"video": ..., "boxes": ..., "time": ...})`, returns for each person, in the
     order of the boxes, `{"box": {"xmin": ..., "ymin": ..., "xmax": ..., "ymax": ...}, "actions": [...]}`: the box in
-    pixels of the video, and the actions as `{"score": ..., "label": ...}`, most likely first. A list of such inputs
-    gives a list. Videos are what `MVDVideoProcessor` takes. Arguments, of the pipeline or of a call:
+    pixels of the video, and actions as `{"score": ..., "label": ...}`, the most likely first. For a list of inputs it
+    returns a list. Videos have any form that `MVDVideoProcessor` takes. Arguments of the pipeline or of a call:
 
     - `boxes`: (people, 4) x1, y1, x2, y2 of the people in the frame, from a person detector.
-    - `box_unit`: `relative`, parts of the frame's width and height, or `pixels`; by default what the processor stores.
-    - `time`: seconds from the beginning at which the frame is shown; by default it is the middle one.
-    - `num_frames`, `frame_sampling_rate`: frames of the clip around it, and their distance; by default what the
-      processor stores. Decoded frames that are such a clip already need a distance of 1.
+    - `box_unit`: `relative`, parts of the width and height of the frame, or `pixels`; by default as stored in the
+      processor.
+    - `time`: seconds from the beginning to the frame; the default is the middle frame. - `num_frames`,
+    `frame_sampling_rate`: frames of the clip around the frame, and their distance; by default as stored
+      in the processor. For decoded frames that are such a clip, pass a distance of 1.
     - `top_k`: number of actions of each person, 5 by default; `threshold`: their least score, 0 by default.
     - `batch_size`: frames per forward pass, of videos of one size.
     """

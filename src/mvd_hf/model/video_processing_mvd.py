@@ -1,7 +1,6 @@
-"""MVDVideoProcessor: from videos to a model's input, by the test protocol of Masked Video Distillation.
+"""MVDVideoProcessor makes the input of a model from videos, exactly as in the tests of the paper (arXiv 2212.04500).
 
-Frames are chosen, resized, cropped and normalised as in the paper's tests (arXiv 2212.04500), to the pixel. Letters in
-shapes: B videos, V views of each, K clips, T frames, C channels, H x W pixels of a frame.
+Letters in shapes: B videos, V views of each, K clips, T frames, C channels, H x W pixels of a frame.
 """
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
@@ -32,29 +31,26 @@ from .frame_sampling import dense_test_frames, uniform_test_frames
 from .saving_mvd import forget_absent_code
 from .video_reading import VideoReader, VideoReadError
 
-# arguments of every video processor that have no meaning here
+# arguments of all video processors that this one does not support
 UNUSED_ARGUMENTS = ("fps", "do_pad", "data_format", "video_metadata")
 SAMPLING_ARGUMENTS = ("sampling", "num_frames", "frame_sampling_rate", "num_clips")
-
 
 Taps = tuple[torch.Tensor, torch.Tensor]
 
 
 def bilinear_taps(old: int, new: int, is_width: bool) -> Taps:
-    """The two pixels (2, new) of a line of `old` pixels that make each new one, and their weights in 1/2048."""
+    """For each new pixel of a line the two old pixels (2, new) that it mixes, and their weights in 1/2048."""
     place = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
     before = place.floor()
     fraction = place - before
-    if (
-        is_width
-    ):  # beyond the outermost pixels OpenCV mixes the rows with themselves, which rounds, but not the columns
+    if is_width:  # OpenCV mixes border rows with themselves, which rounds, but takes border columns as they are
         fraction = fraction.where((before >= 0) & (before < old - 1), 0.0)
     pixels = torch.stack([before, before + 1]).long().clamp_(0, old - 1)
     return pixels, (2048 * torch.stack([1 - fraction, fraction])).round().int()
 
 
 def blend(frames: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
-    """Weighted sums of the pixels of uint8 frames: of columns, then of rows, dropping bits where OpenCV does."""
+    """Weighted sums of pixels of uint8 frames over columns, then over rows, with the integer arithmetic of OpenCV."""
     left, right = (
         frames.index_select(-1, pixels).int().mul_(weights) for pixels, weights in zip(*columns, strict=True)
     )
@@ -67,9 +63,9 @@ def blend(frames: torch.Tensor, columns: Taps, rows: Taps) -> torch.Tensor:
 
 
 def resize_bilinear(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bilinear resize without antialiasing of frames (n, C, H, W) to (n, C, height, width), of the same type.
+    """Resize frames (n, C, H, W) to (n, C, height, width), bilinearly and without antialiasing.
 
-    On uint8 the result is that of OpenCV's `INTER_LINEAR`, which the official programs use, to the bit.
+    The dtype stays. uint8 results equal those of `INTER_LINEAR` of OpenCV, which the official programs use, exactly.
     """
     if frames.is_floating_point():
         return torch.nn.functional.interpolate(frames, (height, width), mode="bilinear")
@@ -78,14 +74,14 @@ def resize_bilinear(frames: torch.Tensor, height: int, width: int) -> torch.Tens
         tuple(part.to(frames.device) for part in bilinear_taps(old, new, is_width))
         for old, new, is_width in ((old_width, width, True), (old_height, height, False))
     )
-    # one frame at a time, whose sums stay in the processor's cache, takes less than half the time
+    # one frame at a time: its sums stay in the cache of the CPU, which more than halves the time
     return torch.cat([blend(frame, columns, rows) for frame in frames.split(1)])
 
 
 def resize_short_side(frames: torch.Tensor, size: int) -> torch.Tensor:
     """Frames (n, C, H, W) resized so that the short side has `size` pixels; see [`resize_bilinear`].
 
-    The long side is rounded down. Frames that fit already are returned as they are.
+    The long side is rounded down. Frames that have the size already are not copied.
     """
     height, width = short_side_size(*frames.shape[-2:], size)
     return frames if (height, width) == frames.shape[-2:] else resize_bilinear(frames, height, width)
@@ -98,15 +94,15 @@ def short_side_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def crop_offsets(height: int, width: int, size: int | tuple[int, int], num_crops: int = 1) -> list[tuple[int, int]]:
-    """(top, left) of each crop of a frame: the centre one, or several evenly spread along the longer side.
+    """(top, left) of the centre crop of a frame, or of several crops evenly spread along its longer side.
 
     Args:
         height, width: pixels of the frame.
         size: pixels of the square crop, or its (height, width).
-        num_crops: number of crops; one is the official validation's, more are the official test's.
+        num_crops: number of crops: one as in the official validation, several as in the official test.
 
     Raises:
-        ValueError: if the crop is larger than the frame, or there is no crop.
+        ValueError: if the crop is larger than the frame, or `num_crops` is below one.
     """
     crop_height, crop_width = (size, size) if isinstance(size, int) else size
     if num_crops < 1:
@@ -155,17 +151,17 @@ def is_encoded(video: Any) -> bool:
 
 
 def is_box_matrix(boxes: Any) -> bool:
-    """Whether boxes are those of one video, (people, 4), and not a list of such."""
+    """Whether boxes are those of one video, (people, 4), and not of a batch."""
     if isinstance(boxes, np.ndarray | torch.Tensor):
         return boxes.ndim == 2
     return all(np.ndim(row) == 1 and len(row) == 4 for row in boxes)
 
 
 def list_videos(videos: Any) -> list:
-    """The videos of a processor's input, which is one video or a batch of them.
+    """The videos of an input that is one video or a batch.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the batch is empty.
     """
     if isinstance(videos, np.ndarray | torch.Tensor):
         is_batch = videos.ndim == 5
@@ -178,15 +174,15 @@ def list_videos(videos: Any) -> list:
 
 
 def stack_frames(video: Any, input_data_format: str | ChannelDimension | None = None) -> torch.Tensor:
-    """Decoded frames in any form as (T, C, H, W), C of 1 or 3.
+    """Decoded frames in any form as (T, C, H, W), with 1 or 3 channels.
 
     Args:
         video: (T, H, W, C) array, (T, C, H, W) tensor, or a list of PIL images, (H, W, C) arrays or (C, H, W) tensors.
-        input_data_format: "channels_first" or "channels_last"; `None` takes the axis that has 1 or 3 entries, and of
-            two such axes the last of an array, the first of a tensor.
+        input_data_format: "channels_first" or "channels_last"; `None` takes the axis with 1 or 3 entries: of two such
+            axes the last one of an array, the first one of a tensor.
 
     Raises:
-        ValueError: if it is nothing of these.
+        ValueError: if the video has another form.
     """
     if isinstance(video, list | tuple) and video and all(is_frame(frame) for frame in video):
         frames = [np.array(frame.convert("RGB")) if isinstance(frame, Image.Image) else frame for frame in video]
@@ -214,7 +210,7 @@ def stack_frames(video: Any, input_data_format: str | ChannelDimension | None = 
 
 
 class MVDVideoProcessorKwargs(VideosKwargs, total=False):
-    """Arguments of [`MVDVideoProcessor`] beyond those of every video processor."""
+    """Arguments of [`MVDVideoProcessor`] that other video processors do not have."""
 
     sampling: Literal["dense", "uniform"] | None
     frame_sampling_rate: int | None
@@ -226,45 +222,44 @@ class MVDVideoProcessorKwargs(VideosKwargs, total=False):
 
 class MVDVideoProcessor(BaseVideoProcessor):
     r"""
-    Makes the input of an MVD model from videos, as in the paper's tests.
+    Makes the input of an MVD model from videos, as in the tests of the paper.
 
     A video is a path, an http(s) URL, bytes, a binary file object, a (T, H, W, C) array, a (T, C, H, W) tensor or a
-    list of PIL images; a list of videos, or a five-dimensional array or tensor, is a batch. Every argument can be set
-    here, where it is saved with the model, and for a single call. Unknown arguments and wrong types are refused.
+    list of PIL images. A list of videos, or a five-dimensional array or tensor, is a batch. All arguments can be set
+    here, and are saved with the model, or for a single call. Unknown arguments and wrong types are refused.
 
     Args:
-        do_sample_frames (`bool`, *optional*): whether frames are chosen from the video; `False` takes all of them as
-            one clip. By default they are chosen from what must be decoded, and decoded frames are taken as one clip.
-        sampling (`"dense"` or `"uniform"`, defaults to `"dense"`): which frames make a clip, as the model was trained:
-            every `frame_sampling_rate`-th (Kinetics, UCF101, HMDB51), or the middle of `num_frames` equal parts of the
-            video (Something-Something). Where a video is too short its last frame repeats.
+        do_sample_frames (`bool`, *optional*): whether to choose frames; `False` takes all frames as one clip. By
+            default the processor chooses frames of encoded videos and takes decoded frames as one clip.
+        sampling (`"dense"` or `"uniform"`, defaults to `"dense"`): frames of a clip, as in training: every
+            `frame_sampling_rate`-th (Kinetics, UCF101, HMDB51), or the middle of each of `num_frames` equal parts of
+            the video (Something-Something). A video that is too short repeats its last frame.
         num_frames (`int`, defaults to 16): frames of a clip.
-        frame_sampling_rate (`int`, defaults to 4): distance of a dense clip's frames.
-        num_clips (`int`, defaults to 1): clips of a video, evenly spread over it; a single dense one is the middle.
+        frame_sampling_rate (`int`, defaults to 4): distance of the frames of a dense clip.
+        num_clips (`int`, defaults to 1): clips, evenly spread over the video; a single dense one is in the middle.
         num_crops (`int`, defaults to 1): crops of a clip, evenly spread along the longer side; a single one is the
-            centre.
+            centre crop.
         size (defaults to `{"shortest_edge": 224}`): pixels of the short side, or `{"height": ..., "width": ...}`.
         crop_size (defaults to `{"height": 224, "width": 224}`): pixels of the crop.
-        box_unit (`"relative"` or `"pixels"`, defaults to `"relative"`): what `boxes` are given in: parts of the
-            frame's width and height, or its pixels.
-        size_divisor (`int`, *optional*): the right and the lower side are filled up with zeros to a multiple of it.
-        do_resize, do_center_crop, do_rescale, do_normalize, do_convert_rgb (`bool`, defaults to `True`): whether
-            frames are resized, cropped, multiplied by `rescale_factor`, normalised, and made RGB from grey.
-        rescale_factor (`float`, defaults to 1/255), image_mean, image_std (default to ImageNet's): pixel values.
-        input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"` for arrays and tensors.
-        device (*optional*): where frames are resized and normalised, and where the result is.
-        return_metadata (`bool`, defaults to `False`): whether the chosen frame numbers are returned, as
-            `video_metadata`.
+        box_unit (`"relative"` or `"pixels"`, defaults to `"relative"`): unit of `boxes`: parts of the width and height
+            of the frame, or pixels.
+        size_divisor (`int`, *optional*): pad the right and lower sides with zeros to a multiple of it.
+        do_resize, do_center_crop, do_rescale, do_normalize, do_convert_rgb (`bool`, defaults to `True`): whether to
+            resize, crop, multiply by `rescale_factor`, normalise, and convert grey frames to RGB.
+        rescale_factor (`float`, defaults to 1/255), image_mean, image_std (default to those of ImageNet): pixel
+        values. input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"` for arrays and tensors.
+        device (*optional*): device that resizes and normalises frames, and of the result. return_metadata (`bool`,
+        defaults to `False`): whether to return the chosen frame numbers, as `video_metadata`.
 
-    Frames are uint8, or floats that are in [0, 1] already and need `do_rescale=False`. Calling the processor with
-    `return_tensors="pt"` gives `pixel_values` of shape (B, T, C, H, W), or, if `num_clips * num_crops` is more than
-    one, (B, V, T, C, H, W), all crops of the first clip first. They are float32; uint8 with neither rescaling nor
-    normalisation. With `boxes`, the people in the middle frame of each clip as (people, 4) x1, y1, x2, y2, there are
-    also `boxes` (B, P, 4) in pixels of the result and `box_mask` (B, P): see [`MVDForActionDetection`].
+    Frames are uint8, or floats in [0, 1] with `do_rescale=False`. With `return_tensors="pt"` the processor returns
+    `pixel_values` (B, T, C, H, W) or, if `num_clips * num_crops` is more than one, (B, V, T, C, H, W), with all crops
+    of the first clip first. They are float32, or uint8 with neither rescaling nor normalisation. With `boxes`, the
+    people in the middle frame of each clip as (people, 4) x1, y1, x2, y2, it also returns `boxes` (B, P, 4) in pixels
+    of the result and `box_mask` (B, P): see [`MVDForActionDetection`].
 
     Raises:
         VideoReadError: (a `ValueError`) if a video cannot be downloaded or decoded; it names the video and the reason.
-        ValueError: if frames have another form, type, size or number than needed.
+        ValueError: if frames have a form, type, size or number that does not fit.
     """
 
     valid_kwargs = MVDVideoProcessorKwargs
@@ -294,7 +289,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
 
     @classmethod
     def for_model(cls, config: PreTrainedConfig, **kwargs) -> "MVDVideoProcessor":
-        """The processor of a model: its frames, pixels and normalisation.
+        """The processor for a model, with its number of frames, size and normalisation.
 
         Args:
             config: an `MVDConfig`.
@@ -312,9 +307,9 @@ class MVDVideoProcessor(BaseVideoProcessor):
 
     @classmethod
     def for_detection(cls, config: PreTrainedConfig, **kwargs) -> "MVDVideoProcessor":
-        """The processor of an action detector, by AVA's test protocol: whole frames, larger than the training crop.
+        """The processor for an action detector, as in the test on AVA: whole frames without a crop.
 
-        The short side is to the training crop as 256 to 224 pixels; nothing is cropped.
+        The short side is 256/224 times that of the training crop.
 
         Args:
             config: an `MVDConfig`.
@@ -328,9 +323,9 @@ class MVDVideoProcessor(BaseVideoProcessor):
         return cls.for_model(config, **(fields | kwargs))
 
     def _check(self, kwargs: dict, is_file: bool = False):
-        """Refuse unknown arguments, wrong types and what has no meaning here.
+        """Refuse unknown arguments, wrong types and unsupported arguments.
 
-        A saved file may hold more: fields of another version of transformers, and where remote code is.
+        A saved file may have other fields too: those of another version of transformers, and of remote code.
         """
         names = self.valid_kwargs.__annotations__
         validate_typed_dict(self.valid_kwargs, {k: v for k, v in kwargs.items() if k in names or not is_file})
@@ -341,15 +336,15 @@ class MVDVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"resample={kwargs['resample']!r} is not possible; frames are resized bilinearly (2).")
 
     def _complete(self, kwargs: dict) -> dict:
-        """All arguments: those given, else those stored."""
+        """All arguments: the given ones, else the stored ones."""
         stored = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
         return stored | {name: value for name, value in kwargs.items() if value is not None}
 
     def preprocess(self, videos, boxes=None, **kwargs) -> BatchFeature:
-        """The model's input from one video or a batch of them; see [`MVDVideoProcessor`].
+        """The model's input from one video or a batch; see [`MVDVideoProcessor`].
 
         Args:
-            videos: one video, or a batch of them.
+            videos: one video, or a batch.
             boxes (*optional*): (people, 4) of one video, or for each video of the batch.
             kwargs: arguments of the processor.
         """
@@ -376,9 +371,9 @@ class MVDVideoProcessor(BaseVideoProcessor):
         return output
 
     def sample_frames(self, metadata: VideoMetadata, **kwargs) -> np.ndarray:
-        """Numbers (K * T,) of the frames of a video with `metadata.total_num_frames` frames, clip after clip.
+        """Frame numbers (K * T,) of the clips of a video with `metadata.total_num_frames` frames.
 
-        What is not given of `sampling`, `num_frames`, `frame_sampling_rate` and `num_clips` is as stored.
+        `sampling`, `num_frames`, `frame_sampling_rate` and `num_clips` default to the stored arguments.
         """
         self._check(kwargs)
         options = self._complete(kwargs)
@@ -390,8 +385,8 @@ class MVDVideoProcessor(BaseVideoProcessor):
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Write `video_preprocessor_config.json`; see [`~transformers.BaseVideoProcessor.save_pretrained`].
 
-        A second file, `preprocessor_config.json`, makes this the checkpoint's image processor too: only where there is
-        one do the pipelines of transformers make batches and save what prepares them.
+        A second file, `preprocessor_config.json`, makes this the checkpoint's image processor too: without one the
+        pipelines of transformers neither make batches nor save the processor.
         """
         forget_absent_code(self, save_directory)
         pointer = {"image_processor_type": type(self).__name__}
@@ -407,7 +402,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
         """The stored arguments; see [`~transformers.BaseVideoProcessor.get_video_processor_dict`].
 
         Raises:
-            OSError: if only the second file of [`save_pretrained`] is there, which does not hold them.
+            OSError: if there is only the second file of [`save_pretrained`], which does not have them.
         """
         stored, kwargs = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
         if stored.get("image_processor_type") == cls.__name__:
@@ -416,15 +411,15 @@ class MVDVideoProcessor(BaseVideoProcessor):
         return stored, kwargs
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
-        """Upload the processor; a new repository is private unless told otherwise."""
+        """Upload the processor; a new repository is private by default."""
         return super().push_to_hub(repo_id, private=private, **kwargs)
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn: Callable | None = None):
-        """Decoded frames (n, H, W, 3) uint8 and metadata of a video, or, for a list, of every video.
+        """Decoded frames (n, H, W, 3) uint8 and metadata of a video, or of each video of a list.
 
         Args:
             video_url_or_urls: path, http(s) URL, bytes or binary file object, or a list of these.
-            sample_indices_fn: function of the metadata that gives the frame numbers; `None` for all frames.
+            sample_indices_fn: returns the frame numbers for the metadata; `None` for all frames.
 
         Raises:
             VideoReadError: if a video cannot be downloaded or decoded.
@@ -442,7 +437,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
         return frames, metadata
 
     def _choose_frames(self, video: Any, options: dict) -> tuple[torch.Tensor, VideoMetadata]:
-        """The frames (K * T, C, H, W) of a video's clips, and their numbers."""
+        """The frames (K * T, C, H, W) of the clips of a video, and metadata with their numbers."""
         do_sample = options["do_sample_frames"]
         is_sampled = is_encoded(video) if do_sample is None else do_sample
         if not is_sampled and options["num_clips"] != 1:
@@ -467,7 +462,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
         return frames[metadata.frames_indices] if is_sampled else frames, metadata
 
     def _make_views(self, frames: torch.Tensor, options: dict) -> torch.Tensor:
-        """The views (T, C, H, W) or (V, T, C, H, W) of clips whose frames are (K * T, C, H, W)."""
+        """The view (T, C, H, W), or views (V, T, C, H, W), of the frames (K * T, C, H, W) of clips."""
         if frames.dtype != torch.uint8 and not (frames.is_floating_point() and not options["do_rescale"]):
             raise ValueError(
                 f"Frames of {frames.dtype} cannot be processed; pass uint8 from 0 to 255, or floats in [0, 1] with "
@@ -498,7 +493,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
 
     @staticmethod
     def _list_boxes(boxes, num_videos: int, options: dict) -> list:
-        """The boxes of each video of a batch, or `None` for each."""
+        """The boxes of each video of a batch; a list of `None` without boxes."""
         if boxes is None:
             return [None] * num_videos
         if options["num_clips"] * options["num_crops"] != 1:
@@ -509,7 +504,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
         return listed
 
     def _placement(self, height: int, width: int, options: dict) -> Placement:
-        """Where frames of this size are in the model's input."""
+        """The place of frames of this size in the model's input."""
         size, resized = options["size"], (height, width)
         if options["do_resize"]:
             by_short_side = size.shortest_edge and not size.longest_edge
@@ -522,7 +517,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
         return Placement((height, width), resized, offset)
 
     def _place_boxes(self, boxes, size: tuple[int, int], options: dict) -> torch.Tensor:
-        """Boxes (P, 4) of frames of (height, width) `size` in pixels of the model's input, within it."""
+        """Boxes (P, 4) of frames of `size` (height, width) in pixels of the model's input, clipped to it."""
         placement = self._placement(*size, options)
         placed = placement.place(as_pixels(boxes, options["box_unit"], *size)).to(device=options["device"])
         crop = options["crop_size"]
@@ -537,22 +532,22 @@ class MVDVideoProcessor(BaseVideoProcessor):
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         **kwargs,
     ) -> list[list[dict[str, torch.Tensor]]]:
-        """What each person does, from the output of an [`MVDForActionDetection`].
+        """The actions of each person, from the output of [`MVDForActionDetection`].
 
         Args:
             outputs: the model's output.
-            threshold: least probability of an action that is told.
-            top_k: at most so many actions of a person; `None` for all.
-            target_sizes: (height, width) in pixels of each original video; boxes are then in these pixels. Without it
-                they are in pixels of the model's input.
-            kwargs: arguments that the processor was called with, if they change sizes.
+            threshold: least probability of an action.
+            top_k: largest number of actions per person; `None` for all.
+            target_sizes: (height, width) of each original video in pixels, for boxes in these pixels. By default boxes
+                are in pixels of the model's input.
+            kwargs: arguments of the processor's call that change sizes.
 
         Returns:
-            For each clip, for each person: `box` (4,), and of the actions, most probable first, `labels` (n,) and
-            `scores` (n,).
+            For each clip, for each person: `box` (4,), and `labels` (n,) and `scores` (n,) of the actions, the most
+            probable first.
 
         Raises:
-            ValueError: if there is not one target size for each clip.
+            ValueError: if the number of target sizes is not that of clips.
         """
         self._check(kwargs)
         options = self._standardize_kwargs(**self._complete(kwargs))
@@ -576,7 +571,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
         """Frames (n, C, H, W) resized to a short side or to a height and width; see [`resize_bilinear`].
 
         Raises:
-            ValueError: if the size says neither.
+            ValueError: if the size has neither.
         """
         if size.shortest_edge and not size.longest_edge:
             return resize_short_side(image, size.shortest_edge)

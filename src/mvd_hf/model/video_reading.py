@@ -1,8 +1,8 @@
-"""Reading chosen frames of a video file with PyAV: only what is needed is decoded, every frame is the right one.
+"""Reads chosen frames of a video file with PyAV: decodes only what they need, and returns those of a full decode.
 
-A video is scanned packet by packet without decoding, which gives the true number of frames whatever the header says.
-Then only the packets between a key frame and the wanted frames are decoded, leaving out those that nothing wanted
-refers to. The frames are those an exhaustive decode gives, upright, as RGB.
+A scan of the packets, without decoding, gives the true number of frames, whatever the header says. Decoding then
+starts at the key frame before the wanted frames and skips frames that no wanted frame refers to. Frames are upright
+RGB.
 """
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
@@ -22,24 +22,24 @@ try:
     import av
     from av.stream import Discard, Disposition
     from av.video.reformatter import VideoReformatter
-except ImportError as error:  # the model files work without PyAV; reading a file says what is missing
+except ImportError as error:  # models work without PyAV; only opening a video raises this error
     av, av_import_error = None, error
 
-# demuxers without presentation times, and decoders whose skip_frame leaves wanted frames untouched
+# demuxers without presentation times, and decoders whose skip_frame does not change other frames
 FORMATS_WITHOUT_TIMES = {"h264", "hevc", "m4v", "mpegvideo"}
 DECODERS_THAT_SKIP = {"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video"}
 logger = logging.getLogger(__name__)
 
-# containers that are one file; playlists and manifests, which open other files, are refused
+# containers that are a single file: playlists and manifests would open other files
 SINGLE_FILE_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,vvc,av1,obu,ivf,flv,asf,ogg,"
     "gif,apng,mxf,nut,dv,rm,wtv,swf,yuv4mpegpipe,mjpeg,live_flv,mp3,wav,aac,flac"
 )
-# decoded frames of a video without usable times are kept up to this many bytes, instead of decoding them again
+# frames of a video without usable times stay in memory up to this size, instead of being decoded again
 MAX_CACHED_BYTES = 512 << 20
-# mp4 files of at least so many packets (a minute and a half) are read through their own table of packets
+# from so many packets on (a minute and a half) an mp4 file is read through its own table of packets
 MIN_INDEXED_PACKETS = 2500
-# pixels of a frame (a 8K frame has 33 million); a 200 KB file can announce frames of gigabytes
+# an 8K frame has 33 million pixels; a file of 200 KB can announce frames of gigabytes
 MAX_PIXELS = 36_000_000
 
 Source = str | bytes | os.PathLike | io.IOBase
@@ -50,25 +50,25 @@ class VideoReadError(ValueError):
     """A video cannot be read: the message names the file and the reason."""
 
     def __init__(self, source: Source, reason: str | None = None):
-        # a data worker's error is made anew from its message alone
-        super().__init__(describe(source) if reason is None else f"{describe(source)}: {reason}")
+        # data loaders raise a worker's error again from its message alone
+        super().__init__(source_name(source) if reason is None else f"{source_name(source)}: {reason}")
         self.source, self.reason = source, reason
 
     def __reduce__(self):
-        return type(self), (describe(self.source), self.reason)
+        return type(self), (source_name(self.source), self.reason)
 
 
-def describe(source: Source) -> str:
-    """A short name of a source for messages."""
+def source_name(source: Source) -> str:
+    """Name of a source in messages."""
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes of video>"
     return os.fspath(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", source))
 
 
 def orientation(frame) -> tuple[bool, bool, bool]:
-    """How a decoded frame becomes upright: swap rows and columns, then flip rows, then flip columns.
+    """How to turn a decoded frame upright: whether to swap rows and columns, then flip rows, then flip columns.
 
-    From the display matrix [[a, b], [c, d]] of the stream, rounded to right angles.
+    Follows the display matrix [[a, b], [c, d]] of the stream, rounded to right angles.
     """
     for side_data in frame.side_data:
         if side_data.type.name == "DISPLAYMATRIX":
@@ -81,12 +81,12 @@ def orientation(frame) -> tuple[bool, bool, bool]:
 
 @dataclass
 class Segment:
-    """Consecutive packets of a video, in decoding order, and which frames they show.
+    """Consecutive packets of a video in decoding order, and the frames that they show.
 
     Args:
-        packets: the compressed packets; the first is a key packet.
-        order: per frame in display order, its packet.
-        first_frame: number of the first of those frames in the video.
+        packets: compressed packets; the first is a key packet.
+        order: position of the packet of each frame, in display order.
+        first_frame: number of the first frame of `order` in the video.
     """
 
     packets: list
@@ -94,17 +94,17 @@ class Segment:
     first_frame: int = 0
 
     def frames(self) -> range:
-        """Numbers of the frames that the segment shows."""
+        """Numbers of its frames."""
         return range(self.first_frame, self.first_frame + len(self.order))
 
 
 class Frames:
-    """Chosen frames of a video, of which a region can be taken before anything is converted or copied.
+    """Decoded frames of one size. [`rgb`] converts and copies them, or the region that a crop needs.
 
     Args:
-        size: (height, width) of all of them, upright.
-        frames: the frames in their order; repeats are the same object.
-        to_rgb: gives a frame as upright (height, width, 3) uint8; arrays are taken as they are.
+        size: (height, width) of the upright frames.
+        frames: the frames; repeats are the same object.
+        to_rgb: makes an upright (height, width, 3) uint8 array of a frame; by default frames are such arrays.
     """
 
     def __init__(self, size: tuple[int, int], frames: Sequence, to_rgb: Callable[[Any], np.ndarray] = np.asarray):
@@ -114,10 +114,10 @@ class Frames:
         return len(self.frames)
 
     def rgb(self, box: Box | None = None) -> np.ndarray:
-        """The frames, or a region of them: (n, height, width, 3) uint8.
+        """The frames, or a region of them, as (n, height, width, 3) uint8.
 
         Args:
-            box: (top, left, height, width) of the region in pixels; `None` for whole frames.
+            box: (top, left, height, width) in pixels; `None` for whole frames.
 
         Raises:
             ValueError: if the box is not inside the frames.
@@ -137,12 +137,12 @@ class Frames:
 
 
 class VideoReader:
-    """An open video: `len(reader)` frames, `reader.read(indices)` decodes some. Use it in a `with` block.
+    """An open video of `len(reader)` frames; `reader.read(indices)` returns some. Use it in a `with` block.
 
     Args:
         source: path, bytes or binary file object. A path is never taken as a URL or protocol.
-        num_threads: decoder threads. One is right inside data workers, which run side by side.
-        max_pixels: largest frame that is accepted, in pixels.
+        num_threads: decoder threads. Use one in data workers, which run in parallel.
+        max_pixels: largest size of a frame, in pixels.
 
     Raises:
         VideoReadError: if the source cannot be opened, has no video stream, no frame, or too large ones.
@@ -177,12 +177,12 @@ class VideoReader:
         self.close()
 
     def close(self):
-        """Free the file and the decoder."""
+        """Close the file and the decoder."""
         self._container.close()
         self._whole, self._entries, self._cache = None, [], None
 
     def decode(self, indices: Sequence[int] | np.ndarray) -> Frames:
-        """Frames by number, repeats allowed, whose colours are converted when they are taken.
+        """Decode frames by number; repeats are allowed.
 
         Args:
             indices: (n,) frame numbers from 0.
@@ -213,16 +213,16 @@ class VideoReader:
         return Frames(upright_size, [decoded[index] for index in indices], partial(self._to_rgb, turn=turn))
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Frames by number, repeats allowed, as upright RGB: (n, height, width, 3) uint8; see [`decode`]."""
+        """Frames by number as upright RGB, (n, height, width, 3) uint8; arguments and errors as in [`decode`]."""
         return self.decode(indices).rgb()
 
     def times(self) -> np.ndarray:
-        """Seconds (frames,) at which the frames are shown, counted from the first one.
+        """Seconds from the first frame to each frame, (frames,).
 
         Raises:
-            VideoReadError: if the video says nothing about them.
+            VideoReadError: if neither the packets nor the header have times.
         """
-        if self._entries:  # decoding times, whose distances are those of the presentation times
+        if self._entries:  # decoding times: their distances are those of the presentation times
             times = np.sort([entry.timestamp for entry in self._entries if not entry.is_discard])
         elif self._whole is not None and self._whole.order:
             times = np.array([self._whole.packets[i].pts for i in self._whole.order])
@@ -234,10 +234,10 @@ class VideoReader:
         return (times - times[0]) * float(self._stream.time_base)
 
     def frame_at(self, seconds: float) -> int:
-        """Number of the frame that is nearest to a time, counted in seconds from the first frame.
+        """Number of the frame nearest to a time in seconds from the first frame.
 
         Raises:
-            VideoReadError: if the video is over by then, or says nothing about the times of its frames.
+            VideoReadError: if the video has no such time, or no times at all.
         """
         times = self.times()
         end = float(times[-1] + (np.median(np.diff(times)) if len(times) > 1 else 1.0))
@@ -249,7 +249,7 @@ class VideoReader:
 
     @staticmethod
     def _open(source: Source):
-        """Container of a path, of bytes or of a file object."""
+        """Open the container of a source."""
         if isinstance(source, bytes | bytearray | memoryview):
             file = io.BytesIO(source)
         elif isinstance(source, str | os.PathLike):
@@ -261,11 +261,11 @@ class VideoReader:
         options = {"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS}
         try:
             return av.open(file, mode="r", options=options)
-        except Exception as error:  # FFmpeg's, or whatever a file object's own read and seek raise
+        except Exception as error:  # FFmpeg's errors, or any error of a file object's read and seek
             raise VideoReadError(source, f"cannot be opened as a video ({error})") from error
 
     def _choose_stream(self):
-        """The best video stream that can be decoded; cover pictures do not count. All other streams are discarded."""
+        """The best video stream that can be decoded and is no cover picture; discards all others."""
         streams = [
             stream
             for stream in self._container.streams.video
@@ -287,7 +287,7 @@ class VideoReader:
     # which packets show which frames
 
     def _find_frames(self):
-        """Learn how many frames there are, and which packets show them."""
+        """Find out how many frames there are, and which packets show them."""
         self._entries = self._read_index()
         self._whole = None if self._entries else self._scan()
         self._num_frames = self._count_frames()
@@ -295,9 +295,9 @@ class VideoReader:
             raise VideoReadError(self.source, "no frame can be decoded")
 
     def _read_index(self) -> list:
-        """The container's own table of packets, if the video is long and the table is complete; else nothing.
+        """The container's own table of packets if the video is long and the table complete, else an empty list.
 
-        Long mp4 files are then read where frames are wanted, instead of from end to end.
+        With it a long mp4 file is read only around the wanted frames, instead of from end to end.
         """
         entries = self._stream.index_entries
         is_whole = 0 < self._stream.frames <= len(entries)  # a fragmented file's table grows while it is read
@@ -309,20 +309,20 @@ class VideoReader:
         return entries
 
     def _demux(self, start: int | None = None) -> Iterator:
-        """Packets of the stream, from the key packet before the time `start`, or from the beginning, to the end."""
+        """Packets of the stream from the key packet before the time `start`, or from the beginning."""
         try:
             if start is not None:
                 self._container.seek(start, stream=self._stream)
             yield from (packet for packet in self._container.demux(self._stream) if packet.size)
         except av.error.FFmpegError:
             raise
-        except IndexError:  # behind the last packet PyAV trips over streams that the header did not announce
+        except IndexError:  # PyAV's, after the last packet, if streams appear that the header does not announce
             return
-        except Exception as error:  # whatever a file object's own read and seek raise
+        except Exception as error:  # any error of a file object's read and seek
             raise VideoReadError(self.source, f"cannot be read ({error})") from error
 
     def _scan(self) -> Segment:
-        """The whole video, still compressed. What is cut off at the end of the file is left out."""
+        """The whole video, still compressed, without a packet that the end of the file cuts off."""
         packets: list = []
         try:
             packets.extend(self._demux())
@@ -336,7 +336,7 @@ class VideoReader:
         return Segment(packets, self._display_order(packets))
 
     def _display_order(self, packets: list) -> list[int]:
-        """Packet of each shown frame, in display order; empty if the presentation times cannot be trusted."""
+        """Position of the packet of each frame in display order; empty if the times do not give that order."""
         hides_frames = self._decoder.name == "vp8"  # VP8 has reference frames that are not shown
         shown = [
             (packet.pts, i)
@@ -348,14 +348,14 @@ class VideoReader:
             return []
         if self._container.format.name in FORMATS_WITHOUT_TIMES or not packets[0].is_keyframe:
             return []
-        # a decoder that reorders although the times never do was given decoding times, as always in AVI
+        # times that never go back although the decoder reorders frames are decoding times, as always in AVI
         reordered = any(later < earlier for earlier, later in itertools.pairwise(times))
         if self._decoder.has_b_frames and (self._container.format.name == "avi" or not reordered):
             return []
         return [i for _, i in sorted(shown)]
 
     def _count_frames(self) -> int:
-        """Number of frames; a video without usable times is decoded, and its frames kept if they are small enough."""
+        """Number of frames. A video without usable times is decoded, and its frames stay in memory if they fit."""
         if self._entries:
             return sum(not entry.is_discard for entry in self._entries)
         if self._whole.order:
@@ -372,25 +372,25 @@ class VideoReader:
         return count
 
     def _segments(self, wanted: list[int]) -> Iterator[Segment]:
-        """Segments that together show the wanted frames: the whole video, or what lies around them in a long one."""
+        """Segments that show the wanted frames: of a long video the parts around them, else all of it."""
         if self._whole is not None:
             yield self._whole
             return
         visible = [not entry.is_discard for entry in self._entries]
-        before = [0, *itertools.accumulate(visible)]  # frames shown by the packets in front of a packet
+        before = [0, *itertools.accumulate(visible)]  # number of frames shown by earlier packets
         keys = [i for i, entry in enumerate(self._entries) if entry.is_keyframe]
         first_frames = [before[key] for key in keys]
         ends = [*keys[1:], len(self._entries)]
         groups: list[list[int]] = []
         for index in wanted:
             group = bisect.bisect_right(first_frames, index) - 1
-            # frames in front of a key frame may refer to the group before it
+            # frames shown before a key frame may refer to the previous group
             if groups and group - 1 <= groups[-1][1]:
                 groups[-1][1] = max(groups[-1][1], group)
             else:
                 groups.append([max(group - 1, 0), group])
         for first, last in groups:
-            packets = self._fetch(keys[first], ends[last])
+            packets = self._read_range(keys[first], ends[last])
             order = self._display_order(packets) if packets else []
             if len(order) != before[ends[last]] - before[keys[first]]:
                 yield self._scan_after_all()
@@ -398,7 +398,7 @@ class VideoReader:
             yield Segment(packets, order, before[keys[first]])
 
     def _scan_after_all(self) -> Segment:
-        """The whole video, where the container's table does not lead to the frames it promises."""
+        """The whole video, after the container's table has led to other packets."""
         self._container.close()
         if isinstance(self.source, io.IOBase):
             self.source.seek(0)
@@ -411,31 +411,31 @@ class VideoReader:
             raise VideoReadError(self.source, f"its table of packets does not hold its {self._num_frames} frames")
         return self._whole
 
-    def _fetch(self, start: int, stop: int) -> list:
-        """Packets of a range of the container's table; nothing if others come out."""
+    def _read_range(self, start: int, stop: int) -> list:
+        """Packets of a range of the container's table; empty if the file has others there."""
         packets: list = []
         try:
             for packet in self._demux(self._entries[start].timestamp):
                 if packet.pos == self._entries[start + len(packets)].pos:
                     packets.append(packet)
                 elif packets or packet.dts is None or packet.dts >= self._entries[start].timestamp:
-                    break  # in front of the range there may be packets: the seek lands at a key packet before it
+                    break  # before the range there may be packets: a seek ends at an earlier key packet
                 if len(packets) == stop - start:
                     return packets
         except av.error.FFmpegError as error:
-            logger.debug("%s: packets %d to %d cannot be read: %s", describe(self.source), start, stop, error)
+            logger.debug("%s: packets %d to %d cannot be read: %s", source_name(self.source), start, stop, error)
         return []
 
     # decoding
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
-        """Wanted frames with their numbers, each once."""
+        """Each wanted frame with its number, once."""
         missing = set(wanted)
         for segment in self._segments(wanted):
             if not segment.order:
                 yield from self._decode_in_order(segment.packets, missing)
                 return
-            # a key packet may be a mere recovery point whose first frames never come out: start earlier for those
+            # a key packet may be a recovery point, whose first frames never come out: start earlier for those
             for keys_back in (0, 1, None):
                 left = [index for index in wanted if index in missing and index in segment.frames()]
                 for index, frame in self._decode_runs(segment, left, keys_back):
@@ -444,7 +444,7 @@ class VideoReader:
                         yield index, frame
 
     def _decode_in_order(self, packets: list, wanted: set[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
-        """Wanted frames of a video without usable times, counted in output order."""
+        """Wanted frames of a video without usable times, numbered in output order."""
         last = max(wanted)
         follows_damage = False
         for index, frame in enumerate(self._decode_packets(packets) if self._cache is None else self._cache):
@@ -493,9 +493,9 @@ class VideoReader:
 
     @staticmethod
     def _spoilt_by(damaged: set[int | None], packets: list, start: int, stop: int) -> set[int]:
-        """Packets of a run that are damaged or come, in decoding order, between a damaged one and the next key packet.
+        """Packets of a run that are damaged, or follow a damaged one before the next key packet in decoding order.
 
-        Frames shown before the run's first key frame refer to what lies before the run: they fail and spoil nothing.
+        Frames shown before the run's first key frame refer to earlier packets: they fail without harm to others.
         """
         spoilt: set[int] = set()
         is_spoilt = False
@@ -507,17 +507,14 @@ class VideoReader:
         return spoilt
 
     def _skip_unreferenced(self, packets: list, start: int, stop: int, needed: Container[int]) -> Iterator:
-        """Packets of a run, telling the decoder to pass over those not needed that no other frame refers to."""
+        """Packets of a run; the decoder skips those that are neither needed nor referred to."""
         for i in range(start, stop):
             self._decoder.skip_frame = "DEFAULT" if i in needed else "NONREF"
             yield packets[i]
         self._decoder.skip_frame = "DEFAULT"
 
     def _decode_packets(self, packets: Iterable, failed: list | None = None) -> Iterator:
-        """Frames of packets in output order. Leaves the decoder fresh.
-
-        A damaged packet gives no frame and is appended to `failed`.
-        """
+        """Frames of packets in output order. Appends packets that cannot be decoded to `failed`."""
         try:
             for packet in itertools.chain(packets, [None]):
                 try:
@@ -534,7 +531,7 @@ class VideoReader:
     # pixels
 
     def _check_frame(self, frame: "av.VideoFrame", size: tuple[int, int] | None) -> tuple[int, int]:
-        """(height, width) of a decoded frame, which those before it, if there are any, must have had too."""
+        """(height, width) of a decoded frame; it must be `size`, that of the frames before it, if there are any."""
         if size is None:
             self._check_size(frame.width, frame.height)  # it may differ from what the container says
         elif (frame.height, frame.width) != size:

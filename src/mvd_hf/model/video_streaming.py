@@ -1,4 +1,4 @@
-"""Reading a video from end to end with PyAV, one frame at a time: memory does not grow with its length."""
+"""Reads a video from end to end with PyAV, one frame at a time: memory does not grow with its length."""
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 from collections.abc import Callable, Iterator
@@ -9,9 +9,9 @@ from .video_reading import VideoReader, VideoReadError, av, orientation
 
 
 class VideoStream(VideoReader):
-    """An open video that is read once, from its beginning: the frames of `VideoReader`, but neither number nor choice.
+    """An open video that is read once, from its beginning to its end, with the frames of `VideoReader`.
 
-    Nothing is known of the video before it is read, and nothing is kept.
+    It keeps nothing in memory, and does not know the number of frames in advance.
 
     Args:
         source, num_threads, max_pixels: as in `VideoReader`.
@@ -21,14 +21,14 @@ class VideoStream(VideoReader):
     """
 
     def _find_frames(self):
-        """Nothing: that would keep the compressed video in memory."""
+        """Do not scan the video: that would keep its packets in memory."""
         self._whole, self._entries = None, []
 
     def frames(self, is_wanted: Callable[[int], bool]) -> Iterator[np.ndarray | None]:
-        """Every frame in order, upright RGB (H, W, 3) uint8; `None` for those that are not wanted.
+        """Every frame in order, upright RGB (H, W, 3) uint8; `None` for frames that are not wanted.
 
         Args:
-            is_wanted: whether the frame of a number, counted from 0, is wanted.
+            is_wanted: whether the frame of a number from 0 is wanted.
 
         Raises:
             VideoReadError: if a wanted frame is damaged or follows a damaged one, if any frame is missing or changes
@@ -52,16 +52,16 @@ class VideoStream(VideoReader):
             raise VideoReadError(self.source, "no frame can be decoded")
 
     def _refuse_lost_frames(self, failed: list, number: int):
-        """Raise VideoReadError if packets could not be decoded: the numbers of the frames behind them are not known.
+        """Raise VideoReadError if packets could not be decoded, as the numbers of later frames are then unknown.
 
-        In front of the first frame they are what is left of frames that were cut off.
+        Before the first frame such packets are the rest of frames that were cut off.
         """
         if failed and (number > 0 or self._starts_with_key):
             raise VideoReadError(self.source, f"{len(failed)} packets near frame {number} cannot be decoded")
         failed.clear()
 
     def _packets(self) -> Iterator:
-        """Packets in their order. What is cut off at the end of the file is left out."""
+        """Packets in order, without one that the end of the file cuts off."""
         previous = None
         try:
             for packet in self._demux():
@@ -71,7 +71,7 @@ class VideoStream(VideoReader):
                     yield previous
                 previous = packet
         except av.error.FFmpegError:
-            pass  # the end of what there is
+            pass  # the file is cut off here
         if previous is not None and not previous.is_corrupt:
             yield previous
 
