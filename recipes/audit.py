@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 
 from mvd_hf.arguments import parse_arguments
-from mvd_hf.curation.audit import AuditSettings, audit_videos, describe_audit, find_overlap, write_manifest
+from mvd_hf.curation import AuditSettings, audit_videos, describe_audit, find_overlap, write_manifest
 from mvd_hf.data.sources import load_rows
 from mvd_hf.detection.ava_audit import AvaAuditArguments, audit_ava, describe_ava
 

@@ -16,7 +16,7 @@ from transformers import set_seed
 
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor
 from mvd_hf.arguments import parse_arguments, read_arguments
-from mvd_hf.detection.trainer import DetectionArguments, DetectionTrainer
+from mvd_hf.detection import DetectionArguments, DetectionTrainer
 from mvd_hf.hub.loading import is_published_name, read_stored_config
 
 

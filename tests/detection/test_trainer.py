@@ -291,7 +291,7 @@ def recipe():
     return module
 
 
-def test_the_recipe_goes_on_from_a_student_a_classifier_and_a_detector(recipe, toy, tmp_path):
+def test_the_recipe_starts_from_a_student_a_classifier_and_a_detector(recipe, toy, tmp_path):
     data, sizes = arguments(toy), {"drop_path_rate": 0.3, "decoder_hidden_size": 32, "decoder_num_attention_heads": 2}
     models = {
         "student": MVDForFeatureDistillation(config(**sizes)),

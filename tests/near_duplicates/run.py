@@ -2,9 +2,9 @@
 
     python tests/near_duplicates/run.py [--videos folder] [--toys 32]
 
-Each video is encoded, resized, cropped, timed and cut anew; every version must be found to have footage in common with
-the video. The first and the last 45 % of a video are two takes of one place, if it neither stands still nor repeats
-itself, and must not; nor must versions of different videos (`--same a b` names two files that do show the same).
+Each video is encoded again, resized, cropped, retimed and cut; every version must be found to have footage in common
+with the video. The first and the last 45 % of a video are two takes at one place, unless still or repetitive;
+they must not be found, nor versions of different videos (`--same a b` names two files that show the same).
 """
 
 import argparse

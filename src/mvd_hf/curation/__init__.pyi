@@ -1,3 +1,9 @@
+from .audit import AuditSettings as AuditSettings
+from .audit import audit_videos as audit_videos
+from .audit import describe_audit as describe_audit
+from .audit import find_overlap as find_overlap
+from .audit import write_manifest as write_manifest
+from .fingerprints import FingerprintSettings as FingerprintSettings
 from .fingerprints import read_fingerprints as read_fingerprints
 from .near_duplicates import find_near_duplicates as find_near_duplicates
 from .splitting import choose_sampling as choose_sampling

@@ -151,11 +151,7 @@ def source_of(item: dict | str | bytes) -> str | bytes:
 
 
 def size_and_hash(source: str | bytes) -> tuple[int, str]:
-    """Number of bytes and hash of a file.
-
-    Raises:
-        VideoReadError: if it cannot be read.
-    """
+    """Number of bytes and hash of a file; raises VideoReadError if it cannot be read."""
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             content_hash = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -221,11 +217,7 @@ def image_facts(source: str | bytes) -> dict:
 
 
 def describe_error(error: Exception) -> str:
-    """Why a file cannot be read. Whatever a library stumbles over in a file is the file's fault.
-
-    Raises:
-        ImportError: a missing package is not.
-    """
+    """Why a file cannot be read: any error of a library is the file's fault, except ImportError, which is raised."""
     if isinstance(error, VideoReadError):
         return error.reason or str(error)
     if isinstance(error, ImportError):
@@ -235,12 +227,7 @@ def describe_error(error: Exception) -> str:
 
 @dataclass
 class FileInspector:
-    """Reads a row's file and reports on it.
-
-    Args:
-        is_image: whether rows hold images, not videos.
-        thorough: as in [`AuditSettings`].
-    """
+    """Reads a row's file and reports on it; `thorough` as in [`AuditSettings`]."""
 
     is_image: bool = False
     thorough: bool = False
@@ -302,11 +289,7 @@ def report_of_row(row: dict[str, str]) -> FileReport:
 
 
 def read_reports(path: str | Path) -> list[FileReport]:
-    """Reports from a manifest, or from what an interrupted audit left.
-
-    Raises:
-        ValueError: if the file has other content.
-    """
+    """Reports from a manifest, or from what an interrupted audit left."""
     return read_results(path, COLUMNS, report_of_row)
 
 
@@ -422,7 +405,7 @@ def mark_duplicates(reports: Sequence[FileReport]):
 
 
 def find_overlap(reports: Sequence[FileReport], against: Rows, settings: AuditSettings | None = None):
-    """Mark readable files that are, byte for byte, in another data set, such as the one to test on.
+    """Mark files of `reports` that are, byte for byte, in another data set, such as the one to test on.
 
     Args:
         reports: from [`audit_videos`]; their `overlap` is set.

@@ -65,13 +65,7 @@ class FingerprintSettings:
 
 
 def thumbnail_positions(num_frames: int, fps: float | None, max_thumbnails: int) -> np.ndarray:
-    """Frame numbers (T,) of thumbnails: evenly spaced from the first to the last, about seven per second.
-
-    Args:
-        num_frames: frames of the video.
-        fps: its frame rate; `None` if it does not declare one.
-        max_thumbnails: the largest T.
-    """
+    """Frame numbers (T,) of thumbnails: evenly spaced from first to last, about seven per second if they fit."""
     wanted = round(num_frames / (fps or USUAL_RATE) * THUMBNAILS_PER_SECOND)
     count = min(max(wanted, MIN_THUMBNAILS), max_thumbnails, num_frames)
     return np.linspace(0, num_frames - 1, count).round().astype(np.int64)
@@ -84,13 +78,11 @@ class VideoFingerprint:
     Args:
         file: its name, see `mvd_hf.data.sources.media_name`.
         reason: why it cannot be read; empty if it can.
-        bytes: size of the file; `None` for a URL, or if there is no such file.
-        hash: of the content, where the row holds the content instead of a path.
+        bytes, hash: size of the file, and hash of the content where the row holds it instead of a path.
         num_frames: frames of the video, 0 if it cannot be read.
         fps: average frame rate as the container declares it.
         max_thumbnails: as in [`FingerprintSettings`].
-        thumbnails: (T, 12, 12) uint16, gray levels times 257: means over the cells of a grid on the frames of
-            `positions`.
+        thumbnails: (T, 12, 12) uint16, mean gray levels times 257 of the cells of a grid.
     """
 
     file: str
@@ -148,12 +140,7 @@ def read_thumbnails(reader, positions: np.ndarray) -> np.ndarray:
 
 @dataclass
 class FingerprintReader:
-    """Reads a row's file and takes its fingerprint.
-
-    Args:
-        max_thumbnails: as in [`FingerprintSettings`].
-        is_image: whether rows hold images, not videos.
-    """
+    """Reads a row's file and takes its fingerprint."""
 
     max_thumbnails: int
     is_image: bool = False
@@ -195,11 +182,7 @@ def pack(thumbnails: np.ndarray) -> str:
 
 
 def unpack(text: str) -> np.ndarray:
-    """Thumbnails (T, 12, 12) from the text that [`pack`] made.
-
-    Raises:
-        ValueError: if it is something else.
-    """
+    """Thumbnails (T, 12, 12) from the text that [`pack`] made; raises ValueError if it is something else."""
     try:
         steps = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<u2")
     except (binascii.Error, zlib.error) as error:
@@ -213,11 +196,7 @@ def row_of(fingerprint: VideoFingerprint) -> dict[str, str | int | float | None]
 
 
 def fingerprint_of_row(row: dict[str, str]) -> VideoFingerprint:
-    """A fingerprint from a row of the file.
-
-    Raises:
-        ValueError: if a cell is not what [`row_of`] writes.
-    """
+    """A fingerprint from a row of the file; raises ValueError if a cell is damaged."""
     numbers = {
         "bytes": int(row["bytes"]) if row["bytes"] else None,
         "num_frames": int(row["num_frames"]),
@@ -231,11 +210,7 @@ def fingerprint_of_row(row: dict[str, str]) -> VideoFingerprint:
 
 
 def load_fingerprints(path: str | Path) -> list[VideoFingerprint]:
-    """Fingerprints from a file, finished or interrupted.
-
-    Raises:
-        ValueError: if the file has other content, or naming a line that is damaged.
-    """
+    """Fingerprints from a file, finished or interrupted; raises ValueError naming a damaged line."""
     return read_results(path, COLUMNS, fingerprint_of_row)
 
 

@@ -114,14 +114,7 @@ def class_words(classes: Sequence[Sequence[NameParts]], label_names: Sequence[st
 
 
 def group_of(part: NameParts, words: set[str], counted: set[tuple[str, str]], in_folders: bool) -> tuple | None:
-    """The group of a file of a class, or `None`.
-
-    Args:
-        part: its name.
-        words: from [`class_words`].
-        counted: from [`counted_groups`] of the class.
-        in_folders: whether the files of the class are in several folders.
-    """
+    """The group of a file of a class, or `None`; `in_folders` if the files of the class are in several folders."""
     word = letters(part.prefix)
     if part.kind == "certain":
         return (part.prefix,)

@@ -69,11 +69,9 @@ class ComparableVideo:
     """A fingerprint without brightness and contrast.
 
     Args:
-        thumbnails: (T, P) with any brightness and contrast.
+        thumbnails: (T, P); those with a contrast (T,) below `FLAT_CONTRAST` are ignored.
         times: (T,) frame numbers.
-        num_frames: frames of the video.
-        fps: its frame rate; `None` if it does not declare one.
-        contrast: (T,) gray levels; thumbnails below `FLAT_CONTRAST` are ignored.
+        num_frames, fps: of the video.
     """
 
     def __init__(
@@ -239,9 +237,7 @@ def fit(first: ComparableVideo, second: ComparableVideo, speed: float, offsets: 
 def match_at(first: ComparableVideo, second: ComparableVideo, is_cropped: bool = False) -> Match | None:
     """The alignment with the highest similarity, if that is high enough.
 
-    Args:
-        first, second: the videos.
-        is_cropped: whether one of them was cropped to the window of the other, which leaves differences.
+    `is_cropped` says that one video was cropped to the window of the other, which leaves differences.
     """
     # the other video is interpolated to the thumbnails of the sparser one (of equal ones, of the less rough)
     if (first.spacing, -first.roughness) < (second.spacing, -second.roughness):
@@ -318,12 +314,7 @@ def query_positions(num_thumbnails: int) -> np.ndarray:
 def coarse_pairs(
     fingerprints: Sequence[VideoFingerprint], others: Sequence[VideoFingerprint] | None = None
 ) -> np.ndarray:
-    """Pairs (n, 2) of positions of videos with a coarsely similar thumbnail.
-
-    Args:
-        fingerprints: of readable videos.
-        others: of another set; without it, pairs are within `fingerprints`, each once.
-    """
+    """Pairs (n, 2) of positions of readable videos with a coarsely similar thumbnail, in one set or between two."""
     sets = [fingerprints] if others is None else [fingerprints, others]
     coarse = [[coarse_thumbnails(ComparableVideo.of(fingerprint)) for fingerprint in videos] for videos in sets]
     orders = [(0, 0)] if others is None else [(0, 1), (1, 0)]

@@ -1,7 +1,8 @@
 """Official splits of UCF101, HMDB51, Something-Something v2 and Kinetics: from their files to lists of videos.
 
 A reader returns the names of the classes, in the order of their indices from 0, and lists such as `train_1` of (name
-of the video, class index) pairs. [`find_videos`] finds the files of these videos, [`write_lists`] writes list files.
+of the video, class index) pairs, or raises ValueError naming the file and line that is malformed. [`find_videos`]
+finds the files of these videos, [`write_lists`] writes list files.
 """
 
 import csv
@@ -76,11 +77,7 @@ class OfficialSplits:
 
 
 def read_text(path: Path) -> str:
-    """Text of a file.
-
-    Raises:
-        ValueError: if it is missing or no text.
-    """
+    """Text of a file."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -102,11 +99,7 @@ def malformed(path: Path, number: int, line: str, wanted: str) -> ValueError:
 
 
 def split_numbers(folder: Path, pattern: str) -> list[int]:
-    """Numbers of the splits in the names of a folder's files.
-
-    Raises:
-        ValueError: if there is no such file.
-    """
+    """Numbers of the splits in the names of a folder's files."""
     names = os.listdir(folder) if folder.is_dir() else []
     numbers = {int(found[1]) for name in names if (found := re.fullmatch(pattern, name))}
     if not numbers:
@@ -118,11 +111,7 @@ def split_numbers(folder: Path, pattern: str) -> list[int]:
 
 
 def read_ucf101(folder: str | Path) -> OfficialSplits:
-    """UCF101's `classInd.txt`, `trainlist01.txt`, `testlist01.txt` and so on, as `train_1`, `test_1`, ...
-
-    Raises:
-        ValueError: if a file is missing, naming a malformed line, or see [`OfficialSplits`].
-    """
+    """UCF101's `classInd.txt`, `trainlist01.txt`, `testlist01.txt` and so on, as `train_1`, `test_1`, ..."""
     folder = Path(folder)
     index = folder / "classInd.txt"
     names: list[str] = []
@@ -155,11 +144,7 @@ def ucf101_video(path: Path, number: int, line: str, label_of: dict[str, int]) -
 
 
 def read_hmdb51(folder: str | Path) -> OfficialSplits:
-    """HMDB51's `<class>_test_split<N>.txt`, as `train_1`, `test_1`, ...; classes in alphabetical order.
-
-    Raises:
-        ValueError: if a file is missing, naming a malformed line, or see [`OfficialSplits`].
-    """
+    """HMDB51's `<class>_test_split<N>.txt`, as `train_1`, `test_1`, ...; classes in alphabetical order."""
     folder = Path(folder)
     pattern = re.compile(r"(.+)_test_split(\d+)\.txt")
     files = [found for name in (os.listdir(folder) if folder.is_dir() else ()) if (found := pattern.fullmatch(name))]
@@ -186,10 +171,7 @@ def read_hmdb51(folder: str | Path) -> OfficialSplits:
 def read_ssv2(folder: str | Path) -> OfficialSplits:
     """Something-Something v2's `something-something-v2-{labels,train,validation}.json`, as `train` and `validation`.
 
-    Files may also be named without the word in front, as in newer downloads (`labels.json`).
-
-    Raises:
-        ValueError: if a file is missing or has an entry without video or known template, or see [`OfficialSplits`].
+    Files may also be named without the prefix, as in newer downloads (`labels.json`).
     """
     path, labels = read_json(Path(folder), "labels")
     try:
@@ -231,12 +213,7 @@ def read_json(folder: Path, kind: str) -> tuple[Path, dict | list]:
 
 
 def read_kinetics(folder: str | Path) -> OfficialSplits:
-    """Kinetics' `train.csv`, `val.csv` (or `validate.csv`) and, if it has labels, `test.csv`; classes alphabetically.
-
-    Raises:
-        ValueError: if a file is missing, naming a malformed line or a class that is not in training, or see
-            [`OfficialSplits`].
-    """
+    """Kinetics' `train.csv`, `val.csv` (or `validate.csv`) and, if labeled, `test.csv`; classes alphabetically."""
     rows: dict[str, list[tuple[str, str]]] = {}
     for kind, names in KINETICS_FILES.items():
         path = next((Path(folder) / name for name in names if (Path(folder) / name).exists()), Path(folder) / names[0])
@@ -256,11 +233,7 @@ def read_kinetics(folder: str | Path) -> OfficialSplits:
 
 
 def kinetics_videos(path: Path) -> list[tuple[str, str]]:
-    """(name of the video, name of the class) of a file of Kinetics; nothing of one without labels.
-
-    Raises:
-        ValueError: if the file is missing or has other columns, or naming a malformed line.
-    """
+    """(name of the video, name of the class) pairs of a file of Kinetics; none if it has no labels."""
     table = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
         rows = [(table.line_num, row) for row in table]
@@ -288,11 +261,7 @@ SPLIT_READERS = {"ucf101": read_ucf101, "hmdb51": read_hmdb51, "ssv2": read_ssv2
 
 
 def video_index(folder: str | Path) -> dict[str, list[PurePosixPath]]:
-    """Paths of all videos of a folder and its sub-folders, relative to it, by the name without suffix.
-
-    Raises:
-        ValueError: if there is no such folder, or no video in it.
-    """
+    """Paths of all videos of a folder and its sub-folders, relative to it, by name without suffix."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no folder of videos {str(folder)!r}.")
@@ -314,18 +283,10 @@ def video_index(folder: str | Path) -> dict[str, list[PurePosixPath]]:
 
 
 def find_video(name: str, index: dict[str, list[PurePosixPath]], class_folders: set[str]) -> PurePosixPath | None:
-    """The path of a video of a split file, or `None`: one that ends with its name, else one with its file name.
+    """The path of a video of a split file in a [`video_index`], or `None`; its name may begin with its class folder.
 
-    Another suffix is accepted, the folder of another class is not. Files in the folder of the class are preferred,
-    then files with the same suffix.
-
-    Args:
-        name: of the video; it may begin with the folder of its class.
-        index: from [`video_index`].
-        class_folders: names of the folders of all classes.
-
-    Raises:
-        ValueError: if several files fit equally well.
+    Another suffix is accepted, the folder of another class is not. Preferred are paths that end with the name, then
+    those in the folder of the class, then those with the same suffix. Several files that fit equally well are refused.
     """
     wanted = PurePosixPath(name)
     others = class_folders - set(wanted.parts[:-1])
@@ -354,8 +315,7 @@ def find_videos(splits: OfficialSplits, folder: str | Path, *, allow_missing: bo
         By the name of the list, (absolute path, class index) pairs.
 
     Raises:
-        ValueError: naming videos that are missing, a class of a list without any video, or several files that could
-            be one video.
+        ValueError: naming missing videos, a class of a list without any, or several files that could be one video.
     """
     index = video_index(folder)
     wanted = dict.fromkeys(video for videos in splits.lists.values() for video, _ in videos)
@@ -385,12 +345,12 @@ def find_videos(splits: OfficialSplits, folder: str | Path, *, allow_missing: bo
 
 
 def write_lists(output: str | Path, lists: dict[str, List], label_names: Sequence[str]):
-    """Write `<name>.csv` for each list, as `mvd_hf.data.sources.read_list_file` takes it, and `classes.txt`.
+    """Write `<name>.csv` for each list, for `mvd_hf.data.sources.read_list_file`, and `classes.txt`.
 
     Args:
         output: the folder.
-        lists: (path or URL, class index) pairs by the name of the list; relative paths are written as absolute ones.
-        label_names: written one per line, as `label_names` takes them.
+        lists: (path or URL, class index) pairs by the name of the list; paths are made absolute.
+        label_names: written one per line.
 
     Raises:
         ValueError: if there is no such file, or a name or path has a line break.

@@ -55,7 +55,7 @@ def group_videos(
     Args:
         names: of the files; the same name is the same video.
         labels, label_names: as in `mvd_hf.curation.name_groups.name_groups`.
-        duplicates: pairs of positions, from `mvd_hf.curation.near_duplicates.find_near_duplicates`.
+        duplicates: pairs of positions, from `find_near_duplicates`.
     """
     parents = list(range(len(names)))
 
@@ -100,7 +100,7 @@ class Split:
 
 
 class ValidationGroups:
-    """Groups that are moved to validation one by one.
+    """Moves groups to validation one by one.
 
     Args:
         groups: number of videos of each class in each group.
@@ -139,12 +139,7 @@ class ValidationGroups:
 
 
 def choose_validation(groups: Sequence[Counter], fraction: float, rng: np.random.Generator) -> set[int]:
-    """Groups for validation: near `fraction` of each class, and one group or more of each class that has two.
-
-    Args:
-        groups, fraction: as in [`ValidationGroups`].
-        rng: draws the order in which groups are taken.
-    """
+    """Groups for validation: near `fraction` of each class, and one group or more of each class that has two."""
     choice = ValidationGroups(groups, fraction)
     order = rng.permutation(len(groups)).tolist()
     having = defaultdict(list)
@@ -224,13 +219,7 @@ def split_rows(
 
 
 def write_duplicates(path: str | Path, duplicates: Sequence[NearDuplicate], names: Sequence[str]):
-    """Write pairs with common footage as CSV with the columns first, second, kind, share, likeness.
-
-    Args:
-        path: the file; it is written as a whole or not at all.
-        duplicates: pairs of positions in `names`.
-        names: of the files.
-    """
+    """Write pairs of positions in `names` with common footage as a CSV file."""
     rows = [
         {**dataclasses.asdict(pair), "first": names[pair.first], "second": names[pair.second]} for pair in duplicates
     ]
@@ -311,13 +300,7 @@ def group_warnings(
 def split_warnings(
     split: Split, names: Sequence[str], labels: Sequence[int], fraction: float, label_names: Sequence[str] | None
 ) -> list[str]:
-    """Sentences on a split: its classes, groups that allow no better one, contradictory labels, videos left out.
-
-    Args:
-        split: without its `warnings`.
-        names, labels: of all rows.
-        fraction, label_names: as in [`split_rows`].
-    """
+    """Sentences on a split: its classes, groups that allow no better one, contradictory labels, videos left out."""
     warnings = class_warnings([labels[i] for i in split.train], [labels[i] for i in split.validation], label_names)
     warnings += group_warnings(split, names, labels, fraction, label_names)
     called = [f"{name} ({label})" for name, label in zip(names, named(labels, label_names), strict=True)]

@@ -34,12 +34,7 @@ def serve(function: Callable, connection: Connection, other_end: Connection):
 
 
 class GuardedWorker:
-    """A process that works on one job at a time, and is replaced when it crashes or takes too long.
-
-    Args:
-        function: called with the item of a job.
-        time_limit: seconds per job.
-    """
+    """A process that works on one job at a time, and is replaced when it crashes or takes longer than `time_limit`."""
 
     def __init__(self, function: Callable, time_limit: float):
         self.function, self.time_limit = function, time_limit
@@ -62,11 +57,7 @@ class GuardedWorker:
             self.connection.send(item)
 
     def outcome(self) -> tuple | None:
-        """(key, result, reason why there is none) once the job has ended in any way, else `None`.
-
-        Raises:
-            Exception: what the function raised.
-        """
+        """(key, result, reason why there is none) once the job has ended in any way, else `None`."""
         if self.connection.poll():
             try:
                 result = self.connection.recv()
@@ -134,10 +125,10 @@ def run_guarded(
 
 
 def read_results(path: str | Path, columns: Sequence[str], from_row: Callable[[dict], object]) -> list:
-    """Results from a CSV file that [`Journal`] or [`write_table`] wrote, without a row that was cut off.
+    """Results from a CSV file that [`Journal`] wrote, without a row that was cut off.
 
     Raises:
-        ValueError: if the file lacks one of the columns, or naming the line that `from_row` refuses.
+        ValueError: if the file lacks a column, or naming a damaged line.
     """
     try:
         content = Path(path).read_bytes()

@@ -24,10 +24,7 @@ COLOR_JITTER = (20.0, 26.0, 26.0)
 def jitter_boxes(boxes: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
     """Move every edge of relative boxes (P, 4) at random within the frame, more outwards than inwards.
 
-    Args:
-        boxes: relative boxes.
-        amount: factor of the published amounts (20 % outwards and 10 % inwards in x, half of that in y).
-        generator: source of randomness.
+    `amount` is a factor of the published amounts: 20 % outwards and 10 % inwards in x, half of that in y.
     """
     draws = torch.rand(boxes.shape, generator=generator)
     sizes = torch.cat([boxes[:, 2:] - boxes[:, :2]] * 2, dim=1) * amount
@@ -58,12 +55,9 @@ def at_least_a_pixel(boxes: torch.Tensor, height: int, width: int) -> torch.Tens
 
 
 def jitter_color(clip: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
-    """Shift hue, saturation and value of a clip, by the same amounts in all frames.
+    """Shift hue, saturation and value of a clip (T, 3, H, W) uint8, by the same amounts in all frames.
 
-    Args:
-        clip: (T, 3, H, W) uint8.
-        amount: factor of the published amounts (20 degrees, 26 and 26 gray levels).
-        generator: source of randomness.
+    `amount` is a factor of the published amounts: 20 degrees, 26 and 26 gray levels.
     """
     hue, saturation, value = (amount * uniform(-most, most, generator) for most in COLOR_JITTER)
     levels = np.arange(256)

@@ -53,7 +53,7 @@ def read_label_map(path: str | os.PathLike) -> dict[int, str]:
     """Names of class ids from a label map: `item { name: "sit" id: 11 }`, or `label { name: ... label_id: ... }`.
 
     Raises:
-        ValueError: if the file cannot be read, holds no class, or gives one id twice.
+        ValueError: if the file cannot be read, has no entry, or gives one id twice.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -106,11 +106,7 @@ def name_of(source: Table) -> str:
 
 
 def read_columns(source: Table, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table, NaN where it lacks one; rows are numbered from 0 like the lines of a file.
-
-    Raises:
-        ValueError: if the file cannot be read, or a row has more columns.
-    """
+    """Columns of a table, NaN where it lacks one; rows are numbered from 0 like the lines of a file."""
     if isinstance(source, pd.DataFrame | Mapping):
         return pd.DataFrame(source).reset_index(drop=True).reindex(columns=columns)
     names = [*columns, "too many"]
@@ -142,11 +138,7 @@ def refuse_rows(table: pd.DataFrame, is_bad: pd.Series, source: Table, reason: s
 
 
 def check_numbers(table: pd.DataFrame, source: Table) -> pd.DataFrame:
-    """The table with `video` as text and all other columns as float64.
-
-    Raises:
-        ValueError: naming the first row without video or timestamp, or with a value that is not a finite number.
-    """
+    """The table with `video` as text and all other columns as float64; a row with another value is refused."""
     for name in table.columns.drop("video"):
         numbers = pd.to_numeric(table[name], errors="coerce").astype("float64")
         refuse_rows(table, table[name].notna() & ~np.isfinite(numbers), source, f"has no number as {name}")
@@ -212,11 +204,7 @@ def score_column(table: pd.DataFrame) -> pd.Series:
 
 
 def read_key_frames(source: Table) -> pd.DataFrame:
-    """Key frames alone, such as AVA's excluded timestamps: `video, timestamp`.
-
-    Raises:
-        ValueError: naming a malformed row.
-    """
+    """Key frames alone, such as AVA's excluded timestamps: `video, timestamp`. A malformed row is refused."""
     return check_numbers(read_columns(source, KEY), source)
 
 
@@ -248,11 +236,7 @@ def without(table: pd.DataFrame, excluded: Table | None) -> pd.DataFrame:
 def scored_rows(
     groundtruth: Table, detections: Table, actions: Iterable[int], excluded: Table | None
 ) -> tuple[BoxRows, BoxRows]:
-    """Ground truth and detections of the actions, in the key frames of the ground truth.
-
-    Raises:
-        ValueError: see [`ava_map`].
-    """
+    """Ground truth and detections of the actions, in the key frames of the ground truth."""
     truth, found = without(read_boxes(groundtruth), excluded), read_boxes(detections)
     all_frames = truth[KEY]
     truth, found = (table[table["action"].isin(list(actions))] for table in (truth, found))

@@ -56,13 +56,7 @@ def has_ties(scores: np.ndarray, starts: np.ndarray) -> list[int]:
 
 
 def heap_order(rows: BoxRows, numbers: np.ndarray, top_k: int | None) -> list[int]:
-    """Numbers of the `top_k` best rows of a frame, best first, with ties in the order of the official program's heap.
-
-    Args:
-        rows: all rows.
-        numbers: of the frame's rows, in the order of the file.
-        top_k: `None` for all.
-    """
+    """The `top_k` best of the rows `numbers` of a frame, best first, with ties as in the official program's heap."""
     heap: list[tuple] = []
     numbers_of: dict[tuple, list[int]] = defaultdict(list)
     values = zip(
@@ -125,15 +119,10 @@ def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def is_correct(detections: BoxRows, groundtruth: BoxRows, threshold: float) -> np.ndarray:
-    """Which detections (N,) are correct.
+    """Which detections (N,), sorted by [`by_action`], are correct.
 
     A detection is compared with the one ground truth of its action and frame that it overlaps most. It is correct if
     it overlaps enough and no detection before it took the same ground truth.
-
-    Args:
-        detections: sorted by [`by_action`].
-        groundtruth: in the order of [`best_rows`].
-        threshold: least intersection over union.
     """
     width = int(max(detections.frames.max(initial=0), groundtruth.frames.max(initial=0))) + 1
     keys, true_keys = (rows.actions * width + rows.frames for rows in (detections, groundtruth))
@@ -160,10 +149,7 @@ def is_correct(detections: BoxRows, groundtruth: BoxRows, threshold: float) -> n
 def average_precision(scores: np.ndarray, correct: np.ndarray, num_truths: int) -> float:
     """Area under the precision-recall curve whose precision never falls with falling recall (PASCAL VOC).
 
-    Args:
-        scores: (N,) of the detections.
-        correct: (N,) which of them are correct.
-        num_truths: number of ground truths, at least one.
+    `num_truths` is the number of ground truths, at least one.
     """
     if not len(scores):
         return 0.0

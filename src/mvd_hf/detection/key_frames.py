@@ -61,12 +61,7 @@ class KeyFrames(Sequence):
 
     @classmethod
     def of_people(cls, people: pd.DataFrame, labels: np.ndarray | None = None) -> "KeyFrames":
-        """Key frames in the order of their first person.
-
-        Args:
-            people: a table with the columns `video`, `timestamp`, `x1`, `y1`, `x2`, `y2`, `score`, a row per person.
-            labels: (rows, K) bool.
-        """
+        """Key frames in the order of their first person, from a table with a row per person and labels (rows, K)."""
         (keys,) = frame_keys(people)
         order = np.argsort(keys, kind="stable")
         people = people.iloc[order]
@@ -217,11 +212,7 @@ class KeyFrameReader:
     max_people: int | None = None
 
     def clips(self, row: KeyFrame, generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
-        """The clip of a key frame: `pixel_values`, `boxes` in its pixels, `labels` if there are any, and `key_frame`.
-
-        Raises:
-            VideoReadError: if the video is missing or cannot be read.
-        """
+        """The clip of a key frame: `pixel_values`, `boxes` in its pixels, `labels` if it has any, and `key_frame`."""
         span = self.num_frames * self.stride // 2 + self.stride
         with self.videos.open(row.video, row.timestamp, span) as (reader, key_frame):
             (indices,) = key_frame_clip(key_frame, len(reader), self.num_frames, self.stride)

@@ -27,8 +27,7 @@ class Shape:
     Args:
         appearance, motion: of `APPEARANCES` and `MOTIONS`.
         size: (height, width) in pixels.
-        start: (top, left) in the first frame.
-        step: (rows, columns) per frame.
+        start, step: (top, left) in the first frame, and the move per frame.
     """
 
     appearance: str

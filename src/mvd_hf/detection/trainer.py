@@ -105,11 +105,7 @@ class DetectionArguments:
         return {number - 1: actions.get(number, f"unused {number}") for number in range(1, max(actions) + 1)}
 
     def training_set(self, config: MVDConfig, seed: int = 0) -> SampleDataset:
-        """Key frames with annotated people, jittered and cropped.
-
-        Raises:
-            ValueError: if annotations or folders cannot be used, or videos are missing.
-        """
+        """Key frames with annotated people, jittered and cropped."""
         height, width = config.frame_size
         if height != width:
             raise ValueError(f"Training crops are square, the model wants {height}x{width} pixels.")
@@ -133,11 +129,7 @@ class DetectionArguments:
         return SampleDataset(people.first(self.max_samples), reader, seed, self.on_bad_video)
 
     def evaluation_set(self, config: MVDConfig) -> SampleDataset | None:
-        """Whole key frames with annotated or detected people; `None` without `eval_annotations`.
-
-        Raises:
-            ValueError: if annotations, boxes or folders cannot be used.
-        """
+        """Whole key frames with annotated or detected people; `None` without `eval_annotations`."""
         if self.eval_annotations is None:
             return None
         if self.boxes is None:
@@ -265,11 +257,7 @@ class DetectionTrainer(MVDTrainer):
         return ava_map(truth, table, self.data.top_k, excluded=self.data.eval_excluded, label_map=self.data.scored)
 
     def run_evaluation(self):
-        """Evaluate the model without training and write the results, as the last step of a recipe; see [`run`].
-
-        Raises:
-            ValueError: if there is no evaluation set.
-        """
+        """Evaluate the model without training and write the results, as the last step of a recipe; see [`run`]."""
         if self.eval_dataset is None:
             raise ValueError("There is nothing to evaluate on: give eval_annotations.")
         self.evaluate()
@@ -278,13 +266,10 @@ class DetectionTrainer(MVDTrainer):
         leave(self)
 
     def save_evaluation(self) -> dict:
-        """Write the last evaluation into `<output_dir>/evaluation/`, from the main process.
+        """Write the last evaluation into `<output_dir>/evaluation/` from the main process, and return its metrics.
 
         `metrics.json` has the metrics, `average_precision.csv` those of each action, and `detections.csv` the boxes in
         AVA's format, for the official evaluation and [`ava_map`].
-
-        Returns:
-            The metrics, as on the main process; nothing on others.
         """
         if not self.is_world_process_zero():
             return {}
@@ -311,12 +296,10 @@ def detection_table(
 ) -> pd.DataFrame:
     """Detections as a table: the `top_k` boxes with an action of highest score in each key frame, all for 0.
 
-    A score is the probability of the action times the score of the person.
-
     Args:
         key_frames: the people.
         people: (P,) indices of people among those of all key frames, ascending.
-        probabilities: (P, K).
+        probabilities: (P, K); a score is the probability of the action times the score of the person.
         actions: class ids to list, with their names.
     """
     numbers = np.array([number for number in actions if number <= probabilities.shape[1]])

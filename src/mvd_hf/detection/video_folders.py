@@ -105,7 +105,7 @@ class VideoFolders:
     Args:
         roots: the folders.
         start: second of the original video at which the files of whole videos begin: 0, or 900 where only AVA's
-            annotated quarter of an hour was kept.
+            annotated quarter of an hour was downloaded.
 
     Raises:
         ValueError: if a folder does not exist.
@@ -133,11 +133,7 @@ class VideoFolders:
                 self._found.setdefault(path.name, []).append((path, 0.0, np.inf))
 
     def locate(self, video: str, timestamp: float) -> tuple[Path, float]:
-        """The file or folder of seconds that holds a time of a video, and the second at which it begins.
-
-        Raises:
-            VideoReadError: if there is none.
-        """
+        """The file or folder of seconds that holds a time of a video, and the second at which it begins."""
         parts = self.parts(video)
         for path, first, last in parts:
             if timestamp <= last and (first <= timestamp or last == np.inf):
@@ -171,14 +167,10 @@ class VideoFolders:
 
     @contextmanager
     def open(self, video: str, timestamp: float, span: int) -> Iterator[tuple[VideoReader | SecondFiles, int]]:
-        """A reader of the frames around a time of a video, and the number of the frame that is nearest to it.
+        """A reader of the frames around a time of a video, and the index of the frame that is nearest to it.
 
-        Args:
-            video, timestamp: the key frame.
-            span: number of frames wanted on either side.
-
-        Raises:
-            VideoReadError: naming the video, if it is missing, ends before that time, or cannot be read.
+        `span` is the number of frames wanted on either side. Raises VideoReadError if the video is missing, too short,
+        or cannot be read.
         """
         path, first = self.locate(video, timestamp)
         if not path.is_dir():
