@@ -77,7 +77,7 @@ def resolve_detection(script: str, arguments: list[str]) -> list:
     if script == "recipes/audit.py":
         return parse_arguments(arguments, AvaAuditArguments)
     if script == "recipes/visualize.py":
-        kind, _ = load_script(script).PICTURES[arguments[0]]
+        kind, _ = load_script(script).FIGURES[arguments[0]]
         return parse_arguments(arguments[1:], kind)
     kinds = load_script(script).DetectorArguments, DetectionArguments, MVDTrainingArguments
     return parse_arguments([*arguments, "--use_cpu"], *kinds)
