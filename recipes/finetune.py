@@ -1,9 +1,9 @@
-"""Stage 3: adapt an encoder to labelled videos, by the paper's fine-tuning, adapters or a probe, and test it.
+"""Adapt an encoder to labelled videos by fine-tuning as in the paper, adapters or a probe, and test it.
 
     accelerate launch recipes/finetune.py recipes/mvd-vit-b-from-vit-l/finetune_k400.yaml [--key value ...]
     python recipes/finetune.py --dataset folder/of/class/folders
 
-Without a recipe, that of `recipes/own_videos` for this machine is taken. Keys:
+The default recipe is that of `recipes/own_videos` for this machine. Keys:
 `mvd_hf.finetuning.adaptation.AdaptationArguments`
 (model, method, test), `mvd_hf.data.arguments.DataArguments` and `FinetuningClipArguments` (videos, clips),
 `mvd_hf.finetuning.preparation.PreparationArguments` (division), `mvd_hf.evaluation.probing.ProbeArguments`,
@@ -36,11 +36,11 @@ OWN_VIDEOS = Path(__file__).parent / "own_videos"
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """The arguments, behind the recipe for one's own videos on this machine if they name none."""
+    """The arguments after a recipe; by default that for your videos on this machine."""
     if arguments and not arguments[0].startswith("--"):
         return arguments
     recipe = OWN_VIDEOS / ("one_gpu.yaml" if torch.cuda.is_available() else "cpu.yaml")
-    logging.info("No recipe is given: %s, and what the command line says.", recipe)
+    logging.info("Using the default recipe %s and the command line.", recipe)
     return [str(recipe), *arguments]
 
 

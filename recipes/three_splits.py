@@ -1,4 +1,4 @@
-"""Fine-tune and test on each of the official splits of UCF101 or HMDB51; report each, the mean and the spread.
+"""Fine-tune and test on each official split of UCF101 or HMDB51; report each, the mean and standard deviation.
 
     python recipes/three_splits.py recipes/ucf101/finetune.yaml --data data/ucf101 [--num_train_epochs 50 ...]
 
@@ -23,10 +23,10 @@ from mvd_hf.arguments import merge, parse_overrides, read_yaml
 
 logger = logging.getLogger(__name__)
 
-# where a fine-tuning writes the result of its test, beside the weights it tested, and what is in it
+# file with the result of a test, beside the tested weights, and accuracies in it
 METRICS_FILE = Path("evaluation", "metrics.json")
 ACCURACIES = ("video_top1", "video_top5", "clip_top1", "clip_top5")
-# keys of the fine-tuning that differ from split to split
+# keys of the fine-tuning that depend on the split
 KEYS_OF_A_SPLIT = ("dataset", "eval_dataset", "label_names")
 
 
@@ -43,11 +43,11 @@ class SplitRuns:
         launcher: arguments of `accelerate launch`; `None` to start one process with this Python.
 
     Attributes:
-        output_dir: the recipe's; the run of each split has the folder `split<N>` in it.
-        tested: folder, inside the run's, of the weights that it tests.
+        output_dir: of the recipe; the run of each split has the folder `split<N>` in it.
+        tested: folder of the tested weights in the folder of a run.
 
     Raises:
-        ValueError: if the recipe has no `output_dir`, or an argument differs from split to split.
+        ValueError: if the recipe has no `output_dir`, or an argument depends on the split.
     """
 
     script: str
@@ -61,7 +61,7 @@ class SplitRuns:
         given = parse_overrides(self.arguments)
         taken = sorted(set(given) & set(KEYS_OF_A_SPLIT))
         if taken:
-            raise ValueError(f"--{taken[0]} differs from split to split: give --data, the folder of all lists.")
+            raise ValueError(f"--{taken[0]} depends on the split: give --data, the folder of all lists.")
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits={list(self.splits)} must be different numbers.")
         keys = merge(read_yaml(self.recipe), given)
@@ -73,11 +73,11 @@ class SplitRuns:
         self.tested = "" if weights == "last" else weights
 
     def folder(self, split: int) -> Path:
-        """Where the run of a split writes."""
+        """Output folder of the run of a split."""
         return self.output_dir / f"split{split}"
 
     def tested_folder(self, split: int) -> Path:
-        """Where the weights are that the run of a split tests."""
+        """Folder of the weights that the run of a split tests."""
         return self.folder(split) / self.tested
 
     def command(self, split: int) -> list[str]:
@@ -90,7 +90,9 @@ class SplitRuns:
         keys = {key: str(Path(self.data, name)) for key, name in files.items()}
         for path in keys.values():
             if not Path(path).is_file():
-                raise ValueError(f"There is no {path!r}: recipes/prepare.py writes it, or leave out split {split}.")
+                raise ValueError(
+                    f"There is no {path!r}: write it with recipes/prepare.py, or leave out split {split}."
+                )
         keys["output_dir"] = str(self.folder(split))
         launch = [sys.executable]
         if self.launcher is not None:
@@ -100,7 +102,7 @@ class SplitRuns:
         return [*launch, self.script, self.recipe, *self.arguments, *given]
 
     def run(self):
-        """Fine-tune on each split in turn, except those that are finished.
+        """Fine-tune on each split that is not finished.
 
         Raises:
             ValueError: if a list file is missing, or a result cannot be read.
@@ -115,7 +117,7 @@ class SplitRuns:
             logger.info("Split %d: %s", split, " ".join(commands[split]))
             code = subprocess.run(commands[split], check=False).returncode
             if code != 0:
-                raise RuntimeError(f"Split {split} failed with exit code {code}. Start again to continue from there.")
+                raise RuntimeError(f"Split {split} failed with exit code {code}. Start again to continue.")
             if read_result(self.tested_folder(split)) is None:
                 raise RuntimeError(f"Split {split} ended without {str(self.tested_folder(split) / METRICS_FILE)!r}.")
 
@@ -123,7 +125,7 @@ class SplitRuns:
         """The results of all splits together, also written to `<output_dir>/three_splits.json`.
 
         Raises:
-            ValueError: if there is no result, one cannot be read, or they are of different test protocols.
+            ValueError: if there is no result, one cannot be read, or the test protocols differ.
         """
         results = {split: read_result(self.tested_folder(split)) for split in self.splits}
         summary = summarize(results)
@@ -135,10 +137,10 @@ class SplitRuns:
 
 
 def read_result(folder: Path) -> dict | None:
-    """Protocol, number of videos and accuracies that a run's test wrote; `None` if it has not ended.
+    """Protocol, number of videos and accuracies of the test of a run; `None` if it has not ended.
 
     Raises:
-        ValueError: if the file lacks one of them, or it is not what it must be.
+        ValueError: if the file is incomplete or not valid.
     """
     path = folder / METRICS_FILE
     if not path.exists():
@@ -160,13 +162,13 @@ def read_result(folder: Path) -> dict | None:
 
 
 def summarize(results: dict[int, dict | None]) -> dict:
-    """Results of splits, their mean and sample standard deviation (`None` of a single one), and what is missing.
+    """Results of splits, their mean and sample standard deviation (`None` for one split), and missing splits.
 
     Args:
         results: from [`read_result`], by the number of the split.
 
     Raises:
-        ValueError: if there is no result, or they are of different test protocols.
+        ValueError: if there is no result, or the test protocols differ.
     """
     found = {split: result for split, result in results.items() if result is not None}
     missing = [split for split in results if split not in found]
@@ -175,7 +177,7 @@ def summarize(results: dict[int, dict | None]) -> dict:
     protocols = {str(result["protocol"]) for result in found.values()}
     if len(protocols) > 1:
         each = ", ".join(f"split {split}: {result['protocol']}" for split, result in found.items())
-        raise ValueError(f"The splits were tested differently ({each}): test them alike, or collect some of them.")
+        raise ValueError(f"The test protocols differ ({each}): test with the same one, or collect some of the splits.")
     values = {key: [float(result[key]) for result in found.values()] for key in ACCURACIES}
     return {
         "protocol": protocols.pop(),
@@ -189,7 +191,7 @@ def summarize(results: dict[int, dict | None]) -> dict:
 
 
 def describe(summary: dict) -> str:
-    """A Markdown table of the results of splits, in percent, and sentences on what limits them."""
+    """A Markdown table of the results in percent, with the test protocol and the missing splits."""
     header = ["split", "videos", "missing videos", "video top-1", "video top-5", "clip top-1", "clip top-5"]
     lines = [header, ["---"] * len(header)]
     for split, result in summary["splits"].items():
@@ -210,7 +212,7 @@ def describe(summary: dict) -> str:
 
 
 def split_runs(arguments: list[str]) -> tuple[SplitRuns, bool]:
-    """The runs that the command line asks for, and whether only to collect their results."""
+    """The runs of a command line, and whether to collect their results only."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("recipe", help="YAML file of recipes/finetune.py")
     parser.add_argument("--data", required=True, help="folder of train_<N>.csv, test_<N>.csv and classes.txt")

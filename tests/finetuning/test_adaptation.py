@@ -1,6 +1,7 @@
-"""From a folder of clips to a tested model: every way of adapting, and what is refused before hours are spent."""
+"""From a folder of clips to a tested model: every method, and what is refused before training."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def test_every_method_leaves_a_tested_model_that_the_pipeline_loads(adapted, cli
     assert (folder / "best" / "model.safetensors").exists() == (method in ("full", "lora"))
 
 
-def test_every_model_that_is_left_has_a_card_that_tells_how_it_was_made(adapted, encoder):
+def test_every_saved_model_has_a_record_for_its_card(adapted, encoder):
     method, output = adapted
     facts, logged = RECORDS[method]
     for name in ("", "best", "ema") if method in ("full", "lora") else ("",):
@@ -126,8 +127,8 @@ def test_every_model_that_is_left_has_a_card_that_tells_how_it_was_made(adapted,
         (base,) = source_models(run, HfApi())
         assert (base.part, base.model, base.license) == ("base", Path(encoder).name, "cc-by-nc-4.0")
         card = render_card(folder, "me/x", CardDetails(license="mit"), Snippet("snippet"), [base]).text
-        assert "which is stricter than mit" in card
-        assert ("weights | moving average" in card) == (name == "ema")
+        assert re.search("cc-by-nc-4.0.*stricter than mit", card)
+        assert ("| weights |" in card) == (name == "ema")
         assert ("| clips | 4 frames x 2 clips x 2 crops | top-1 of videos |" in card) == (name == "")
 
 
@@ -147,7 +148,7 @@ def test_a_trainer_pushes_what_was_tested_and_nothing_else(clips, encoder, tmp_p
 
 def test_a_probe_is_not_pushed_by_a_trainer(clips, encoder, tmp_path):
     training = {"push_to_hub": True, "license": "mit"}
-    with pytest.raises(ValueError, match="method=linear_probe cannot push_to_hub: publish its output_dir"):
+    with pytest.raises(ValueError, match=r"method=linear_probe.*push_to_hub"):
         adapt(clips, encoder, tmp_path, "linear_probe", training=training)
 
 
@@ -159,7 +160,7 @@ def test_nearest_neighbours_leave_figures_and_no_model(clips, encoder, tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_the_test_is_of_the_weights_that_were_asked_for(clips, encoder, tmp_path):
+def test_the_chosen_weights_are_tested(clips, encoder, tmp_path):
     adaptation = adapt(clips, encoder, tmp_path, training={"ema_decay": 0.5}, test_weights="ema")
     adaptation.run()
     model = MVDForVideoClassification.from_pretrained(tmp_path / "ema")
@@ -173,11 +174,11 @@ def test_without_validation_it_trains_and_does_not_test(clips, encoder, tmp_path
     adapt(clips, encoder, tmp_path, preparation={"validation_fraction": 0}).run()
     assert (tmp_path / "model.safetensors").exists()
     assert not (tmp_path / "evaluation").exists()
-    with pytest.raises(ValueError, match="method=knn needs videos to test on"):
+    with pytest.raises(ValueError, match=r"method=knn.*validation_fraction"):
         adapt(clips, encoder, tmp_path / "knn", "knn", preparation={"validation_fraction": 0}).run()
 
 
-def test_started_again_a_finished_run_only_says_what_it_found(clips, encoder, tmp_path):
+def test_a_finished_run_that_is_started_again_is_only_tested(clips, encoder, tmp_path):
     adapt(clips, encoder, tmp_path).run()
     weights = (tmp_path / "model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "evaluation")
@@ -186,19 +187,13 @@ def test_started_again_a_finished_run_only_says_what_it_found(clips, encoder, tm
     assert (tmp_path / "evaluation" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"model": ""}, "No model: give --model with a folder"),
-        ({"model": "x", "method": "prompt"}, "no method='prompt'; choose full, lora, linear_probe"),
-        ({"model": "x", "test_weights": "first"}, "no test_weights='first'; choose last, best, ema"),
-    ],
-)
-def test_impossible_recipes_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        AdaptationArguments(**arguments)
-
-
-def test_averaged_weights_cannot_be_tested_where_there_are_none(clips, encoder, tmp_path):
+def test_impossible_recipes_are_refused(clips, encoder, tmp_path):
+    for arguments, message in (
+        ({"model": ""}, "--model"),
+        ({"model": "x", "method": "prompt"}, "method='prompt'.*full, lora, linear_probe"),
+        ({"model": "x", "test_weights": "first"}, "test_weights='first'.*last, best, ema"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AdaptationArguments(**arguments)
     with pytest.raises(ValueError, match="test_weights=ema needs ema_decay"):
         adapt(clips, encoder, tmp_path, test_weights="ema")

@@ -15,8 +15,8 @@ from mvd_hf.data.toy import APPEARANCES, toy_frames, write_video
 from mvd_hf.finetuning.preparation import (
     PreparationArguments,
     choose_clips,
+    names_directions,
     prepare_videos,
-    tells_left_from_right,
 )
 
 NAMES = sorted(APPEARANCES)
@@ -58,10 +58,8 @@ def test_a_folder_of_classes_is_divided_class_by_class_and_copies_stay_together(
     assert {Path(name).parent.name for name in validation} == set(NAMES)
     assert ("dots/1.mp4" in train) == ("dots/copy.mp4" in train)
     assert videos.labels.tolist() == [NAMES.index(Path(name).parent.name) for name in train]
-    assert "No validation set is given" in caplog.text
-    assert "Folders of classes without any video, which are left out: 1 (spirals)" in caplog.text
-    assert "fewer than 10 usable videos" in caplog.text
-    assert "1 pairs of videos share footage" in caplog.text
+    assert "1 (spirals)" in caplog.text
+    assert "fewer than 10" in caplog.text
     assert "copy.mp4" in (tmp_path / "near_duplicates.csv").read_text()
     again = prepare(classes, tmp_path)  # from the fingerprints that are there
     assert files(again.validation) == validation
@@ -95,19 +93,19 @@ def splits(classes, tmp_path) -> Path:
 def test_a_split_with_a_usual_name_is_validated_on(splits, tmp_path, caplog):
     videos = prepare(splits, tmp_path)
     assert (len(videos.train), len(videos.validation)) == (12, 8)
-    assert "fewer than 10 usable videos" in caplog.text
+    assert "fewer than 10" in caplog.text
 
 
 def test_training_videos_in_a_given_validation_set_are_found_by_content(splits, tmp_path, caplog):
     shutil.copy(splits / "train" / "dots" / "dots0.mp4", splits / "val" / "dots" / "another name.mp4")
-    with pytest.raises(ValueError, match=r"(?s)another name\.mp4.*would mean nothing.*on_overlap drop"):
+    with pytest.raises(ValueError, match=r"(?s)another name\.mp4.*on_overlap drop"):
         prepare(splits, tmp_path)
     kept = prepare(splits, tmp_path, PreparationArguments(on_overlap="keep"))
     assert len(kept.validation) == 9
     dropped = prepare(splits, tmp_path, PreparationArguments(on_overlap="drop"))
     assert len(dropped.validation) == 8
     assert "another name.mp4" not in " ".join(files(dropped.validation))
-    assert "1 of 9 validation videos are left out" in caplog.text
+    assert "1 of 9" in caplog.text
     unseen = prepare(splits, tmp_path, PreparationArguments(compare_content=False))
     assert len(unseen.validation) == 9
 
@@ -115,18 +113,18 @@ def test_training_videos_in_a_given_validation_set_are_found_by_content(splits, 
 def test_a_validation_set_that_is_the_training_set_is_refused(splits, tmp_path):
     shutil.rmtree(splits / "val")
     shutil.copytree(splits / "train", splits / "val")
-    with pytest.raises(ValueError, match="All videos of the validation set are in training"):
+    with pytest.raises(ValueError, match="eval_dataset"):
         prepare(splits, tmp_path, PreparationArguments(on_overlap="drop"))
 
 
 def test_labels_and_numbers_of_classes_that_do_not_fit_are_named(classes, tmp_path):
-    with pytest.raises(ValueError, match=r"config.num_labels=400, but the data set has 4 \(checkerboard"):
+    with pytest.raises(ValueError, match=r"config.num_labels=400.* 4 \(checkerboard"):
         prepare(classes, tmp_path, num_labels=400)
-    with pytest.raises(ValueError, match=r"There is no column 'action'; the columns are video, label"):
+    with pytest.raises(ValueError, match=r"'action'.*video, label"):
         prepare(classes, tmp_path, keys=replace(KEYS, label_column="action"))
     listed = tmp_path / "train.csv"
     listed.write_text("".join(f"{classes}/dots/{i}.mp4 {i}\n" for i in range(5)))
-    with pytest.raises(ValueError, match=r"dots/3.mp4: the label 3 is none of the model's 3 classes"):
+    with pytest.raises(ValueError, match=r"dots/3\.mp4: the label 3"):
         prepare(listed, tmp_path, num_labels=3)
     assert prepare(listed, tmp_path, PreparationArguments(validation_fraction=0)).num_labels == 5
 
@@ -138,7 +136,7 @@ def test_videos_that_belong_together_cannot_be_divided(tmp_path):
             path = folder / name / f"v_Walk_g01_c0{j}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_video(path, toy_frames(name, "left", 12, 40, 48, np.random.default_rng(j)))
-    with pytest.raises(ValueError, match="cannot be divided without separating what belongs together: give eval_data"):
+    with pytest.raises(ValueError, match="eval_dataset"):
         prepare(folder, tmp_path)
 
 
@@ -146,11 +144,11 @@ def test_a_stream_needs_the_number_of_classes_and_the_sampling(classes, tmp_path
     listed = datasets.load_dataset(str(classes), split="train").cast_column("video", datasets.Video(decode=False))
     listed.remove_columns("label").add_column("label", [0] * 21).to_parquet(tmp_path / "train.parquet")
     options = {"data": {"streaming": True}}
-    with pytest.raises(ValueError, match=r"does not say how many classes there are: give label_names or config"):
+    with pytest.raises(ValueError, match=r"label_names or config\.num_labels"):
         prepare(tmp_path / "train.parquet", tmp_path, **options)
     videos = prepare(tmp_path / "train.parquet", tmp_path, num_labels=4, **options)
     assert (videos.num_labels, videos.labels, videos.validation) == (4, None, None)
-    with pytest.raises(ValueError, match="lengths of a stream's videos are not known: give sampling"):
+    with pytest.raises(ValueError, match="give sampling"):
         choose_clips(KEYS, DataArguments(dataset="x"), videos, 16)
 
 
@@ -168,21 +166,19 @@ def test_frames_are_sampled_by_the_videos_lengths(classes, tmp_path, caplog, num
     assert (given.sampling, given.flip) == ("uniform", 0.1)
 
 
-def test_what_is_told_by_left_and_right_is_not_flipped(classes, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    assert tells_left_from_right(["run", "turn left"])
-    assert tells_left_from_right(["Pushing something from right to left", "x"])
-    assert tells_left_from_right(["TurnRight", "TurnLeft"])
-    assert not tells_left_from_right(["bright light", "cleft", "leftover"])
-    assert not tells_left_from_right(None)
+def test_classes_that_distinguish_left_from_right_are_not_flipped(classes, tmp_path):
+    assert names_directions(["run", "turn left"])
+    assert names_directions(["Pushing something from right to left", "x"])
+    assert names_directions(["TurnRight", "TurnLeft"])
+    assert not names_directions(["bright light", "cleft", "leftover"])
+    assert not names_directions(None)
     videos = replace(prepare(classes, tmp_path), names=["turn left", "turn right"])
     keys, _ = choose_clips(KEYS, DataArguments(dataset=str(classes)), videos, 4)
     assert keys.flip == 0
-    assert "Clips are not flipped" in caplog.text
 
 
 def test_impossible_preparation_is_refused():
     with pytest.raises(ValueError, match="validation_fraction=1"):
         PreparationArguments(validation_fraction=1)
-    with pytest.raises(ValueError, match="no on_overlap='ignore'; choose raise, drop, keep"):
+    with pytest.raises(ValueError, match=r"on_overlap='ignore'.*raise, drop, keep"):
         PreparationArguments(on_overlap="ignore")

@@ -19,7 +19,7 @@ Args:
     k: neighbours, 20 by default.
     temperature: of the votes, 0.07 by default; None for equal votes.
 Returns:
-    knn_top1, knn_top5: as parts of 1.
+    knn_top1, knn_top5: from 0 to 1.
 """
 
 

@@ -6,13 +6,13 @@ import numpy as np
 
 from mvd_hf.evaluation.metrics import mean_class_accuracy
 
-DESCRIPTION = "The mean of the accuracies of all classes that have samples: rare classes count as much as common ones."
+DESCRIPTION = "The unweighted mean of the accuracies of all classes with samples."
 INPUTS = """
 Args:
     predictions: predicted class indices.
     references: true class indices.
 Returns:
-    mean_class_accuracy: as a part of 1.
+    mean_class_accuracy: from 0 to 1.
 """
 
 

@@ -8,18 +8,18 @@ from mvd_hf.evaluation.metrics import merge_views, top_k_accuracy
 
 DESCRIPTION = """
 Accuracy per video and per view. The softmax of each view (temporal clip x spatial crop) is averaged over the views of
-a video; a view that was added twice counts once. Wang et al., Masked Video Distillation, CVPR 2023.
+a video; repeated views count once. Wang et al., Masked Video Distillation, CVPR 2023.
 """
 INPUTS = """
 Args:
     predictions: logits (classes,) of each view.
     references: class index of each view's video.
-    videos: what identifies each view's video, as text.
-    clips, crops: which view of its video it is.
+    videos: identifier of the video of each view, as text.
+    clips, crops: indices of the view in its video.
 Returns:
-    video_top1, video_top5: accuracy over videos, as parts of 1.
+    video_top1, video_top5: accuracy over videos, from 0 to 1.
     clip_top1, clip_top5: accuracy over single views.
-    num_videos, num_views: how many were counted.
+    num_videos, num_views: numbers of videos and views.
 """
 CITATION = """
 @inproceedings{wang2023masked,
@@ -62,13 +62,13 @@ class MultiviewAccuracy(evaluate.Metric):
         for name, label in zip(videos, references, strict=True):
             if label_of.setdefault(name, label) != label:
                 raise ValueError(f"The views of {name!r} have the labels {label_of[name]} and {label}.")
-        kept = list(first.values())
+        rows = list(first.values())
         of_videos = np.array([label_of[name] for name in names])
         return {
             "video_top1": top_k_accuracy(probabilities, of_videos, 1),
             "video_top5": top_k_accuracy(probabilities, of_videos, 5),
-            "clip_top1": top_k_accuracy(logits[kept], labels[kept], 1),
-            "clip_top5": top_k_accuracy(logits[kept], labels[kept], 5),
+            "clip_top1": top_k_accuracy(logits[rows], labels[rows], 1),
+            "clip_top5": top_k_accuracy(logits[rows], labels[rows], 5),
             "num_videos": len(names),
             "num_views": int(counts.sum()),
         }

@@ -1,4 +1,4 @@
-"""The ways to adapt an encoder to labelled videos: fine-tuning, adapters, probes on frozen features; then the test."""
+"""Adaptation of an encoder to labelled videos: fine-tuning, LoRA, probes or k-NN, followed by a multi-view test."""
 
 import json
 import logging
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 from accelerate import PartialState
 from transformers.utils import is_peft_available
@@ -37,26 +36,26 @@ from .trainer import BEST_FOLDER, EMA_FOLDER, FinetuningArguments, FinetuningTra
 
 logger = logging.getLogger(__name__)
 
-TRAINED = ("full", "lora")  # by the trainer
+TRAINED = ("full", "lora")  # methods with a trainer
 METHODS = (*TRAINED, "linear_probe", "attentive_probe", "knn")
 WEIGHTS = {"last": "", "best": BEST_FOLDER, "ema": EMA_FOLDER}
-# folders of cached features, inside the output folder, and of the test's results, beside the weights that were tested
+# folders of cached features, in the output folder, and of the results of the test, beside the tested weights
 FEATURES_FOLDER, TEST_FOLDER = "features", "evaluation"
 
 
 @dataclass
 class AdaptationArguments:
-    """The model, how it is adapted, and how it is tested at the end, as a recipe's keys.
+    """The model, the method and the test at the end.
 
     Args:
         model: an MVD or VideoMAE checkpoint, or a published size to train from scratch; see
             `mvd_hf.load_classifier`.
-        config: `MVDConfig` fields that differ from the checkpoint's.
-        method: `full` (all weights are trained: the paper's), `lora` (adapters of `peft`), `linear_probe` or
-            `attentive_probe` (the encoder is frozen), or `knn` (nothing is trained, there is no model afterwards).
-        lora: fields of `peft.LoraConfig` that differ from rank 8 on all attention.
-        test_clips, test_crops: views of a video in the test; by default the paper's, 5 x 3 dense, 2 x 3 uniform.
-        test_weights: which weights are tested after training: `last` (the paper's), `best` or `ema`.
+        config: `MVDConfig` fields to change.
+        method: `full` (trains all weights, as in the paper), `lora` (trains adapters of `peft`), `linear_probe` or
+            `attentive_probe` (freezes the encoder), or `knn` (trains and saves nothing).
+        lora: fields of `peft.LoraConfig`; by default rank 8 on all attention layers.
+        test_clips, test_crops: views of a video in the test; by default as in the paper, 5 x 3 dense, 2 x 3 uniform.
+        test_weights: weights to test: `last` (as in the paper), `best` or `ema`.
     """
 
     model: str = ""
@@ -70,23 +69,23 @@ class AdaptationArguments:
     def __post_init__(self):
         if not self.model:
             raise ValueError(
-                "No model: give --model with a folder, the id of a model of the Hub, a .pth file, or a published size "
-                "such as mvd-s for training from scratch."
+                "There is no model: give --model with a folder, the id of a model of the Hub, a .pth file, or, to "
+                "train from scratch, a published size such as mvd-s."
             )
         if self.method not in METHODS:
-            raise ValueError(f"There is no method={self.method!r}; choose {', '.join(METHODS)}.")
+            raise ValueError(f"method={self.method!r} must be one of {', '.join(METHODS)}.")
         if self.test_weights not in WEIGHTS:
-            raise ValueError(f"There are no test_weights={self.test_weights!r}; choose {', '.join(WEIGHTS)}.")
+            raise ValueError(f"test_weights={self.test_weights!r} must be one of {', '.join(WEIGHTS)}.")
 
 
 class Adaptation:
-    """One adaptation: data, model, training and test, from a recipe's keys.
+    """An adaptation: data, model, training and test.
 
     Args:
-        recipe, data, keys, preparation, probe, training: the recipe's keys, by topic.
+        recipe, data, keys, preparation, probe, training: the arguments, by topic.
 
     Raises:
-        ValueError: if keys, data and model do not fit each other.
+        ValueError: if arguments, data and model do not match.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class Adaptation:
         self.recipe, self.probe, self.training = recipe, probe, training
         self.folder = Path(training.output_dir)
         if training.ema_decay is None and recipe.test_weights == "ema":
-            raise ValueError("test_weights=ema needs ema_decay, the decay of the averaged weights.")
+            raise ValueError("test_weights=ema needs ema_decay, such as 0.9999.")
         if training.push_to_hub and recipe.method not in TRAINED:
             raise ValueError(f"method={recipe.method} cannot push_to_hub: publish its output_dir afterwards.")
         self.record = RunRecord()
@@ -115,10 +114,10 @@ class Adaptation:
         )
 
     def run(self, given: Mapping | None = None):
-        """Adapt the model, save it with its processor, and test it.
+        """Adapt the model, save it with its video processor, and test it.
 
         Args:
-            given: the recipe's keys as they were given, for the record that is saved with the model.
+            given: the keys of the recipe, for the record of the run.
         """
         self.record.model = type(self.model).__name__
         self.record.set_recipe(given or {})
@@ -130,11 +129,7 @@ class Adaptation:
         self.train(self.model)
 
     def lora(self):
-        """Train adapters of the attention and the head; they are merged into the model at the end.
-
-        Raises:
-            ImportError: if `peft` is missing.
-        """
+        """Train the head and adapters of the attention; raises ImportError if `peft` is missing."""
         if not is_peft_available():
             raise ImportError('method=lora needs peft: pip install "mvd_hf[adapters]".')
         from peft import LoraConfig, get_peft_model
@@ -148,7 +143,7 @@ class Adaptation:
         self.train(get_peft_model(self.model, LoraConfig(**(fields | self.recipe.lora))))
 
     def train(self, model: torch.nn.Module):
-        """Train by the paper's recipe, from the last checkpoint of the output folder if there is one."""
+        """Train with the paper's recipe; resumes from the last checkpoint of the output folder."""
         config, seed = self.model.config, self.training.seed
         validation = None
         if self.videos.validation is not None:
@@ -193,13 +188,16 @@ class Adaptation:
         )
 
     def knn(self):
-        """Let the nearest training clips vote; nothing is trained."""
-        bank, labels = self.training_features(), self.videos.labels
-        rows = self.needed_validation()
+        """Classify by the votes of the nearest training clips; trains nothing."""
+        videos, keys = self.videos, self.keys
+        if videos.validation is None:
+            raise ValueError("method=knn needs validation videos: give a validation_fraction.")
+        bank = self.training_features()
         folder = self.folder / FEATURES_FOLDER / "validation"
-        results = self.features(rows, self.test_processor(), folder)
-        votes = nearest_neighbours(bank, labels, results, self.videos.num_labels, self.probe)
-        truth = self.labels_of(rows)[results.rows()]
+        results = self.features(videos.validation, self.test_processor(), folder)
+        votes = nearest_neighbours(bank, videos.labels, results, videos.num_labels, self.probe)
+        labels = read_labels(videos.validation, keys.label_column, videos.num_labels, videos.names, keys.label_names)
+        truth = labels[results.rows()]
         figures = {
             "protocol": f"{protocol_of(self.test_processor())}, k={self.probe.neighbours}",
             "num_videos": len(truth),
@@ -211,7 +209,7 @@ class Adaptation:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
             logger.info(
-                "%d nearest of %d training videos, %d videos: top-1 %.2f %%, top-5 %.2f %%. Written to %s",
+                "k-NN, k=%d of %d training videos, on %d videos: top-1 %.2f %%, top-5 %.2f %%. Written to %s",
                 self.probe.neighbours,
                 len(bank.rows()),
                 len(truth),
@@ -223,13 +221,13 @@ class Adaptation:
     def training_features(self) -> ViewResults:
         """Features of the training videos, cached in the output folder."""
         if isinstance(self.videos.train, datasets.IterableDataset):
-            raise ValueError(f"method={self.recipe.method} goes through its data more than once: leave out streaming.")
+            raise ValueError(f"method={self.recipe.method} reads its data more than once: leave out streaming.")
         processor = deepcopy(self.processor)
         processor.num_clips = self.probe.probe_clips
         return self.features(self.videos.train, processor, self.folder / FEATURES_FOLDER / "train")
 
     def features(self, rows: datasets.Dataset, processor: MVDVideoProcessor, folder: Path) -> ViewResults:
-        """Features of videos, computed or taken from the folder."""
+        """Features of videos, cached in a folder."""
         self.model.to(self.training.device)
         return cache_features(
             self.model,
@@ -242,12 +240,12 @@ class Adaptation:
         )
 
     def autocast(self) -> AbstractContextManager:
-        """The context of the training's precision."""
+        """A context with the precision of the training arguments."""
         kind = torch.bfloat16 if self.training.bf16 else torch.float16 if self.training.fp16 else None
         return nullcontext() if kind is None else torch.autocast(self.training.device.type, kind)
 
     def save_and_test(self, facts: Mapping):
-        """Save a probe's model and processor with the record of how it was fitted, and test it."""
+        """Save the model of a probe with its video processor and record, and test it."""
         self.record.stop()
         if PartialState().is_main_process:
             self.model.save_pretrained(self.folder)
@@ -256,26 +254,15 @@ class Adaptation:
             self.record.save(self.folder, self.training, videos | facts)
         self.test()
 
-    def needed_validation(self) -> datasets.Dataset:
-        """The validation videos, which this method cannot do without."""
-        if self.videos.validation is None:
-            raise ValueError(f"method={self.recipe.method} needs videos to test on: give a validation_fraction.")
-        return self.videos.validation
-
-    def labels_of(self, rows: datasets.Dataset) -> np.ndarray:
-        """Class indices of rows."""
-        videos, keys = self.videos, self.keys
-        return read_labels(rows, keys.label_column, videos.num_labels, videos.names, keys.label_names)
-
     def test_processor(self) -> MVDVideoProcessor:
-        """The processor with the test's views."""
+        """The video processor with the views of the test."""
         processor, (clips, crops) = deepcopy(self.processor), PAPER_VIEWS[self.keys.sampling]
         processor.num_clips = clips if self.recipe.test_clips is None else self.recipe.test_clips
         processor.num_crops = crops if self.recipe.test_crops is None else self.recipe.test_crops
         return processor
 
     def test(self):
-        """Test what was saved, on all views, and write the report into the folder `evaluation` beside it."""
+        """Test the saved model on all views, and write the report to the folder `evaluation` beside it."""
         state = PartialState()
         state.wait_for_everyone()  # the main process has saved
         if self.videos.validation is None:

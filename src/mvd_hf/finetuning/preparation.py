@@ -1,4 +1,4 @@
-"""Before fine-tuning: which labelled videos to train and to validate on, and the choices that follow from them."""
+"""Preparation of fine-tuning: splits of labelled videos without leaks, and defaults that depend on the videos."""
 
 import logging
 import os
@@ -28,9 +28,9 @@ from ..model.video_reading import VideoReadError
 
 logger = logging.getLogger(__name__)
 
-# splits to validate on, the first that a data set has
+# names of validation splits, in order of preference
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
-# videos that are compared by content without being asked to, and those whose lengths are looked at
+# most videos that are compared by content by default, and most videos whose lengths are read
 MAX_COMPARED, MAX_MEASURED = 5000, 200
 OVERLAP_RULES = ("raise", "drop", "keep")
 FINGERPRINTS, DUPLICATES = "fingerprints.csv", "near_duplicates.csv"
@@ -38,14 +38,13 @@ FINGERPRINTS, DUPLICATES = "fingerprints.csv", "near_duplicates.csv"
 
 @dataclass
 class PreparationArguments:
-    """How labelled videos are divided and compared, as a recipe's keys.
+    """How labelled videos are split and compared.
 
     Args:
-        validation_fraction: part of each class to validate on, where the data set has no split for it; 0 for none.
-        compare_content: whether videos are compared by content, so that no footage is on both sides; by default of
+        validation_fraction: share of each class for validation, if the data set has no validation split; 0 for none.
+        compare_content: whether to compare videos by content, so that both sides share no footage; by default for
             data sets of at most 5000 videos.
-        on_overlap: what to do about videos of a given validation set whose footage is in training: `raise`, `drop`
-            them from validation, or `keep` them.
+        on_overlap: how to handle validation videos whose footage is in training: `raise`, `drop` or `keep`.
     """
 
     validation_fraction: float = 0.2
@@ -56,7 +55,7 @@ class PreparationArguments:
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction} must be at least 0 and below 1.")
         if self.on_overlap not in OVERLAP_RULES:
-            raise ValueError(f"There is no on_overlap={self.on_overlap!r}; choose {', '.join(OVERLAP_RULES)}.")
+            raise ValueError(f"on_overlap={self.on_overlap!r} must be one of {', '.join(OVERLAP_RULES)}.")
 
 
 @dataclass
@@ -64,11 +63,11 @@ class LabelledVideos:
     """Labelled videos for fine-tuning.
 
     Args:
-        train: rows to train on.
-        validation: rows to validate and test on, if there are any.
-        names: names of the classes, or `None` where there are only numbers.
+        train: training rows.
+        validation: rows for validation and test, or `None`.
+        names: names of the classes, or `None` if they have no names.
         num_labels: number of classes.
-        labels: class indices of the training rows; `None` of a stream.
+        labels: class indices of the training rows; `None` for a stream.
     """
 
     train: Rows
@@ -79,7 +78,7 @@ class LabelledVideos:
 
 
 def find_validation_split(data: DataArguments) -> str | None:
-    """The split to validate on, if the recipe does not say: by its usual names."""
+    """The validation split: as given, or by its usual names."""
     if data.eval_split is not None or data.eval_dataset is not None:
         return data.eval_split
     known = split_names(data.dataset, data.dataset_config)
@@ -87,7 +86,7 @@ def find_validation_split(data: DataArguments) -> str | None:
 
 
 def empty_class_folders(source: str, split: str) -> list[str]:
-    """Sub-folders of a folder of classes in which no file is."""
+    """Sub-folders without files in a folder of classes."""
     folder = Path(source, split) if Path(source, split).is_dir() else Path(source)
     if not folder.is_dir():
         return []
@@ -97,18 +96,14 @@ def empty_class_folders(source: str, split: str) -> list[str]:
     return sorted(name for name, has_some in holds_files.items() if not has_some)
 
 
-def tells_left_from_right(names: Sequence[str] | None) -> bool:
-    """Whether names of classes speak of left or right, which a mirror image exchanges."""
+def names_directions(names: Sequence[str] | None) -> bool:
+    """Whether names of classes distinguish left from right, which a horizontal flip exchanges."""
     words = [re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", name) for name in names or ()]
     return any(word.lower() in ("left", "right", "clockwise", "anticlockwise") for found in words for word in found)
 
 
 def video_lengths(rows: Rows) -> list[int]:
-    """Frames of videos spread over a data set, as many as are needed to choose how clips are made of them.
-
-    Raises:
-        ValueError: if none of those can be read.
-    """
+    """Numbers of frames of videos spread over a data set; raises ValueError if none of them can be read."""
     column, lengths, problems = media_column(rows), [], []
     for row in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_MEASURED)).round().astype(int)).tolist():
         item = rows[row][column]
@@ -118,29 +113,27 @@ def video_lengths(rows: Rows) -> list[int]:
         except VideoReadError as error:
             problems.append(str(error))
     if not lengths:
-        raise ValueError(f"None of the videos that were tried can be read: {listed(problems)}.")
+        raise ValueError(f"None of {len(problems)} sampled videos can be read: {listed(problems)}.")
     return lengths
 
 
-def class_names(
+def read_classes(
     rows: Rows, keys: FinetuningClipArguments, num_labels: int | None
 ) -> tuple[list[str] | None, np.ndarray | None, int]:
-    """Names of the classes (or `None`), class indices of the rows (`None` of a stream), and the number of classes.
+    """Names of the classes (or `None`), class indices of the rows (`None` for a stream), and number of classes.
 
     Raises:
-        ValueError: if there is no such column, or a stream does not say how many classes there are.
+        ValueError: if there is no such column, or the number of classes of a stream is not known.
     """
     names = LabelReader(rows, keys.label_column, keys.label_names).names
     if names is not None and num_labels not in (None, len(names)):
         raise ValueError(
-            f"config.num_labels={num_labels}, but the data set has {listed(names)} classes: leave it out, or give the "
-            "data set that the recipe is for."
+            f"config.num_labels={num_labels}, but the classes of the data set are {listed(names)}: leave it out, or "
+            "give the data set of the recipe."
         )
     if isinstance(rows, datasets.IterableDataset):
         if names is None and num_labels is None:
-            raise ValueError(
-                "A stream does not say how many classes there are: give label_names or config.num_labels."
-            )
+            raise ValueError("The number of classes of a stream is not known: give label_names or config.num_labels.")
         return names, None, len(names) if names is not None else num_labels
     bound = len(names) if names is not None else num_labels or np.iinfo(np.int64).max
     labels = read_labels(rows, keys.label_column, bound, label_names=keys.label_names)
@@ -149,10 +142,10 @@ def class_names(
 
 
 def is_compared(arguments: PreparationArguments, num_videos: int) -> bool:
-    """Whether videos are compared by content."""
+    """Whether to compare videos by content."""
     if arguments.compare_content is None and num_videos > MAX_COMPARED:
         logger.info(
-            "%d videos are more than %d and are not compared by content; --compare_content true does.",
+            "%d videos, more than %d, are not compared by content unless you give --compare_content true.",
             num_videos,
             MAX_COMPARED,
         )
@@ -167,11 +160,7 @@ def divide(
     folder: Path,
     seed: int,
 ) -> tuple[list[int], list[int]]:
-    """Rows to train and to validate on, so that copies and parts of one video are on one side.
-
-    Raises:
-        ValueError: if that leaves no video on one of the sides.
-    """
+    """Training and validation rows; copies and parts of a video are on one side. Raises ValueError if one is empty."""
     fingerprints = None
     if is_compared(arguments, len(rows)):
         fingerprints = read_fingerprints(rows, cache=folder / FINGERPRINTS)
@@ -185,11 +174,11 @@ def divide(
         logger.info("%d pairs of videos share footage: %s", len(split.duplicates), folder / DUPLICATES)
     if not split.validation:
         raise ValueError(
-            f"The {len(rows)} videos cannot be divided without separating what belongs together: give eval_dataset, "
-            "or --validation_fraction 0 to train without validation."
+            f"The {len(rows)} videos cannot be split, as they share footage or a source: give eval_dataset, or "
+            "--validation_fraction 0 to train without validation."
         )
     logger.info(
-        "No validation set is given: %d videos are for training, %d for validation, class by class.",
+        "There is no validation set: %d videos are used for training, %d for validation, by class.",
         len(split.train),
         len(split.validation),
     )
@@ -199,10 +188,10 @@ def divide(
 def without_overlap(
     train: datasets.Dataset, validation: datasets.Dataset, arguments: PreparationArguments, folder: Path
 ) -> datasets.Dataset:
-    """A validation set, checked for footage that is in training, too.
+    """A validation set after the check for footage of the training set; see `on_overlap`.
 
     Raises:
-        ValueError: naming the videos, unless they are to be left out or kept.
+        ValueError: naming the videos, with `on_overlap=raise`, or if no video is left.
     """
     if not is_compared(arguments, len(train) + len(validation)):
         return validation
@@ -211,8 +200,8 @@ def without_overlap(
         return validation
     if arguments.on_overlap == "raise":
         raise ValueError(
-            f"{overlap.describe()}\nAccuracy on them would mean nothing: take them out of one of the sets, or give "
-            "--on_overlap drop to leave them out of validation, or keep."
+            f"{overlap.describe()}\nAccuracy on them is meaningless: remove them from one of the sets, or give "
+            "--on_overlap drop to leave them out of validation, or --on_overlap keep."
         )
     logger.warning("%s", overlap.describe())
     if arguments.on_overlap == "keep":
@@ -221,7 +210,7 @@ def without_overlap(
     column = media_column(validation)
     kept = [i for i, item in enumerate(validation[column]) if media_name(item) not in leaked]
     if not kept:
-        raise ValueError("All videos of the validation set are in training: give another one.")
+        raise ValueError("All videos of the validation set are in training: give another eval_dataset.")
     logger.warning("%d of %d validation videos are left out.", len(validation) - len(kept), len(validation))
     return validation.select(kept)
 
@@ -235,27 +224,27 @@ def prepare_videos(
     num_labels: int | None = None,
     seed: int = 0,
 ) -> LabelledVideos:
-    """Labelled videos of a source, divided and checked; what is worth knowing about the classes is logged.
+    """Labelled videos of a source, split for training and validation; logs warnings about the classes.
 
-    A validation split is looked for, else made; a given one is checked for footage that is in training, too.
+    Uses the validation split of the source after a check for shared footage, or else splits the training videos.
 
     Args:
         data: the source.
-        keys: where the labels are.
-        arguments: how videos are divided and compared.
-        folder: where fingerprints of videos are kept.
-        num_labels: number of classes, where the data set does not tell.
-        seed: of the division.
+        keys: column and names of the labels.
+        arguments: how to split and compare videos.
+        folder: for fingerprints of videos.
+        num_labels: number of classes, if the data set does not have it.
+        seed: of the split.
 
     Raises:
-        ValueError: if labels, classes, files or sets do not fit; it names the items and the remedy.
+        ValueError: if labels, classes, files or sets do not match.
     """
     folder, state = Path(folder), PartialState()
     data = replace(data, eval_split=find_validation_split(data))
-    with state.main_process_first():  # the others find the fingerprints
+    with state.main_process_first():  # the other processes read its fingerprints
         folder.mkdir(parents=True, exist_ok=True)
         rows = data.rows()
-        names, labels, num_labels = class_names(rows, keys, num_labels)
+        names, labels, num_labels = read_classes(rows, keys, num_labels)
         is_stream = labels is None
         train, validation = rows, None
         if data.eval_split is not None or data.eval_dataset is not None:
@@ -279,10 +268,10 @@ def warn_about_classes(
     num_labels: int,
     keys: FinetuningClipArguments,
 ):
-    """Log what is worth knowing about the classes of a given split; of one that was made, it was said already."""
+    """Log warnings about empty class folders, and about the classes of a given validation split."""
     empty = empty_class_folders(data.dataset, data.split)
     if empty:
-        logger.warning("Folders of classes without any video, which are left out: %s.", listed(empty))
+        logger.warning("Class folders without videos are left out: %s.", listed(empty))
     if data.eval_split is None and data.eval_dataset is None:
         return
     of_validation = read_labels(validation, keys.label_column, num_labels, names, keys.label_names)
@@ -294,30 +283,28 @@ def warn_about_classes(
 def choose_clips(
     keys: FinetuningClipArguments, data: DataArguments, videos: LabelledVideos, num_frames: int
 ) -> tuple[FinetuningClipArguments, DataArguments]:
-    """The keys with the choices made that a recipe leaves open; they are logged.
+    """Set `sampling`, `stride` and `flip` where they are `None`, and log the choices.
 
-    Frames are sampled densely or uniformly by the videos' lengths, and clips are flipped unless a class is told by
-    left and right.
+    The sampling depends on the lengths of the videos; clips are flipped unless classes distinguish left from right.
 
     Args:
         keys: how clips are made.
         data: the source, with the stride of dense clips.
         videos: the videos.
-        num_frames: frames of a clip.
+        num_frames: frames per clip.
 
     Raises:
-        ValueError: if the videos are a stream, whose lengths are not known, or none can be read.
+        ValueError: if the videos are a stream, so that their lengths are not known, or none can be read.
     """
     sampling, flip, stride = keys.sampling, keys.flip, data.stride
     if sampling is None and videos.labels is None:
-        raise ValueError("The lengths of a stream's videos are not known: give sampling, dense or uniform.")
+        raise ValueError("The lengths of the videos of a stream are not known: give sampling, dense or uniform.")
     if sampling is None:
         chosen = choose_sampling(video_lengths(videos.train), num_frames, stride)
         sampling, stride = chosen.kind, chosen.stride
         logger.info("Sampling %s%s: %s", sampling, f" with stride {stride}" * (sampling == "dense"), chosen.reason)
     if flip is None:
-        is_sided = tells_left_from_right(videos.names)
-        flip = 0.0 if is_sided else 0.5
-        if is_sided:
-            logger.info("Clips are not flipped: classes are told by left and right.")
+        flip = 0.0 if names_directions(videos.names) else 0.5
+        if not flip:
+            logger.info("Clips are not flipped, as names of classes distinguish left from right.")
     return replace(keys, sampling=sampling, flip=flip), replace(data, stride=stride)

@@ -1,7 +1,4 @@
-"""Stage 3, fine-tuning: the paper's recipe in a trainer, with mixing of clips, averaged weights and accuracies.
-
-B clips in a batch, K classes.
-"""
+"""FinetuningTrainer: the paper's recipe for fine-tuning, with mixup, EMA, accuracies and the best model."""
 
 import copy
 import logging
@@ -12,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -26,8 +24,8 @@ from ..training.trainer import MVDTrainer
 
 logger = logging.getLogger(__name__)
 
-EMA = "ema.safetensors"
-# folders, inside the output folder, of the best model, the averaged one, and the adapters alone
+EMA_NAME = "ema.safetensors"
+# folders in the output folder: the best model, the model with averaged weights, the adapters alone
 BEST_FOLDER, EMA_FOLDER, ADAPTER_FOLDER = "best", "ema", "adapter"
 
 
@@ -36,11 +34,11 @@ class FinetuningArguments(MVDTrainingArguments):
     """Training arguments with the paper's defaults for fine-tuning (ViT-B on Kinetics-400).
 
     Args:
-        ema_decay: if given, an exponential moving average of the weights is kept with this decay per step, evaluated
-            as `eval_ema_*` and saved in the folder `ema`.
+        ema_decay: decay per step of an exponential moving average (EMA) of the weights, which is evaluated as
+            `eval_ema_*` and saved in the folder `ema`; `None` for no average.
 
-    The best model by `metric_for_best_model` (`top1` by default, `ema_top1` for the averaged weights) is kept in the
-    folder `best` of the output folder, beside the last one.
+    The best model by `metric_for_best_model` (`top1` by default; `ema_top1` for averaged weights) is saved in the
+    folder `best` of the output folder.
     """
 
     ema_decay: float | None = field(default=None)
@@ -53,7 +51,9 @@ class FinetuningArguments(MVDTrainingArguments):
     layer_decay: float | None = field(default=0.75)
     eval_strategy: str = field(default="epoch")
     metric_for_best_model: str | None = field(default="top1")
-    save_total_limit: int | None = field(default=2)  # 1 would end with the best alone, from which a run goes on
+    save_total_limit: int | None = field(
+        default=2
+    )  # with 1, `Trainer` would keep the best checkpoint, not the last one
 
     def _check(self):
         super()._check()
@@ -65,25 +65,29 @@ class FinetuningArguments(MVDTrainingArguments):
             raise ValueError(f"masks_per_clip={self.masks_per_clip} is for pre-training: fine-tuning masks nothing.")
 
 
-class WeightAverage:
-    """An exponential moving average of a model's weights (that of the official programs' `ModelEma`).
+class EMACallback(TrainerCallback):
+    """An exponential moving average of the weights of a model, updated after each step, as `ModelEma` of timm.
 
     Args:
-        model: the model; its weights are the first average.
-        decay: part of the average that stays in a step.
+        model: its weights are the first average.
+        decay: weight of the previous average in each update.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self.update(model)
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.average.update_parameters(model)
 
-    def update(self, model: nn.Module):
-        """Add the weights after a step."""
-        self.averaged.update_parameters(model)
+    @property
+    def model(self) -> nn.Module:
+        """A model with the averaged weights."""
+        return self.average.module
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.average.update_parameters(extract_model_from_parallel(model))
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """The model with the averaged weights."""
+        """Give a model the averaged weights inside of a `with` block."""
         self._swap(model)
         try:
             yield
@@ -91,44 +95,33 @@ class WeightAverage:
             self._swap(model)
 
     def _swap(self, model: nn.Module):
-        for own, average in zip(model.parameters(), self.averaged.module.parameters(), strict=True):
-            own.data, average.data = average.data, own.data
+        for trained, average in zip(model.parameters(), self.model.parameters(), strict=True):
+            trained.data, average.data = average.data, trained.data
 
     def save(self, path: Path):
-        """Write the average's weights, as those of a model are written."""
-        weights = {name: value.contiguous() for name, value in self.averaged.module.state_dict().items()}
+        """Write the averaged weights to a safetensors file."""
+        weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         save_file(weights, path, metadata={"format": "pt"})
 
     def load(self, path: Path):
-        """Continue an average that [`save`] wrote."""
-        self.averaged.module.load_state_dict(load_file(path))
-
-
-class AfterSteps(TrainerCallback):
-    """Adds the weights after each step to the average."""
-
-    def __init__(self, trainer: "FinetuningTrainer"):
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.average.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        """Continue from averaged weights that [`save`] wrote."""
+        self.model.load_state_dict(load_file(path))
 
 
 class FinetuningTrainer(MVDTrainer):
-    """Trains a classifier by the paper's recipe.
+    """Fine-tunes a classifier with the paper's recipe.
 
-    Beyond [`MVDTrainer`]: clips of a batch are mixed on the device, an average of the weights is kept on request, and
-    evaluations log `top1` and `top5` of single views (one per video, where the data set gives one) as exact means over
-    the videos that can be read.
+    In addition to [`MVDTrainer`], it applies mixup on the device, can keep an EMA of the weights, and logs `top1` and
+    `top5` of single views in evaluations, as exact means over the readable videos.
 
     Args:
         model: the classifier.
-        args: the arguments.
-        mixup: mixes the clips of a training batch and makes soft labels; `None` takes the labels as they are.
-        kwargs: as for [`MVDTrainer`].
+        args: the training arguments.
+        mixup: mixes the clips of a training batch and their labels; `None` for none.
+        kwargs: see [`MVDTrainer`].
 
     Raises:
-        ValueError: if weights are to be averaged that are divided among processes.
+        ValueError: if `ema_decay` is given for weights that are sharded over processes.
     """
 
     evaluates_first = False
@@ -138,34 +131,36 @@ class FinetuningTrainer(MVDTrainer):
     ):
         super().__init__(model=model, args=args, **kwargs)
         self.mixup = mixup
-        self.average: WeightAverage | None = None
+        self.ema: EMACallback | None = None
         if args.ema_decay is not None:
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                raise ValueError("ema_decay cannot average weights that are divided among processes: use DDP.")
-            self.average = WeightAverage(self.model, args.ema_decay)
-            self.add_callback(AfterSteps(self))
+                raise ValueError(
+                    f"ema_decay={args.ema_decay} cannot average sharded weights: use DDP, or leave it out."
+                )
+            self.ema = EMACallback(self.model, args.ema_decay)
+            self.add_callback(self.ema)
 
     def model_inputs(self, inputs: Mapping) -> dict:
         inputs = super().model_inputs(inputs)
         if self.mixup is not None and self.model.training:
-            # torch's own generator has a new seed at every step, so a resumed run mixes as an uninterrupted one
+            # torch's default generator is seeded at every step, so a resumed run mixes like an uninterrupted one
             inputs = self.mixup(inputs, torch.default_generator)
         return inputs
 
     def loss_parts(self, outputs, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The loss and, of labels that are not mixed, top-1 and top-5 accuracy."""
+        """The loss and, for labels that are not mixed, top-1 and top-5 accuracy."""
         parts, labels = super().loss_parts(outputs, inputs), inputs["labels"]
         if labels.ndim == 1:
-            likeliest = outputs.logits.detach().topk(min(5, outputs.logits.shape[-1])).indices
-            hits = likeliest == labels[:, None]
+            top5 = outputs.logits.detach().topk(min(5, outputs.logits.shape[-1])).indices
+            hits = top5 == labels[:, None]
             parts |= {"top1": hits[:, 0].float().mean(), "top5": hits.any(dim=1).float().mean()}
         return parts
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Figures of the evaluation set; those of the averaged weights are `<prefix>_ema_*`."""
+        """Metrics on the evaluation set; those of the averaged weights are `<prefix>_ema_*`."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if self.average is not None:
-            with self.average.swapped(self.accelerator.unwrap_model(self.model)):
+        if self.ema is not None:
+            with self.ema.swapped(self.accelerator.unwrap_model(self.model)):
                 metrics |= super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_ema")
         if self.is_best(metrics):
             self.save_best()
@@ -173,18 +168,18 @@ class FinetuningTrainer(MVDTrainer):
 
     def save_beside_model(self, folder: Path):
         super().save_beside_model(folder)
-        if self.average is not None:
-            self.average.save(folder / EMA)
+        if self.ema is not None:
+            self.ema.save(folder / EMA_NAME)
 
     def resume(self, checkpoint: Path):
         super().resume(checkpoint)
-        if self.average is not None:
-            if not (checkpoint / EMA).exists():
+        if self.ema is not None:
+            if not (checkpoint / EMA_NAME).exists():
                 raise ValueError(
-                    f"{checkpoint} has no averaged weights ({EMA}): its run had no ema_decay. Leave ema_decay out, or "
-                    "choose another output_dir."
+                    f"{checkpoint} has no {EMA_NAME}, as its run had no ema_decay: leave ema_decay out, or choose "
+                    "another output_dir."
                 )
-            self.average.load(checkpoint / EMA)
+            self.ema.load(checkpoint / EMA_NAME)
 
     @property
     def has_adapters(self) -> bool:
@@ -192,15 +187,15 @@ class FinetuningTrainer(MVDTrainer):
         return without_adapters(self.model) is not self.model
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Save the last weights, and at the end of a run the averaged ones in the folder `ema` beside them.
+        """Save the last weights, and at the end of a run the averaged weights in the folder `ema`.
 
-        Adapters of `peft` are merged into the model at the end of a run; they alone are in the folder `adapter`.
+        At the end of a run, adapters of `peft` are merged into the model and also saved in the folder `adapter`.
         """
         folder = Path(output_dir or self.args.output_dir)
-        is_checkpoint = _internal_call and output_dir is not None  # what is pushed to the Hub is no checkpoint
+        is_checkpoint = _internal_call and output_dir is not None  # a push to the Hub has no output_dir
         if self.args.should_save and not is_checkpoint:
-            if self.average is not None:
-                self.save_whole(self.average.averaged.module.state_dict(), folder / EMA_FOLDER, is_average=True)
+            if self.ema is not None:
+                self.save_whole(self.ema.model.state_dict(), folder / EMA_FOLDER, is_average=True)
             if self.has_adapters:
                 self.model.save_pretrained(folder / ADAPTER_FOLDER)
                 self.save_whole(self.model.state_dict(), folder)
@@ -221,21 +216,21 @@ class FinetuningTrainer(MVDTrainer):
         return value > best if self.args.greater_is_better else value < best
 
     def save_best(self):
-        """Save the evaluated weights in the folder `best`, which is there as a whole or as it was."""
+        """Replace the folder `best` by the evaluated weights, atomically."""
         folder = Path(self.args.output_dir) / BEST_FOLDER
         unfinished = folder.with_suffix(".new")
         is_average = self.args.metric_for_best_model.removeprefix("eval_").startswith("ema_")
         if not is_average and not self.has_adapters:
-            super().save_model(str(unfinished), _internal_call=True)  # with all processes, which may hold parts
+            super().save_model(str(unfinished), _internal_call=True)  # on all processes, which may hold shards
         elif self.args.should_save:
-            source = self.average.averaged.module if is_average else self.model
+            source = self.ema.model if is_average else self.model
             self.save_whole(source.state_dict(), unfinished, is_average)
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
 
     def save_whole(self, weights: Mapping[str, torch.Tensor], folder: Path, is_average: bool = False):
-        """Save a model with these weights, its adapters merged, the video processor, and the record of the run."""
+        """Save the model with other weights and merged adapters, the video processor, and the record of the run."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(weights)
         if without_adapters(model) is not model:
