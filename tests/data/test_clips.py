@@ -116,18 +116,18 @@ def test_the_number_of_frames_is_handed_to_the_sampler(toy):
     assert totals == [16]
 
 
-@pytest.mark.parametrize("kind", ["bytes", "bytes beside a path", "path", "plain path", "plain bytes"])
-def test_an_item_may_hold_bytes_or_a_path(toy, kind):
-    content = Path(toy[0]).read_bytes()
-    item = {
-        "bytes": {"path": None, "bytes": content},
-        "bytes beside a path": {"path": "gone.mp4", "bytes": content},
-        "path": {"path": toy[0], "bytes": None},
-        "plain path": toy[0],
-        "plain bytes": content,
-    }[kind]
-    (clip,) = ClipSampler(first_and_last, whole)(item, None)
-    assert (clip["pixel_values"].numpy() == all_frames(toy[0])[[0, 15]]).all()
+def test_an_item_may_hold_bytes_or_a_path(toy):
+    for kind in ["bytes", "bytes beside a path", "path", "plain path", "plain bytes"]:
+        content = Path(toy[0]).read_bytes()
+        item = {
+            "bytes": {"path": None, "bytes": content},
+            "bytes beside a path": {"path": "gone.mp4", "bytes": content},
+            "path": {"path": toy[0], "bytes": None},
+            "plain path": toy[0],
+            "plain bytes": content,
+        }[kind]
+        (clip,) = ClipSampler(first_and_last, whole)(item, None)
+        assert (clip["pixel_values"].numpy() == all_frames(toy[0])[[0, 15]]).all()
 
 
 def test_an_image_is_a_clip_of_one_repeated_frame(tmp_path):
@@ -407,3 +407,40 @@ def test_items_batch_with_the_default_collator(toy):
     assert batch["pixel_values"].shape == (6, 4, 3, 32, 32)
     assert batch["bool_masked_pos"].shape == (6, 32)
     assert batch["labels"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+# batches
+
+
+def numbered(value: int, **more) -> dict:
+    return {"pixel_values": torch.full((2, 3), value, dtype=torch.uint8), "labels": torch.tensor(value), **more}
+
+
+def blank_item(*bad_videos) -> dict:
+    return numbered(0, is_blank=True, bad_videos=list(bad_videos))
+
+
+BAD = [(f"{name}.mp4", "cannot be opened") for name in "abc"]
+
+
+def test_a_batch_has_the_clips_in_order_without_blank_ones_and_reports_unreadable_videos():
+    items = [numbered(1), blank_item(BAD[0]), [numbered(2, bad_videos=BAD[1:]), numbered(3)], blank_item()]
+    batch = collate_clips(items)
+    assert batch.keys() == {"pixel_values", "labels", "bad_videos"}
+    assert batch["labels"].tolist() == batch["pixel_values"][:, 1, 2].tolist() == [1, 2, 3]
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert batch["bad_videos"] == BAD
+    assert items[1].keys() == {"pixel_values", "labels", "is_blank", "bad_videos"}  # left as it is
+    assert collate_clips([numbered(1), numbered(2)]).keys() == {"pixel_values", "labels"}
+
+
+def test_a_batch_without_a_readable_video_keeps_one_blank_clip():
+    batch = collate_clips([blank_item(BAD[0]), blank_item(BAD[1])])
+    assert batch["is_blank"] is True
+    assert batch["bad_videos"] == BAD[:2]
+    assert batch["pixel_values"].shape == (1, 2, 3)
+    assert "bad_videos" not in collate_clips([blank_item(), blank_item()])
+
+
+def test_skipped_items_give_no_batch():
+    assert collate_clips([None] * 4) is None

@@ -40,11 +40,11 @@ def test_a_reader_is_closed_on_leaving(video, monkeypatch):
     assert closed == [reader]
 
 
-@pytest.mark.parametrize("is_image", [False, True])
-@pytest.mark.parametrize("item", [None, {"path": None, "bytes": None}])
-def test_a_row_without_a_file_is_an_unreadable_video(item, is_image):
-    with pytest.raises(VideoReadError, match="<a row without a file>: has neither a path nor bytes"):
-        open_media(item, is_image).__enter__()
+def test_a_row_without_a_file_is_an_unreadable_video():
+    for is_image in [False, True]:
+        for item in [None, {"path": None, "bytes": None}]:
+            with pytest.raises(VideoReadError, match="<a row without a file>: has neither a path nor bytes"):
+                open_media(item, is_image).__enter__()
 
 
 def test_a_url_that_cannot_be_fetched_is_an_unreadable_video(monkeypatch):

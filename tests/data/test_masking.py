@@ -13,84 +13,84 @@ GRID = (4, 5, 6)
 RATIOS = (0.1, 0.5, 0.75, 0.9)
 
 
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_tube_hides_the_same_places_at_all_times(ratio):
-    mask = tube_mask(GRID, ratio)
-    assert mask.shape == (120,)
-    assert mask.dtype == torch.bool
-    times = mask.view(4, 30)
-    assert (times == times[0]).all()
-    assert times[0].sum() == int(ratio * 30)
+def test_tube_hides_the_same_places_at_all_times():
+    for ratio in RATIOS:
+        mask = tube_mask(GRID, ratio)
+        assert mask.shape == (120,)
+        assert mask.dtype == torch.bool
+        times = mask.view(4, 30)
+        assert (times == times[0]).all()
+        assert times[0].sum() == int(ratio * 30)
 
 
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_random_mask_hides_its_part_of_all_patches_and_varies_over_time(ratio):
-    mask = random_mask(GRID, ratio)
-    assert mask.shape == (120,)
-    assert mask.dtype == torch.bool
-    assert mask.sum() == int(ratio * 120)
-    times = mask.view(4, 30)
-    assert not (times == times[0]).all()
+def test_random_mask_hides_its_part_of_all_patches_and_varies_over_time():
+    for ratio in RATIOS:
+        mask = random_mask(GRID, ratio)
+        assert mask.shape == (120,)
+        assert mask.dtype == torch.bool
+        assert mask.sum() == int(ratio * 120)
+        times = mask.view(4, 30)
+        assert not (times == times[0]).all()
 
 
-@pytest.mark.parametrize("ratio", RATIOS)
-@pytest.mark.parametrize("mask_type", ["tube", "random"])
-def test_count_is_the_one_that_the_configuration_promises(mask_type, ratio):
-    config = MVDConfig(image_size=(80, 96), num_frames=8, mask_type=mask_type, mask_ratio=ratio)
-    mask = MASKS[mask_type](config.grid, ratio)
-    assert len(mask) == config.num_patches
-    assert mask.sum() == config.num_masked_patches
+def test_count_is_the_one_that_the_configuration_promises():
+    for ratio in RATIOS:
+        for mask_type in ["tube", "random"]:
+            config = MVDConfig(image_size=(80, 96), num_frames=8, mask_type=mask_type, mask_ratio=ratio)
+            mask = MASKS[mask_type](config.grid, ratio)
+            assert len(mask) == config.num_patches
+            assert mask.sum() == config.num_masked_patches
 
 
-@pytest.mark.parametrize("mask_type", ["tube", "random"])
-def test_generator_decides_the_mask_and_the_global_state_stays(mask_type):
-    state = torch.get_rng_state()
-    first, again = (
-        [MASKS[mask_type](GRID, 0.5, torch.Generator().manual_seed(seed)) for seed in range(8)] for _ in range(2)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert len({tuple(mask.tolist()) for mask in first}) == 8
-    assert torch.equal(torch.get_rng_state(), state)
+def test_generator_decides_the_mask_and_the_global_state_stays():
+    for mask_type in ["tube", "random"]:
+        state = torch.get_rng_state()
+        first, again = (
+            [MASKS[mask_type](GRID, 0.5, torch.Generator().manual_seed(seed)) for seed in range(8)] for _ in range(2)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        assert len({tuple(mask.tolist()) for mask in first}) == 8
+        assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("mask_type", ["tube", "random"])
-def test_every_patch_is_hidden_equally_often(mask_type):
-    generator, draws = torch.Generator().manual_seed(0), 4000
-    often = sum(MASKS[mask_type](GRID, 0.75, generator).int() for _ in range(draws)) / draws
-    expected = {"tube": 22 / 30, "random": 0.75}[mask_type]
-    # five standard deviations of a frequency over 4000 draws
-    assert (often - expected).abs().max() < 5 * (expected * (1 - expected) / draws) ** 0.5
+def test_every_patch_is_hidden_equally_often():
+    for mask_type in ["tube", "random"]:
+        generator, draws = torch.Generator().manual_seed(0), 4000
+        often = sum(MASKS[mask_type](GRID, 0.75, generator).int() for _ in range(draws)) / draws
+        expected = {"tube": 22 / 30, "random": 0.75}[mask_type]
+        # five standard deviations of a frequency over 4000 draws
+        assert (often - expected).abs().max() < 5 * (expected * (1 - expected) / draws) ** 0.5
 
 
-@pytest.mark.parametrize("mask_type", ["tube", "random"])
-@pytest.mark.parametrize("ratio", [-0.5, 0.0, 0.005, 1.0, 1.5])
-def test_ratio_that_hides_nothing_or_everything_is_refused_by_value(mask_type, ratio):
-    with pytest.raises(ValueError, match=re.escape(f"mask ratio of {ratio} ")):
-        MASKS[mask_type](GRID, ratio)
+def test_ratio_that_hides_nothing_or_everything_is_refused_by_value():
+    for mask_type in ["tube", "random"]:
+        for ratio in [-0.5, 0.0, 0.005, 1.0, 1.5]:
+            with pytest.raises(ValueError, match=re.escape(f"mask ratio of {ratio} ")):
+                MASKS[mask_type](GRID, ratio)
 
 
-@pytest.mark.parametrize("mask_type", ["tube", "random"])
-def test_several_masks_are_those_drawn_one_after_the_other(mask_type):
-    draw = partial(MASKS[mask_type], GRID, 0.75)
-    masks = several_masks(draw, 3, torch.Generator().manual_seed(5))
-    generator = torch.Generator().manual_seed(5)
-    assert torch.equal(masks, torch.stack([draw(generator=generator) for _ in range(3)]))
-    assert len(masks.unique(dim=0)) == 3
+def test_several_masks_are_those_drawn_one_after_the_other():
+    for mask_type in ["tube", "random"]:
+        draw = partial(MASKS[mask_type], GRID, 0.75)
+        masks = several_masks(draw, 3, torch.Generator().manual_seed(5))
+        generator = torch.Generator().manual_seed(5)
+        assert torch.equal(masks, torch.stack([draw(generator=generator) for _ in range(3)]))
+        assert len(masks.unique(dim=0)) == 3
 
 
-@pytest.mark.parametrize("shape", [(120,), (3, 120)])
-def test_a_part_of_the_hidden_patches_is_drawn_for_each_mask(shape):
-    mask = several_masks(partial(tube_mask, GRID, 0.75), 3, torch.Generator().manual_seed(5)).view(-1)
-    mask = mask[: torch.Size(shape).numel()].view(shape)
-    chosen = part_to_decode(mask, 11, torch.Generator().manual_seed(0))
-    assert chosen.shape == mask.shape
-    assert chosen.dtype == torch.bool
-    assert (chosen.sum(-1) == 11).all()
-    assert not (chosen & ~mask).any()
-    assert torch.equal(chosen, part_to_decode(mask, 11, torch.Generator().manual_seed(0)))
-    assert not torch.equal(chosen, part_to_decode(mask, 11, torch.Generator().manual_seed(1)))
-    masked = int(mask.view(-1, 120)[0].sum())
-    assert torch.equal(part_to_decode(mask, masked), mask)
+def test_a_part_of_the_hidden_patches_is_drawn_for_each_mask():
+    for shape in [(120,), (3, 120)]:
+        mask = several_masks(partial(tube_mask, GRID, 0.75), 3, torch.Generator().manual_seed(5)).view(-1)
+        mask = mask[: torch.Size(shape).numel()].view(shape)
+        chosen = part_to_decode(mask, 11, torch.Generator().manual_seed(0))
+        assert chosen.shape == mask.shape
+        assert chosen.dtype == torch.bool
+        assert (chosen.sum(-1) == 11).all()
+        assert not (chosen & ~mask).any()
+        assert torch.equal(chosen, part_to_decode(mask, 11, torch.Generator().manual_seed(0)))
+        assert not torch.equal(chosen, part_to_decode(mask, 11, torch.Generator().manual_seed(1)))
+        masked = int(mask.view(-1, 120)[0].sum())
+        assert torch.equal(part_to_decode(mask, masked), mask)
 
 
 def test_every_hidden_patch_is_drawn_equally_often():
@@ -101,7 +101,7 @@ def test_every_hidden_patch_is_drawn_equally_often():
     assert (often[:6] - 1000).abs().max() < 120  # more than 4 standard deviations
 
 
-@pytest.mark.parametrize("count", [0, 91])
-def test_more_than_what_is_hidden_cannot_be_chosen(count):
-    with pytest.raises(ValueError, match=f"Of 88 masked patches {count} cannot be chosen; choose 1 to 88"):
-        part_to_decode(tube_mask(GRID, 0.75), count)
+def test_more_than_what_is_hidden_cannot_be_chosen():
+    for count in [0, 91]:
+        with pytest.raises(ValueError, match=f"Of 88 masked patches {count} cannot be chosen; choose 1 to 88"):
+            part_to_decode(tube_mask(GRID, 0.75), count)

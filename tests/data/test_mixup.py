@@ -24,18 +24,18 @@ def own_share(labels: torch.Tensor, smoothing: float) -> float:
     return float((labels[0, 0] - off) / (1 - smoothing))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16, torch.float64])
-def test_mixup_is_a_weighted_mean_of_the_batch_and_its_reverse(dtype):
-    mixup, clips = Mixup(10, cutmix_alpha=0.0), batch(dtype=dtype)
-    for seed in range(20):
-        mixed = mixup(clips, generator(seed))
-        share = own_share(mixed["labels"], 0.1)
-        levels = clips["pixel_values"].double()
-        exact = share * levels + (1 - share) * levels.flip(0)
-        assert mixed["pixel_values"].dtype == dtype
-        error = (mixed["pixel_values"].double() - exact).abs().max()
-        assert error <= {torch.uint8: 0.501, torch.bfloat16: 0.51}.get(dtype, 1e-4)
-    assert torch.equal(clips["pixel_values"], batch(dtype=dtype)["pixel_values"])
+def test_mixup_is_a_weighted_mean_of_the_batch_and_its_reverse():
+    for dtype in [torch.uint8, torch.float32, torch.bfloat16, torch.float64]:
+        mixup, clips = Mixup(10, cutmix_alpha=0.0), batch(dtype=dtype)
+        for seed in range(20):
+            mixed = mixup(clips, generator(seed))
+            share = own_share(mixed["labels"], 0.1)
+            levels = clips["pixel_values"].double()
+            exact = share * levels + (1 - share) * levels.flip(0)
+            assert mixed["pixel_values"].dtype == dtype
+            error = (mixed["pixel_values"].double() - exact).abs().max()
+            assert error <= {torch.uint8: 0.501, torch.bfloat16: 0.51}.get(dtype, 1e-4)
+        assert torch.equal(clips["pixel_values"], batch(dtype=dtype)["pixel_values"])
 
 
 def test_spatial_cutmix_pastes_one_box_into_all_frames_and_labels_count_its_pixels():
@@ -132,20 +132,20 @@ def test_soft_labels_are_smoothed_and_sum_to_one():
     assert torch.equal(soft_labels(torch.tensor([1]), 3), torch.tensor([[0.0, 1.0, 0.0]]))
 
 
-@pytest.mark.parametrize("axes", ["spatial", "official"])
-def test_mixed_labels_sum_to_one_and_hold_both_labels(axes):
-    mixup, clips = Mixup(7, cutmix_axes=axes), batch(6)
-    for seed in range(30):
-        labels = mixup(clips, generator(seed))["labels"]
-        assert labels.shape == (6, 7)
-        assert labels.dtype == torch.float32
-        assert torch.allclose(labels.sum(dim=1), torch.ones(6))
-        share = own_share(labels, 0.1)
-        for clip in range(6):
-            expected = torch.full((7,), 0.1 / 7)
-            expected[clip] += 0.9 * share
-            expected[5 - clip] += 0.9 * (1 - share)
-            assert torch.allclose(labels[clip], expected, atol=1e-6)
+def test_mixed_labels_sum_to_one_and_hold_both_labels():
+    for axes in ["spatial", "official"]:
+        mixup, clips = Mixup(7, cutmix_axes=axes), batch(6)
+        for seed in range(30):
+            labels = mixup(clips, generator(seed))["labels"]
+            assert labels.shape == (6, 7)
+            assert labels.dtype == torch.float32
+            assert torch.allclose(labels.sum(dim=1), torch.ones(6))
+            share = own_share(labels, 0.1)
+            for clip in range(6):
+                expected = torch.full((7,), 0.1 / 7)
+                expected[clip] += 0.9 * share
+                expected[5 - clip] += 0.9 * (1 - share)
+                assert torch.allclose(labels[clip], expected, atol=1e-6)
 
 
 def test_generator_decides_and_the_global_states_stay():
@@ -179,9 +179,8 @@ def test_mixing_on_a_cuda_device_equals_mixing_on_the_cpu():
         assert torch.allclose(mixed["labels"].cpu(), expected["labels"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_impossible_parameters_are_refused():
+    for arguments, message in [
         ({"mixup_alpha": -1.0}, "mixup_alpha is -1.0; give a positive number, or 0"),
         ({"cutmix_alpha": float("nan")}, "cutmix_alpha is nan; give a positive number, or 0"),
         ({"prob": 1.1}, "prob is 1.1; it must be between 0 and 1"),
@@ -189,11 +188,9 @@ def test_mixing_on_a_cuda_device_equals_mixing_on_the_cpu():
         ({"label_smoothing": 2.0}, "label_smoothing is 2.0; it must be between 0 and 1"),
         ({"num_classes": 0}, "num_classes is 0; there must be at least 1"),
         ({"cutmix_axes": "time"}, "no cutmix_axes 'time'; choose 'spatial' or 'official'"),
-    ],
-)
-def test_impossible_parameters_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Mixup(**{"num_classes": 10, **arguments})
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Mixup(**{"num_classes": 10, **arguments})
 
 
 def test_the_middle_clip_of_an_odd_batch_meets_itself():
@@ -204,19 +201,16 @@ def test_the_middle_clip_of_an_odd_batch_meets_itself():
     assert not torch.equal(mixed["pixel_values"][0], clips["pixel_values"][0])
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
+def test_wrong_labels_are_refused():
+    for labels, message in [
         (torch.tensor([0, 1, 2, 10]), "Labels from 0 to 10 do not fit 10 classes"),
         (torch.tensor([0, -1, 2, 3]), "Labels from -1 to 3 do not fit 10 classes"),
         (torch.zeros(4), "must be integers of shape .B,., not torch.float32"),
         (torch.zeros(4, 10, dtype=torch.long), "must be integers of shape"),
         (torch.arange(2), "as many labels, not .4, 4, 3, 12, 12. and .2,."),
-    ],
-)
-def test_wrong_labels_are_refused(labels, message):
-    with pytest.raises(ValueError, match=message):
-        Mixup(10)({**batch(), "labels": labels}, generator())
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Mixup(10)({**batch(), "labels": labels}, generator())
 
 
 def test_images_instead_of_clips_are_refused():

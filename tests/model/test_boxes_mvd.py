@@ -17,10 +17,10 @@ def test_people_are_filled_up_with_zeros_and_marked():
     assert mask.shape == (1, 0)
 
 
-@pytest.mark.parametrize("rows", [[], [torch.zeros(2, 4), torch.zeros(2, 5)], [torch.zeros(4)]])
-def test_people_of_other_shapes_are_refused(rows):
-    with pytest.raises(ValueError, match=r"matrix \(people, n\)"):
-        pad_people(rows)
+def test_people_of_other_shapes_are_refused():
+    for rows in [[], [torch.zeros(2, 4), torch.zeros(2, 5)], [torch.zeros(4)]]:
+        with pytest.raises(ValueError, match=r"matrix \(people, n\)"):
+            pad_people(rows)
 
 
 def test_relative_boxes_become_pixels():
@@ -33,20 +33,17 @@ def test_relative_boxes_become_pixels():
     assert as_pixels(np.zeros((0, 4)), "pixels", 60, 100).shape == (0, 4)
 
 
-@pytest.mark.parametrize(
-    ("boxes", "unit", "message"),
-    [
+def test_boxes_that_cannot_be_say_why():
+    for boxes, unit, message in [
         ([[10, 10, 20, 20]], "relative", "pass box_unit='pixels'"),
         ([[0.1, 0.1, 0.9, 0.9]], "pixels", "pass box_unit='relative'"),
         ([[0.5, 0.1, 0.4, 0.9]], "relative", r"The box 0.5, 0.1, 0.4, 0.9 ends before it begins"),
         ([[0.5, 0.1, 0.5, 0.9]], "relative", "ends before it begins"),
         ([0.1, 0.1, 0.9, 0.9], "relative", r"must be \(people, 4\), got \(4,\)"),
         ([[0.1, 0.1, 0.9]], "relative", r"must be \(people, 4\), got \(1, 3\)"),
-    ],
-)
-def test_boxes_that_cannot_be_say_why(boxes, unit, message):
-    with pytest.raises(ValueError, match=message):
-        as_pixels(boxes, unit, 60, 100)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            as_pixels(boxes, unit, 60, 100)
 
 
 def test_the_given_boxes_stay_as_they_are():

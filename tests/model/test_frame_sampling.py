@@ -40,40 +40,39 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("name", [*RANDOM, *FIXED])
-def test_frames_of_videos_of_1_to_300_frames_are_inside_and_in_order(name):
-    generator = seeded(0)
-    sampler = partial(RANDOM[name], generator=generator) if name in RANDOM else FIXED[name]
-    shape = CLIPS.get(name, 1), 8 if "eight" in name else 16
-    for total in range(1, 301):
-        frames = sampler(total)
-        assert frames.shape == shape
-        assert frames.dtype == np.int64
-        assert frames.min() >= 0
-        assert frames.max() < total, total
-        assert (np.diff(frames, axis=1) >= 0).all(), total
+def test_frames_of_videos_of_1_to_300_frames_are_inside_and_in_order():
+    for name in [*RANDOM, *FIXED]:
+        generator = seeded(0)
+        sampler = partial(RANDOM[name], generator=generator) if name in RANDOM else FIXED[name]
+        shape = CLIPS.get(name, 1), 8 if "eight" in name else 16
+        for total in range(1, 301):
+            frames = sampler(total)
+            assert frames.shape == shape
+            assert frames.dtype == np.int64
+            assert frames.min() >= 0
+            assert frames.max() < total, total
+            assert (np.diff(frames, axis=1) >= 0).all(), total
 
 
-@pytest.mark.parametrize("name", RANDOM)
-def test_generator_decides_the_frames_and_the_global_state_stays(name):
-    sampler, state = RANDOM[name], torch.get_rng_state()
-    first = [sampler(300, generator=seeded(seed)) for seed in range(8)]
-    again = [sampler(300, generator=seeded(seed)) for seed in range(8)]
-    assert all((a == b).all() for a, b in zip(first, again, strict=True))
-    assert len({clip.tobytes() for clip in first}) > 4
-    assert torch.equal(torch.get_rng_state(), state)
+def test_generator_decides_the_frames_and_the_global_state_stays():
+    for name in RANDOM:
+        sampler, state = RANDOM[name], torch.get_rng_state()
+        first = [sampler(300, generator=seeded(seed)) for seed in range(8)]
+        again = [sampler(300, generator=seeded(seed)) for seed in range(8)]
+        assert all((a == b).all() for a, b in zip(first, again, strict=True))
+        assert len({clip.tobytes() for clip in first}) > 4
+        assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", [*RANDOM, *FIXED])
-@pytest.mark.parametrize("total", [0, -1])
-def test_video_without_frames_is_refused(name, total):
-    with pytest.raises(ValueError, match=f"total_frames={total} must be at least 1"):
-        (RANDOM | FIXED)[name](total)
+def test_video_without_frames_is_refused():
+    for name in [*RANDOM, *FIXED]:
+        for total in [0, -1]:
+            with pytest.raises(ValueError, match=f"total_frames={total} must be at least 1"):
+                (RANDOM | FIXED)[name](total)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "setting"),
-    [
+def test_setting_below_one_is_refused_by_name():
+    for sampler, setting in [
         (pretraining_frames, "num_frames"),
         (pretraining_frames, "stride"),
         (pretraining_frames, "num_clips"),
@@ -85,24 +84,22 @@ def test_video_without_frames_is_refused(name, total):
         (dense_test_frames, "num_clips"),
         (uniform_test_frames, "num_frames"),
         (uniform_test_frames, "num_clips"),
-    ],
-)
-def test_setting_below_one_is_refused_by_name(sampler, setting):
-    with pytest.raises(ValueError, match=f"{setting}=0 must be at least 1"):
-        sampler(100, **{setting: 0})
+    ]:
+        with pytest.raises(ValueError, match=f"{setting}=0 must be at least 1"):
+            sampler(100, **{setting: 0})
 
 
-@pytest.mark.parametrize("total", [64, 80, 131, 300])
-def test_single_dense_test_clip_is_the_middle_one_of_three(total):
-    (single,) = dense_test_frames(total, num_clips=1)
-    assert (single == dense_test_frames(total, num_clips=3)[1]).all()
+def test_single_dense_test_clip_is_the_middle_one_of_three():
+    for total in [64, 80, 131, 300]:
+        (single,) = dense_test_frames(total, num_clips=1)
+        assert (single == dense_test_frames(total, num_clips=3)[1]).all()
 
 
-@pytest.mark.parametrize("total", [17, 48, 131, 300])
-def test_single_uniform_test_clip_takes_the_middle_of_each_segment(total):
-    (single,) = uniform_test_frames(total, num_clips=1)
-    middles = (np.arange(16) + 0.5) * (total - 1) / 16
-    assert np.abs(single - middles).max() <= 1
+def test_single_uniform_test_clip_takes_the_middle_of_each_segment():
+    for total in [17, 48, 131, 300]:
+        (single,) = uniform_test_frames(total, num_clips=1)
+        middles = (np.arange(16) + 0.5) * (total - 1) / 16
+        assert np.abs(single - middles).max() <= 1
 
 
 def test_dense_test_clips_reach_from_the_first_to_the_last_strided_frame():
@@ -120,24 +117,24 @@ def test_pretraining_clips_keep_their_stride_until_a_short_video_repeats_its_las
     assert pretraining_frames(9, generator=seeded(0)).tolist() == [[0] + [4] * 15]
 
 
-@pytest.mark.parametrize(("num_frames", "stride"), [(16, 4), (8, 3)])
-def test_dense_clip_of_a_long_video_fills_its_span(num_frames, stride):
-    generator = seeded(0)
-    for total in range(num_frames * stride + 1, 300):
-        (frames,) = dense_frames(total, num_frames, stride, generator)
-        assert frames[-1] - frames[0] == num_frames * stride - 1
-        assert set(np.diff(frames).tolist()) <= {stride, stride + 1}
+def test_dense_clip_of_a_long_video_fills_its_span():
+    for num_frames, stride in [(16, 4), (8, 3)]:
+        generator = seeded(0)
+        for total in range(num_frames * stride + 1, 300):
+            (frames,) = dense_frames(total, num_frames, stride, generator)
+            assert frames[-1] - frames[0] == num_frames * stride - 1
+            assert set(np.diff(frames).tolist()) <= {stride, stride + 1}
 
 
-@pytest.mark.parametrize(("sampler", "starts"), [(pretraining_frames, 137), (dense_frames, 136)])
-def test_starts_are_uniform_over_all_places_where_the_clip_fits(sampler, starts):
-    generator, draws = seeded(0), 40 * starts
-    first = np.array([sampler(200, generator=generator)[0, 0] for _ in range(draws)])
-    counts = np.bincount(first)
-    assert len(counts) == starts
-    assert counts.min() > 0
-    # chi-square of `starts - 1` degrees of freedom, five standard deviations above its mean
-    assert ((counts - 40) ** 2 / 40).sum() < starts + 5 * np.sqrt(2 * starts)
+def test_starts_are_uniform_over_all_places_where_the_clip_fits():
+    for sampler, starts in [(pretraining_frames, 137), (dense_frames, 136)]:
+        generator, draws = seeded(0), 40 * starts
+        first = np.array([sampler(200, generator=generator)[0, 0] for _ in range(draws)])
+        counts = np.bincount(first)
+        assert len(counts) == starts
+        assert counts.min() > 0
+        # chi-square of `starts - 1` degrees of freedom, five standard deviations above its mean
+        assert ((counts - 40) ** 2 / 40).sum() < starts + 5 * np.sqrt(2 * starts)
 
 
 def test_each_of_several_pretraining_clips_starts_in_its_own_part():
@@ -170,7 +167,7 @@ def test_a_clip_around_a_key_frame():
     assert key_frame_clip(0, 1).tolist() == [[0] * 16]
 
 
-@pytest.mark.parametrize("key_frame", [-1, 10])
-def test_a_key_frame_is_in_the_video(key_frame):
-    with pytest.raises(ValueError, match=f"The key frame {key_frame} is not in a video of 10 frames"):
-        key_frame_clip(key_frame, 10)
+def test_a_key_frame_is_in_the_video():
+    for key_frame in [-1, 10]:
+        with pytest.raises(ValueError, match=f"The key frame {key_frame} is not in a video of 10 frames"):
+            key_frame_clip(key_frame, 10)

@@ -107,13 +107,13 @@ def test_resized_grey_levels():
     assert torch.equal(resize_bilinear(frames, 6, 4), ((blocks + 2) // 4).to(torch.uint8))
 
 
-@pytest.mark.parametrize("size", [(7, 9), (20, 61), (53, 26), (1, 1), (90, 3)])
-def test_resized_frames_are_within_a_grey_level_of_exact_interpolation(size):
-    frames = torch.from_numpy(random_frames(3)).movedim(-1, 1)
-    resized, exact = resize_bilinear(frames, *size), resize_bilinear(frames.double(), *size)
-    assert resized.dtype == torch.uint8
-    assert resized.shape == (3, 3, *size)
-    assert (resized - exact).abs().max() < 1
+def test_resized_frames_are_within_a_grey_level_of_exact_interpolation():
+    for size in [(7, 9), (20, 61), (53, 26), (1, 1), (90, 3)]:
+        frames = torch.from_numpy(random_frames(3)).movedim(-1, 1)
+        resized, exact = resize_bilinear(frames, *size), resize_bilinear(frames.double(), *size)
+        assert resized.dtype == torch.uint8
+        assert resized.shape == (3, 3, *size)
+        assert (resized - exact).abs().max() < 1
 
 
 def test_the_long_side_is_rounded_down_and_fitting_frames_stay():
@@ -157,20 +157,25 @@ def test_rectangular_sizes():
 # which frames
 
 
-@pytest.mark.parametrize("length", [1, 3, 7, 8, 30])
-@pytest.mark.parametrize("num_clips", [1, 3])
-@pytest.mark.parametrize("sampling", ["dense", "uniform"])
-def test_frames_are_those_of_the_samplers(sampling, num_clips, length):
-    options = {"do_sample_frames": True, "sampling": sampling, "num_clips": num_clips, "return_metadata": True}
-    output = processor(**options, **RAW)(numbered_frames(length), return_tensors="pt")
-    expected = {
-        "dense": dense_test_frames(length, 4, 2, num_clips),
-        "uniform": uniform_test_frames(length, 4, num_clips),
-    }[sampling]
-    clips = output.pixel_values[0].view(num_clips, 4, 3, SIZE, SIZE)
-    assert torch.equal(clips[:, :, 0, 0, 0], torch.from_numpy(expected).to(torch.uint8))
-    metadata = output.video_metadata[0]
-    assert (metadata.total_num_frames, metadata.frames_indices) == (length, expected.ravel().tolist())
+def test_frames_are_those_of_the_samplers():
+    for length in [1, 3, 7, 8, 30]:
+        for num_clips in [1, 3]:
+            for sampling in ["dense", "uniform"]:
+                options = {
+                    "do_sample_frames": True,
+                    "sampling": sampling,
+                    "num_clips": num_clips,
+                    "return_metadata": True,
+                }
+                output = processor(**options, **RAW)(numbered_frames(length), return_tensors="pt")
+                expected = {
+                    "dense": dense_test_frames(length, 4, 2, num_clips),
+                    "uniform": uniform_test_frames(length, 4, num_clips),
+                }[sampling]
+                clips = output.pixel_values[0].view(num_clips, 4, 3, SIZE, SIZE)
+                assert torch.equal(clips[:, :, 0, 0, 0], torch.from_numpy(expected).to(torch.uint8))
+                metadata = output.video_metadata[0]
+                assert (metadata.total_num_frames, metadata.frames_indices) == (length, expected.ravel().tolist())
 
 
 def test_frame_numbers_without_a_video():
@@ -210,18 +215,18 @@ def test_all_frames_of_a_file(videos):
     assert torch.equal(clip.movedim(1, -1), torch.from_numpy(read_frames(videos["short"], range(5))))
 
 
-@pytest.mark.parametrize("name", LENGTHS)
-@pytest.mark.parametrize("sampling", ["dense", "uniform"])
-def test_frames_of_files(videos, name, sampling):
-    indices = {
-        "dense": dense_test_frames(LENGTHS[name], 4, 2, 1)[0],
-        "uniform": uniform_test_frames(LENGTHS[name], 4, 1)[0],
-    }[sampling]
-    clip = pixels_of(str(videos[name]), sampling=sampling, **WHOLE)[0]
-    assert torch.equal(clip.movedim(1, -1), torch.from_numpy(read_frames(videos[name], indices)))
-    metadata = processor(sampling=sampling, return_metadata=True)(videos[name]).video_metadata[0]
-    assert (metadata.total_num_frames, metadata.frames_indices) == (LENGTHS[name], indices.tolist())
-    assert (metadata.height, metadata.width) == (24, 32)
+def test_frames_of_files(videos):
+    for name in LENGTHS:
+        for sampling in ["dense", "uniform"]:
+            indices = {
+                "dense": dense_test_frames(LENGTHS[name], 4, 2, 1)[0],
+                "uniform": uniform_test_frames(LENGTHS[name], 4, 1)[0],
+            }[sampling]
+            clip = pixels_of(str(videos[name]), sampling=sampling, **WHOLE)[0]
+            assert torch.equal(clip.movedim(1, -1), torch.from_numpy(read_frames(videos[name], indices)))
+            metadata = processor(sampling=sampling, return_metadata=True)(videos[name]).video_metadata[0]
+            assert (metadata.total_num_frames, metadata.frames_indices) == (LENGTHS[name], indices.tolist())
+            assert (metadata.height, metadata.width) == (24, 32)
 
 
 # forms of input
@@ -358,9 +363,8 @@ def test_fields_of_another_version_are_kept_out_of_the_way(tmp_path):
         MVDVideoProcessor.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
+def test_wrong_arguments_are_refused():
+    for fields in [
         {"num_crop": 3},
         {"num_crops": "3"},
         {"num_clips": True},
@@ -369,15 +373,12 @@ def test_fields_of_another_version_are_kept_out_of_the_way(tmp_path):
         {"fps": 2},
         {"do_pad": True},
         {"resample": 3},
-    ],
-    ids=lambda fields: next(iter(fields)),
-)
-def test_wrong_arguments_are_refused(fields):
-    name = next(iter(fields))
-    with pytest.raises((TypeError, ValueError, StrictDataclassError), match=name):
-        MVDVideoProcessor(**fields)
-    with pytest.raises((TypeError, ValueError, StrictDataclassError), match=name):
-        processor()(random_frames(), **fields)
+    ]:
+        name = next(iter(fields))
+        with pytest.raises((TypeError, ValueError, StrictDataclassError), match=name):
+            MVDVideoProcessor(**fields)
+        with pytest.raises((TypeError, ValueError, StrictDataclassError), match=name):
+            processor()(random_frames(), **fields)
 
 
 def test_arguments_of_a_call_win_over_stored_ones():
@@ -389,9 +390,8 @@ def test_arguments_of_a_call_win_over_stored_ones():
     assert torch.equal(unsaid.pixel_values, stored(numbered_frames(2), return_tensors="pt").pixel_values)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_impossible_values_are_named():
+    for fields, message in [
         ({"num_frames": 0, "do_sample_frames": True}, "num_frames=0"),
         ({"num_clips": 0, "do_sample_frames": True}, "num_clips=0"),
         ({"frame_sampling_rate": 0, "do_sample_frames": True}, "stride=0"),
@@ -399,16 +399,13 @@ def test_arguments_of_a_call_win_over_stored_ones():
         ({"num_crops": 3, "do_center_crop": False}, "num_crops=3.*do_center_crop"),
         ({"size": {"longest_edge": 20}}, "longest_edge.*shortest_edge"),
         ({"crop_size": 17}, "17x17.*16x20"),
-    ],
-)
-def test_impossible_values_are_named(fields, message):
-    with pytest.raises(ValueError, match=message):
-        pixels_of(random_frames(), **fields)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pixels_of(random_frames(), **fields)
 
 
-@pytest.mark.parametrize(
-    ("video", "message"),
-    [
+def test_frames_that_cannot_be_used_are_named():
+    for video, message in [
         ([], "no video"),
         (3, "type int"),
         ([None], "type NoneType"),
@@ -419,12 +416,9 @@ def test_impossible_values_are_named(fields, message):
         (random_frames().astype(np.int64), "torch.int64.*do_rescale=False"),
         (random_frames() / 255, "torch.float64.*do_rescale=False"),
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], r"\(8, 8, 3\), \(8, 9, 3\)"),
-    ],
-    ids=range(10),
-)
-def test_frames_that_cannot_be_used_are_named(video, message):
-    with pytest.raises(ValueError, match=message):
-        pixels_of(video)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pixels_of(video)
 
 
 def test_a_bad_file_is_named(videos, server):
@@ -572,15 +566,15 @@ def test_a_detector_sees_whole_frames_with_zeros_up_to_whole_patches():
     assert torch.equal(pixels[..., :50], whole)
 
 
-@pytest.mark.parametrize("unit", ["relative", "pixels"])
-def test_boxes_are_resized_with_the_frames(unit):
-    detection = MVDVideoProcessor.for_detection(detector_config(), box_unit=unit)
-    frames, boxes = random_frames(4, 74, 100), np.array([[10.0, 37.0, 60.0, 74.0], [0.0, 0.0, 100.0, 74.0]])
-    given = boxes / [100, 74, 100, 74] if unit == "relative" else boxes
-    inputs = detection(frames, boxes=given, return_tensors="pt")
-    torch.testing.assert_close(inputs.boxes[0], torch.tensor([[5, 18.5, 30, 37], [0, 0, 50, 37.0]]))
-    assert inputs.box_mask.tolist() == [[True, True]]
-    assert inputs.pixel_values.shape[-2:] == (40, 56)
+def test_boxes_are_resized_with_the_frames():
+    for unit in ["relative", "pixels"]:
+        detection = MVDVideoProcessor.for_detection(detector_config(), box_unit=unit)
+        frames, boxes = random_frames(4, 74, 100), np.array([[10.0, 37.0, 60.0, 74.0], [0.0, 0.0, 100.0, 74.0]])
+        given = boxes / [100, 74, 100, 74] if unit == "relative" else boxes
+        inputs = detection(frames, boxes=given, return_tensors="pt")
+        torch.testing.assert_close(inputs.boxes[0], torch.tensor([[5, 18.5, 30, 37], [0, 0, 50, 37.0]]))
+        assert inputs.box_mask.tolist() == [[True, True]]
+        assert inputs.pixel_values.shape[-2:] == (40, 56)
 
 
 def test_boxes_show_the_same_pixels_before_and_after():

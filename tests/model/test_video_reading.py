@@ -387,20 +387,20 @@ def test_indices_may_depend_on_the_number_of_frames(clip):
     assert numbers(frames) == [59, 30]
 
 
-@pytest.mark.parametrize("kind", ["str", "path", "bytes", "bytearray", "file", "buffer"])
-def test_source_may_be_a_path_bytes_or_a_file_object(clip, kind):
-    expected = exhaustive(clip)
-    with clip.open("rb") as file:
-        source = {
-            "str": str(clip),
-            "path": clip,
-            "bytes": clip.read_bytes(),
-            "bytearray": bytearray(clip.read_bytes()),
-            "file": file,
-            "buffer": io.BytesIO(clip.read_bytes()),
-        }[kind]
-        assert np.array_equal(read_frames(source, [40, 3, 40]), expected[[40, 3, 40]])
-        assert not file.closed
+def test_source_may_be_a_path_bytes_or_a_file_object(clip):
+    for kind in ["str", "path", "bytes", "bytearray", "file", "buffer"]:
+        expected = exhaustive(clip)
+        with clip.open("rb") as file:
+            source = {
+                "str": str(clip),
+                "path": clip,
+                "bytes": clip.read_bytes(),
+                "bytearray": bytearray(clip.read_bytes()),
+                "file": file,
+                "buffer": io.BytesIO(clip.read_bytes()),
+            }[kind]
+            assert np.array_equal(read_frames(source, [40, 3, 40]), expected[[40, 3, 40]])
+            assert not file.closed
 
 
 @pytest.mark.parametrize(
@@ -450,9 +450,8 @@ def assert_refused(source, message: str):
     assert (str(copy), copy.reason) == (str(error.value), error.value.reason)
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
+def test_what_is_no_video_is_named_with_the_reason(no_video):
+    for name, reason in [
         ("missing", "no such file"),
         ("folder", "no such file"),
         ("empty", "cannot be opened as a video"),
@@ -462,12 +461,10 @@ def assert_refused(source, message: str):
         ("audio", "has no video stream"),
         ("no_index", "cannot be opened as a video"),
         ("noise", "no frame can be decoded"),
-    ],
-)
-def test_what_is_no_video_is_named_with_the_reason(no_video, name, reason):
-    path = no_video / f"{name}.mp4"
-    for source in (path, str(path)):
-        assert_refused(source, f"{re.escape(str(path))}: {reason}")
+    ]:
+        path = no_video / f"{name}.mp4"
+        for source in (path, str(path)):
+            assert_refused(source, f"{re.escape(str(path))}: {reason}")
 
 
 def test_bytes_and_file_objects_without_video_are_named_with_the_reason(no_video):
@@ -567,20 +564,17 @@ def test_frames_above_the_largest_accepted_size_are_refused(clip):
     assert len(read_frames(clip, [0], max_pixels=64 * 96)) == 1
 
 
-@pytest.mark.parametrize(
-    ("indices", "reason"),
-    [
+def test_frame_that_is_not_in_the_video_is_refused_by_number(clip):
+    for indices, reason in [
         ([3, 60], "frame 60 was asked for, the video has 60 frames"),
         ([3, -1], "frame -1 was asked for, the video has 60 frames"),
         ([], "no frame was asked for"),
-    ],
-)
-@pytest.mark.parametrize("as_array", [False, True])
-def test_frame_that_is_not_in_the_video_is_refused_by_number(clip, indices, reason, as_array):
-    with VideoReader(clip) as reader:
-        with pytest.raises(VideoReadError, match=rf"clip\.mp4: {reason}"):
-            reader.read(np.array(indices, dtype=int) if as_array else indices)
-        assert numbers(reader.read([3])) == [3]
+    ]:
+        for as_array in [False, True]:
+            with VideoReader(clip) as reader:
+                with pytest.raises(VideoReadError, match=rf"clip\.mp4: {reason}"):
+                    reader.read(np.array(indices, dtype=int) if as_array else indices)
+                assert numbers(reader.read([3])) == [3]
 
 
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.7, 0.9])
