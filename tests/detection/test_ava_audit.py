@@ -69,6 +69,7 @@ def test_nothing_is_wrong_with_a_sound_data_set(toy):
 ANNOTATION_MISTAKES = {
     "pixels": (lambda row: moved(row, lambda *box: np.multiply(box, (64, 48, 64, 48))), "pixels", "divide"),
     "sizes": (lambda row: moved(row, lambda x1, y1, x2, y2: (x1, y1, x2 - x1, y2 - y1)), "end before", "x1 + width"),
+    "mirrored": (lambda row: moved(row, lambda x1, y1, x2, y2: (x2, y1, x1, y2)), "end before", "lower right"),
     "ids from 0": (lambda row: [*row[:6], str(int(row[6]) - 1), *row[7:]], "ids are 0", "add 1"),
     "ids from 2": (lambda row: [*row[:6], str(int(row[6]) + 1), *row[7:]], "such as 9", "actions.pbtxt"),
     "no ids": (lambda row: [*row[:6], ""], "no action", "class id"),
