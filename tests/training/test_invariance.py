@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from launching import ROOT, environment, history, launch, launch_command, signal_when
+from launching import PATIENCE, ROOT, environment, history, launch, launch_for_real, signal_when, start
 
 pytestmark = pytest.mark.slow
 
@@ -57,10 +57,6 @@ def recipe(tmp_path_factory, tiny_teachers, toy_folder) -> Path:
     return path
 
 
-def command(recipe: Path, output: Path, processes: int = 1, **options) -> list[str]:
-    return launch_command("distill.py", recipe, processes=processes, output_dir=output, **options)
-
-
 def run(recipe: Path, output: Path, processes: int = 1, **options) -> str:
     return launch("distill.py", recipe, processes=processes, output_dir=output, **options)
 
@@ -72,9 +68,9 @@ def figures(output: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def reference(recipe, tmp_path_factory) -> Path:
-    """One process, batches of 16."""
+    """One process that `accelerate launch` has started, batches of 16."""
     output = tmp_path_factory.mktemp("reference")
-    run(recipe, output)
+    launch_for_real("distill.py", recipe, output_dir=output)
     return output
 
 
@@ -88,13 +84,9 @@ def test_it_learns(reference):
     ("processes", "batch", "accumulation"), [(1, 4, 4), (2, 8, 1), (2, 4, 2)], ids=["accumulated", "two", "both"]
 )
 def test_how_a_batch_is_split_does_not_matter(recipe, reference, tmp_path, processes, batch, accumulation):
-    log = run(
-        recipe,
-        tmp_path,
-        processes,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulation,
-    )
+    start_it = launch_for_real if accumulation == 1 else launch
+    counts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    log = start_it("distill.py", recipe, processes=processes, output_dir=tmp_path, **counts)
     # the run says how many processes there were: a launcher may quietly start one only
     assert f"Effective batch 16 = {batch} videos x {accumulation} accumulation steps x {processes} processes" in log
     assert figures(tmp_path) == pytest.approx(figures(reference), rel=1e-4)
@@ -160,16 +152,11 @@ def damaged(toy_folder, tmp_path_factory) -> Path:
 
 
 def test_a_bad_video_ends_a_run_of_two_processes_by_name(recipe, damaged, tmp_path):
-    result = subprocess.run(
-        command(recipe, tmp_path, 2, dataset=damaged, per_device_train_batch_size=8, dataloader_num_workers=1),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode != 0
-    assert "VideoReadError" in result.stderr
-    assert "bad " in result.stderr
+    options = {"dataset": damaged, "per_device_train_batch_size": 8, "dataloader_num_workers": 1}
+    failed = start("distill.py", recipe, processes=2, output_dir=tmp_path, **options)
+    assert any(failed.wait())
+    assert "VideoReadError" in failed.text()
+    assert "bad " in failed.text()
 
 
 @pytest.mark.parametrize(
@@ -263,11 +250,11 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_happene
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(recipe, whole, processes, **options)
     complete = stopped / "checkpoint-40" / "trainer_state.json"
-    # as a scheduler does it: the launcher, the processes and their data workers all get the signal
-    code = signal_when(
+    # as a scheduler does it: the processes and their data workers all get the signal
+    codes = signal_when(
         complete, signal.SIGTERM, "distill.py", recipe, processes=processes, output_dir=stopped, **options
     )
-    assert code != 0
+    assert codes == [128 + signal.SIGTERM] * processes
     assert not (stopped / "model.safetensors").exists(), "it was stopped too late"
     steps = {int(path.name.split("-")[1]) for path in stopped.glob("checkpoint-*")}
     assert max(steps) > 40
@@ -313,7 +300,7 @@ def test_sharded_processes_train_as_one_and_resume_exactly(
     command = [*launcher, ROOT / "tests" / "sharded.py", ROOT / "recipes" / "distill.py", recipe, *words]
 
     def train():
-        ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+        ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
         assert ended.returncode == 0, ended.stderr[-4000:]
         assert ("this process holds" in ended.stdout + ended.stderr) == divided
         return figures(tmp_path / "run"), load_file(tmp_path / "run" / "model.safetensors")
