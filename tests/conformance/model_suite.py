@@ -67,7 +67,7 @@ class MVDModelTest(ModelTesterMixin, unittest.TestCase):
         MVDForActionDetection,
     )
     test_resize_embeddings = False
-    test_torch_exportable = False  # tests/test_modeling_mvd.py exports and runs
+    test_torch_exportable = False  # tests/model/test_modeling_mvd.py exports and runs
 
     def setUp(self):
         self.model_tester = ModelTester(self)
