@@ -77,7 +77,7 @@ PUBLISHERS = {"model": publish_model, "dataset": publish_clips}
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for client in ("httpx", "httpx2"):  # which tell of every request
+    for client in ("httpx", "httpx2"):  # they log every request
         logging.getLogger(client).setLevel(logging.WARNING)
     what, rest = take_name(arguments, list(PUBLISHERS), "kind of publication")
     publication = PUBLISHERS[what](rest)

@@ -137,11 +137,7 @@ def model_class_names(model: PreTrainedModel) -> list[str] | None:
 
 
 def classes_of_labels(names: Sequence[str] | None, model_names: Sequence[str] | None) -> list[int] | None:
-    """The class of the model for each class of a data set, by name; `None` where either side has no names.
-
-    Raises:
-        ValueError: naming classes of the data set that the model does not have.
-    """
+    """The class of the model for each class of a data set, by name; `None` where either side has no names."""
     if names is None or model_names is None:
         return None
     unknown = [name for name in names if name not in model_names]

@@ -107,11 +107,7 @@ def logistic_regression(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (K, D) and biases (K,) that minimise mean cross entropy plus `penalty / 2` times the squared weights.
 
-    Args:
-        features: (M, D), with about unit variance.
-        labels: (M,) class indices.
-        num_classes: K.
-        penalty: strength of the L2 penalty of the weights.
+    `features` (M, D) need about unit variance.
     """
     weight = torch.zeros(num_classes, features.shape[1], dtype=features.dtype, device=features.device)
     bias = torch.zeros(num_classes, dtype=features.dtype, device=features.device)
@@ -133,18 +129,9 @@ def logistic_regression(
 
 @torch.no_grad()
 def fit_linear(features: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, classifier: nn.Linear) -> float:
-    """Fit a linear layer by multinomial logistic regression on standardised features.
+    """Fit a linear layer to features (M, D) of videos `rows` (M,) by logistic regression; returns its L2 penalty.
 
-    Every fifth training video chooses the strength of the L2 penalty; the final fit uses all videos.
-
-    Args:
-        features: (M, D).
-        labels: (M,) class indices.
-        rows: (M,) rows of the videos of the features.
-        classifier: the layer, from D to K.
-
-    Returns:
-        The penalty.
+    Every fifth training video chooses the strength of the penalty; the final fit uses all videos.
     """
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0).clamp(min=1e-6)
     features = (features - mean) / std
@@ -222,15 +209,7 @@ def fit_attentive(
 def nearest_neighbours(
     bank: ViewResults, bank_labels: np.ndarray, results: ViewResults, num_classes: int, arguments: ProbeArguments
 ) -> np.ndarray:
-    """Votes (videos, K) of the nearest training views for the classes of videos, averaged over the videos' views.
-
-    Args:
-        bank: `pooled` features of the training videos.
-        bank_labels: class indices of the training rows.
-        results: `pooled` features of the videos to classify.
-        num_classes: K.
-        arguments: neighbours and temperature.
-    """
+    """Votes (N, K) of the nearest training views in `bank` for the videos in `results`, averaged over their views."""
     known, labels, _ = pooled_features(bank, bank_labels)
     features = torch.from_numpy(results.stack("pooled"))
     scores = knn_scores(

@@ -39,10 +39,7 @@ ViewFunction = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 class VideoViews(torch.utils.data.Dataset):
     """The views of the videos of a data set: items (row, name, views (V, T, C, H, W) or `None`, error or `None`).
 
-    Args:
-        rows: videos, see `mvd_hf.data.sources.load_rows`.
-        processor: makes the views, `num_clips` times `num_crops` per video.
-        as_bytes: whether views are uint8 pixels, for a model that normalises its input.
+    With `as_bytes`, views are uint8 pixels for a model that normalises its input.
     """
 
     def __init__(self, rows: datasets.Dataset, processor: MVDVideoProcessor, as_bytes: bool = True):

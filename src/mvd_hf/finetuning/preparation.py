@@ -60,15 +60,7 @@ class PreparationArguments:
 
 @dataclass
 class LabelledVideos:
-    """Labelled videos for fine-tuning.
-
-    Args:
-        train: training rows.
-        validation: rows for validation and test, or `None`.
-        names: names of the classes, or `None` if they have no names.
-        num_labels: number of classes.
-        labels: class indices of the training rows; `None` for a stream.
-    """
+    """Labelled videos for fine-tuning; class names are `None` without names, labels `None` for a stream."""
 
     train: Rows
     validation: datasets.Dataset | None
@@ -120,11 +112,7 @@ def video_lengths(rows: Rows) -> list[int]:
 def read_classes(
     rows: Rows, keys: FinetuningClipArguments, num_labels: int | None
 ) -> tuple[list[str] | None, np.ndarray | None, int]:
-    """Names of the classes (or `None`), class indices of the rows (`None` for a stream), and number of classes.
-
-    Raises:
-        ValueError: if there is no such column, or the number of classes of a stream is not known.
-    """
+    """Names of the classes (or `None`), class indices of the rows (`None` for a stream), and number of classes."""
     names = LabelReader(rows, keys.label_column, keys.label_names).names
     if names is not None and num_labels not in (None, len(names)):
         raise ValueError(
@@ -188,11 +176,7 @@ def divide(
 def without_overlap(
     train: datasets.Dataset, validation: datasets.Dataset, arguments: PreparationArguments, folder: Path
 ) -> datasets.Dataset:
-    """A validation set after the check for footage of the training set; see `on_overlap`.
-
-    Raises:
-        ValueError: naming the videos, with `on_overlap=raise`, or if no video is left.
-    """
+    """A validation set after the check for footage of the training set; see `on_overlap`."""
     if not is_compared(arguments, len(train) + len(validation)):
         return validation
     overlap = find_overlap_by_content(train, validation, cache=folder / FINGERPRINTS)
@@ -286,15 +270,6 @@ def choose_clips(
     """Set `sampling`, `stride` and `flip` where they are `None`, and log the choices.
 
     The sampling depends on the lengths of the videos; clips are flipped unless classes distinguish left from right.
-
-    Args:
-        keys: how clips are made.
-        data: the source, with the stride of dense clips.
-        videos: the videos.
-        num_frames: frames per clip.
-
-    Raises:
-        ValueError: if the videos are a stream, so that their lengths are not known, or none can be read.
     """
     sampling, flip, stride = keys.sampling, keys.flip, data.stride
     if sampling is None and videos.labels is None:

@@ -254,15 +254,7 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
 
 
 def card_metadata(name: str, task: str, details: CardDetails, results: Sequence[Result], **options) -> ModelCardData:
-    """The metadata of a card, by which the Hub finds and shows a model.
-
-    Args:
-        name: of the repository.
-        task: as the Hub names it.
-        details: license, base model and tags.
-        results: measured and reported ones.
-        options: further fields of `ModelCardData`.
-    """
+    """The metadata of a card, by which the Hub finds and shows a model; `options` are fields of `ModelCardData`."""
     if details.base_model is not None:
         options |= {"base_model": details.base_model, "base_model_relation": "finetune"}
     if results:
@@ -342,15 +334,7 @@ def render_card(
 
 
 def write_card(folder: str | Path, name: str, details: CardDetails, with_code: bool = False) -> list[str]:
-    """Run the snippet of a checkpoint and write its card into its folder.
-
-    Returns, and logs, a warning for each source model with a stricter license.
-
-    Args:
-        folder: the checkpoint, with its video processor.
-        name: of its repository.
-        details: what is not in the folder.
-        with_code: whether the folder holds the code of its model, see `mvd_hf.publish`.
+    """Run the snippet of a checkpoint and write its card; returns and logs a warning per stricter source model.
 
     Raises:
         ValueError: as [`render_card`], or if the snippet fails.

@@ -92,11 +92,7 @@ ORIGINS = {
 
 
 def find_weights(path: str | Path) -> Path:
-    """The file with the weights: the path itself, or the weights in a DeepSpeed folder.
-
-    Raises:
-        ValueError: if a folder holds no weights, or those of several model-parallel processes.
-    """
+    """The file of weights: the path, or the only one in a DeepSpeed folder; raises ValueError if there is not one."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -149,13 +145,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], argparse
 
 
 def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
-    """The family of an official state dict, and its tensors with the encoder at the top level.
-
-    Families: `distillation` (MVD student), `videomae`, `mae`, `classification` (fine-tuned MVD).
-
-    Raises:
-        ValueError: if the names match none of them.
-    """
+    """Family (a key of `FAMILY_RULES`) and tensors of an official state dict, with the encoder at the top level."""
     state_dict = {key.removeprefix("backbone."): value for key, value in state_dict.items()}
     if any(key.startswith("encoder.blocks.") for key in state_dict):
         return "videomae", {key.removeprefix("encoder."): value for key, value in state_dict.items()}
@@ -173,13 +163,7 @@ def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[st
 
 
 class Geometry:
-    """Sizes of a network, read from the shapes of its state dict.
-
-    Args:
-        family: of the state dict, for messages.
-        state_dict: with the official names.
-        overrides: `MVDConfig` fields that shapes cannot give.
-    """
+    """Sizes of a network, read from the shapes of its state dict; `overrides` are `MVDConfig` fields that it lacks."""
 
     def __init__(self, family: str, state_dict: Mapping[str, torch.Tensor], overrides: Mapping):
         self.family, self.state_dict, self.overrides = family, state_dict, overrides

@@ -131,15 +131,7 @@ def file_size(item: Mapping) -> int:
 
 
 def cut(sizes: Sequence[int], num_shards: int) -> list[list[int]]:
-    """Cut files into consecutive shards of about equal size, with at least one file in each.
-
-    Args:
-        sizes: bytes of the files.
-        num_shards: number of shards, at most that of the files.
-
-    Returns:
-        The numbers of the files of each shard.
-    """
+    """Numbers of files, by their sizes, in consecutive shards of about equal size with at least one file each."""
     shards, start, left = [], 0, sum(sizes)
     for waiting in range(num_shards, 0, -1):
         stop, size = start + 1, sizes[start]

@@ -76,12 +76,7 @@ class SourceModel:
 
 
 def source_models(run: Mapping | None, api: HfApi) -> list[SourceModel]:
-    """The models that a recorded run started and learned from, each followed by its own source models.
-
-    Args:
-        run: see `mvd_hf.hub.run_record`.
-        api: to look up licenses of models of the Hub.
-    """
+    """The models that a recorded run started and learned from, each followed by its own source models."""
     sources = []
     for part, found in ({} if run is None else run["sources"]).items():
         license = found.get("license")

@@ -64,11 +64,7 @@ def load_videomae(source: str, stored: Mapping) -> tuple[MVDConfig, Weights]:
 
 
 def load_source(source: str, overrides: Mapping) -> tuple[MVDConfig, Weights | None]:
-    """Configuration and weights of a checkpoint; no weights where `from_pretrained` can read them.
-
-    Raises:
-        ValueError: if there is no such checkpoint, or its type is neither MVD nor VideoMAE.
-    """
+    """Configuration and weights of a checkpoint; no weights where `from_pretrained` can read them."""
     path = Path(source)
     if path.is_file() or (path.is_dir() and not (path / CONFIG_NAME).exists()):
         unknown = ("num_attention_heads", "decoder_num_attention_heads", "position_embedding_type")
@@ -164,11 +160,7 @@ def load_classifier(
 def load_weights(
     source: str, config: MVDConfig, weights: Weights | None
 ) -> tuple[MVDForVideoClassification, set[str]]:
-    """A classifier with the given weights, or else those of the source, and the names of the weights of its new head.
-
-    Raises:
-        ValueError: if the weights cannot be read, or those of the encoder do not fit.
-    """
+    """A classifier with the given weights, or else those of the source, and the names of its new weights."""
     try:
         model, report = MVDForVideoClassification.from_pretrained(
             None if weights is not None else source,

@@ -102,11 +102,7 @@ def write_code(folder: str | Path):
 
 
 def stage(folder: str | Path, target: str | Path, example: str | Path | None = None):
-    """Copy the files to publish (see `checkpoint_files`) to an empty folder, and add code and an example video.
-
-    Raises:
-        ValueError: if the folder holds no checkpoint or no processor, or the example is not an mp4 file.
-    """
+    """Copy the files to publish (see `checkpoint_files`) to an empty folder, and add code and an example video."""
     folder, target = Path(folder), Path(target)
     if not (folder / CONFIG_NAME).is_file() or not list(folder.glob("*.safetensors")):
         raise ValueError(f"{str(folder)!r} holds no checkpoint: it needs {CONFIG_NAME} and safetensors files.")
@@ -126,11 +122,7 @@ def stage(folder: str | Path, target: str | Path, example: str | Path | None = N
 
 
 def find_repository(api: HfApi, repo_id: str, private: bool, revision: str | None, repo_type: str = "model") -> str:
-    """The full name of a repository, which is created with its branch if it does not exist.
-
-    Raises:
-        ValueError: if `private`, but the repository exists and is public.
-    """
+    """The full name of a repository, created with its branch if needed; raises ValueError if it must not be public."""
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(f"{repo_id} exists and is public: give private=False to publish there, or take another name.")

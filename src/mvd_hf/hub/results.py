@@ -110,12 +110,7 @@ def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
 
 
 def eval_result_file(results: Sequence[Result], benchmark: str, task: str) -> str:
-    """Content of a file in `.eval_results/`: the measured results on a benchmark of the Hub.
-
-    Args:
-        results: reported ones are left out.
-        benchmark, task: Hub id of the data set, and its task.
-    """
+    """Content of a file in `.eval_results/`: measured results on a task of a benchmark, a data set of the Hub."""
     firsts = [(next(iter(result.metrics.items())), result) for result in results if not result.reported]
     entries = [
         EvalResultEntry(

@@ -123,13 +123,7 @@ class RunRecord:
         return self._seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def save(self, folder: str | os.PathLike, args, facts: Mapping):
-        """Write the record so far into a folder.
-
-        Args:
-            folder: of a saved model.
-            args: the training arguments.
-            facts: data, progress and metrics, see [`facts_of`].
-        """
+        """Write the record so far into the folder of a model, with facts from [`facts_of`]."""
         record = {
             "model": self.model,
             "recipe": self.recipe,
@@ -147,12 +141,7 @@ class RunRecord:
 
 
 def facts_of(trainer, is_average: bool = False) -> dict:
-    """Data, progress and last metrics of a trainer, for its record.
-
-    Args:
-        trainer: the trainer.
-        is_average: whether the record is of the averaged weights, whose metrics have the prefix `eval_ema_`.
-    """
+    """Data, progress and last metrics of a trainer; those of averaged weights have the prefix `eval_ema_`."""
     args, state = trainer.args, trainer.state
     prefix = "eval_ema_" if is_average else "eval_"
     trained = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})

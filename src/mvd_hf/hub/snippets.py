@@ -61,14 +61,7 @@ WITHOUT_PACKAGE = (
 
 @dataclass
 class Snippet:
-    """A snippet as a card shows it.
-
-    Args:
-        code: the Python code, from [`make_snippet`].
-        with_code: whether the checkpoint carries the code of its model.
-        printed: the output of the snippet, if it was run.
-        video: the video it was run with, in words.
-    """
+    """A snippet on a card: its code, whether the checkpoint holds the code of the model, its output and its video."""
 
     code: str
     with_code: bool = False
@@ -77,13 +70,7 @@ class Snippet:
 
 
 def make_snippet(name: str, kind: str, with_code: bool) -> str:
-    """The code of the snippet for a checkpoint.
-
-    Args:
-        name: the checkpoint, as `from_pretrained` takes it.
-        kind: a key of `SNIPPETS`.
-        with_code: whether the checkpoint carries the code of its model; otherwise the snippet imports `mvd_hf`.
-    """
+    """The code for a checkpoint of a kind (a key of `SNIPPETS`); without model code it imports `mvd_hf`."""
     import_line, trust = ("", ", trust_remote_code=True") if with_code else ("import mvd_hf\n", "")
     return SNIPPETS[kind].format(name=name, import_line=import_line, trust=trust)
 
@@ -94,17 +81,9 @@ def write_example(path: str | os.PathLike):
 
 
 def run_snippet(code: str, name: str, folder: str | os.PathLike, video: str | os.PathLike, with_code: bool) -> str:
-    """Run a snippet offline in a fresh interpreter and return its output.
+    """Run a snippet offline in a fresh interpreter and return its output; raises ValueError if it fails.
 
-    Args:
-        code: from [`make_snippet`].
-        name: the name of the checkpoint in the code, which stands for the folder.
-        folder: the checkpoint.
-        video: stands for `video.mp4`.
-        with_code: whether to hide `mvd_hf`, so that the code in the folder is used.
-
-    Raises:
-        ValueError: if the snippet fails, with the end of its error output.
+    `name` in the code stands for the folder, `video.mp4` for the video. With code, `mvd_hf` cannot be imported.
     """
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / name
@@ -123,13 +102,7 @@ def run_snippet(code: str, name: str, folder: str | os.PathLike, video: str | os
 
 
 def execute_snippet(folder: str | os.PathLike, name: str, kind: str, with_code: bool) -> Snippet:
-    """The snippet of a checkpoint and its output for the example video of the folder, or else for a synthetic one.
-
-    See [`make_snippet`] for the arguments.
-
-    Raises:
-        ValueError: if the snippet fails.
-    """
+    """The snippet of a checkpoint with its output for the example video of the folder, or else for a synthetic one."""
     code, example, words = make_snippet(name, kind, with_code), Path(folder) / EXAMPLE_NAME, f"`{EXAMPLE_NAME}`"
     with tempfile.TemporaryDirectory() as place:
         if not example.is_file():
