@@ -1,9 +1,9 @@
-"""The cost of distillation recipes: arithmetic per clip of student, decoders and each teacher, and GPU hours.
+"""The cost of distillation recipes: FLOPs per clip of student, decoders and each teacher, and GPU hours.
 
     python recipes/cost.py recipes/mvd-vit-b-from-vit-l/distill.yaml [--mfu 0.4 --device_tflops 989 ...]
 
-Needs no network, no data and no weights. One recipe is told part by part, several are the rows of a Markdown table.
-What is counted: `mvd_hf.training.costs`. Keys: the assumptions (below), and all keys of `recipes/distill.py`.
+Needs no network, no data and no weights. One recipe is listed part by part, several are the rows of a Markdown table.
+Which operations count: `mvd_hf.training.costs`. Keys: the assumptions (below), and all keys of `recipes/distill.py`.
 """
 
 import logging
@@ -17,17 +17,17 @@ from mvd_hf import MVDConfig, MVDTrainingArguments
 from mvd_hf.arguments import parse_arguments
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.recipe_help import HELP
-from mvd_hf.training.costs import Part, describe_parts, distillation_parts, gpu_hours, teacher_widths, training_tflops
+from mvd_hf.training.costs import Part, distillation_parts, format_parts, gpu_hours, teacher_widths, training_tflops
 
 
 @dataclass
 class CostArguments:
-    """What the hours rest on.
+    """The assumptions behind the hours.
 
     Args:
-        mfu: the part of the device's peak that is reached, teachers included.
-        device_tflops: peak of one device in TFLOP/s; an H200 (or H100 SXM) in bf16, not sparse, by default.
-        num_videos: videos of an epoch; the training split of Kinetics-400 by default.
+        mfu: the part of the device's peak that is reached, including teachers.
+        device_tflops: dense peak of one device in TFLOP/s; by default of an H200 or H100 SXM in bf16.
+        num_videos: videos of an epoch; by default of the training split of Kinetics-400.
     """
 
     mfu: float = 0.4
@@ -35,17 +35,19 @@ class CostArguments:
     num_videos: int = 240_000
 
     def hours(self, flops_per_clip: float, clips: float) -> float:
+        """GPU hours of a run over so many clips."""
         return gpu_hours(flops_per_clip * clips, self.device_tflops, self.mfu)
 
-    def describe(self) -> str:
+    def summary(self) -> str:
+        """The assumptions in a sentence."""
         return (
             f"Assumed: {self.num_videos:,} videos per epoch, a device of {self.device_tflops:g} TFLOP/s, "
             f"MFU {self.mfu:g}."
         )
 
 
-def cost(arguments: list[str]) -> tuple[CostArguments, list[Part], float]:
-    """The assumptions, the arithmetic per clip and the number of clips of the whole run."""
+def recipe_cost(arguments: list[str]) -> tuple[CostArguments, list[Part], float]:
+    """The assumptions, the FLOPs per clip and the number of clips of the whole run."""
     kinds = StudentArguments, DataArguments, MVDTrainingArguments, CostArguments
     recipe, _, training, assumed = parse_arguments([*arguments, "--use_cpu"], *kinds)
     config = MVDConfig.from_name(recipe.student, **recipe.config)
@@ -56,7 +58,7 @@ def cost(arguments: list[str]) -> tuple[CostArguments, list[Part], float]:
 
 def table(recipes: list[str], options: list[str]) -> str:
     """A Markdown table of several recipes: TFLOPs per clip in training, clips and GPU hours."""
-    rows = {recipe: cost([recipe, *options]) for recipe in recipes}
+    rows = {recipe: recipe_cost([recipe, *options]) for recipe in recipes}
     tflops = {recipe: training_tflops(parts) for recipe, (_, parts, _) in rows.items()}
     columns = [*dict.fromkeys(key for row in tflops.values() for key in row if key != "together"), "together"]
     lines = [["recipe", *columns, "million clips", "GPU hours"]]
@@ -76,14 +78,14 @@ def main(arguments: list[str]):
     recipes, options = arguments[:start], arguments[start:]
     if not recipes and HELP.isdisjoint(options):
         raise ValueError("Give at least one recipe, for example recipes/mvd-vit-b-from-vit-l/distill.yaml.")
-    assumed, parts, clips = cost([*recipes[:1], *options])
+    assumed, parts, clips = recipe_cost([*recipes[:1], *options])
     if len(recipes) > 1:
-        logging.info("%s\n\n%s", table(recipes, options), assumed.describe())
+        logging.info("%s\n\n%s", table(recipes, options), assumed.summary())
         return
     per_clip = sum(part.training for part in parts)
-    logging.info("%s\n\n%s: %.1f million clips.", describe_parts(parts), recipes[0], clips / 1e6)
+    logging.info("%s\n\n%s: %.1f million clips.", format_parts(parts), recipes[0], clips / 1e6)
     logging.info("%.3g FLOPs, %.0f GPU hours.", per_clip * clips, assumed.hours(per_clip, clips))
-    logging.info("%s", assumed.describe())
+    logging.info("%s", assumed.summary())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from mvd_hf import (
 )
 from mvd_hf.arguments import parse_arguments, read_arguments
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
-from mvd_hf.training.costs import describe_parts, distillation_parts
+from mvd_hf.training.costs import distillation_parts, format_parts
 from mvd_hf.training.diagnostics import OnlineProbe
 
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]):
     config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
     if training.process_index == 0:
         parts = distillation_parts(config, recipe.teachers, training.masks_per_clip)
-        logging.info("%s", describe_parts(parts))
+        logging.info("%s", format_parts(parts))
     clips = pretraining_clips(data, config, training, teachers, label_column=recipe.probe)
     trainer = DistillationTrainer(
         MVDForFeatureDistillation(config),

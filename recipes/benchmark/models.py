@@ -12,7 +12,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMA
 from mvd_hf.data.masking import tube_mask
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDForVideoClassification, MVDModel
-from mvd_hf.training.costs import TRAINING_PASSES, classifier_flops, distillation_parts, student_size
+from mvd_hf.training.costs import TRAINING_PASSES, classifier_flops, encoder_flops, student_parts
 
 from .reports import about
 from .timing import DTYPES, Contender, Race, choose_device
@@ -121,15 +121,18 @@ def random_masks(config: MVDConfig, count: int, device: torch.device, seed: int 
     return torch.stack([tube_mask(config.grid, config.mask_ratio, generator) for _ in range(count)]).to(device)
 
 
-def build_network(name: str, config: MVDConfig, device: torch.device) -> tuple[nn.Module, float]:
-    """A network with fresh weights, and the FLOPs of its forward pass per clip."""
-    if name == "student":
-        parts = distillation_parts(config, dict.fromkeys(config.teacher_dims, "mae-b"))
-        flops = sum(part.forward for part in parts if part.kind != "teacher")
-        return MVDForFeatureDistillation(config).to(device), flops
+def build_network(name: str, config: MVDConfig) -> nn.Module:
+    """A network with fresh weights."""
     if name == "teacher":
-        return MVDModel(config, add_final_norm=False).to(device), student_size(config).flops(config.num_patches)
-    return MVDForVideoClassification(config).to(device), classifier_flops(config)
+        return MVDModel(config, add_final_norm=False)
+    return {"student": MVDForFeatureDistillation, "classifier": MVDForVideoClassification}[name](config)
+
+
+def network_flops(name: str, config: MVDConfig) -> int:
+    """FLOPs of a network's forward pass per clip."""
+    if name == "student":
+        return sum(part.forward for part in student_parts(config))
+    return encoder_flops(config) if name == "teacher" else classifier_flops(config)
 
 
 def network_contender(arguments: ModelBenchmarkArguments, device: torch.device, columns: dict) -> Contender:
@@ -144,12 +147,11 @@ def network_contender(arguments: ModelBenchmarkArguments, device: torch.device, 
     family = "videomae" if name == "teacher" else "mvd"
     fields = arguments.config | {"attn_implementation": columns["attention"]}
     config = MVDConfig.from_name(f"{family}-{columns['size']}", **fields)
-    with torch.device("meta"):
-        _, flops = build_network(name, config, torch.device("meta"))
+    flops = network_flops(name, config)
     trains = columns["passes"] != "forward"
 
     def build() -> Callable[[], object]:
-        model, _ = build_network(name, config, device)
+        model = build_network(name, config).to(device)
         model = model.train(trains).requires_grad_(name != "teacher")
         if name == "teacher":
             model = model.to(dtype)
@@ -223,7 +225,7 @@ def inference_contenders(
         "classifier": (VideoMAEForVideoClassification, MVDForVideoClassification),
         "features": (VideoMAEModel, MVDModel),
     }[kind]
-    flops = classifier_flops(config) if kind == "classifier" else student_size(config).flops(config.num_patches)
+    flops = classifier_flops(config) if kind == "classifier" else encoder_flops(config)
     clips = random_clips(config, arguments.batch_size, device, arguments.seed)
     floats = (clips.to(dtype) / 255 - 0.5) / 0.5
     names = {"transformers VideoMAE, floats": (theirs, floats, False), "mvd_hf, floats": (ours, floats, False)}

@@ -19,7 +19,8 @@ from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
 from mvd_hf.data.augmentation import FinetuningAugmentation
 from mvd_hf.data.mixup import Mixup
 from mvd_hf.model.frame_sampling import PAPER_VIEWS
-from mvd_hf.training.costs import teacher_size
+from mvd_hf.teachers.families import find_family
+from mvd_hf.training.costs import teacher_model_config
 
 RECIPES = ROOT / "recipes"
 DISTILL = sorted([*RECIPES.glob("mvd-*/distill.yaml"), *RECIPES.glob("ablations/*.yaml")])
@@ -155,8 +156,9 @@ def test_a_preset_resolves_and_its_teachers_fit_the_student(load_recipe, path):
     assert config.teacher_dims.keys() == recipe.teachers.keys()
     for name, entry in recipe.teachers.items():
         teacher = TeacherConfig(**({"model": entry} if isinstance(entry, str) else entry))
-        size = teacher_size(teacher.model)
-        assert size.hidden_size == config.teacher_dims[name]
+        teacher_config = teacher_model_config(teacher.model)
+        size = find_family(teacher_config, teacher.model).sizes(teacher_config, teacher.model)
+        assert teacher_config.hidden_size == config.teacher_dims[name]
         pixels = teacher.image_size or size.patch_size * 14
         slots = 8 if size.num_frames == 1 else config.num_frames // size.tubelet_size
         assert (slots, pixels // size.patch_size, pixels % size.patch_size) == (8, 14, 0)
@@ -373,7 +375,7 @@ def test_the_table_of_costs_is_what_the_command_says(load_recipe, monkeypatch):
     assert len(recipes) == len(DISTILL)
     cost = load_recipe("cost")
     assert cost.table(recipes, []) in text
-    assert cost.CostArguments().describe() in text
+    assert cost.CostArguments().summary() in text
 
 
 def test_the_cost_of_one_recipe_is_told_part_by_part(load_recipe, caplog):
@@ -383,7 +385,7 @@ def test_the_cost_of_one_recipe_is_told_part_by_part(load_recipe, caplog):
     cost.main([path, "--mfu", "0.2"])
     text = caplog.text
     assert all(part in text for part in ("decoder image", "projections video", "teacher video", "together"))
-    _, parts, clips = cost.cost([path])
+    _, parts, clips = cost.recipe_cost([path])
     assert clips == 400 * 240_000
     flops = clips * sum(part.training for part in parts)
     assert f"{flops:.3g} FLOPs, {flops / 989e12 / 0.2 / 3600:.0f} GPU hours" in text
@@ -393,5 +395,5 @@ def test_the_cost_of_one_recipe_is_told_part_by_part(load_recipe, caplog):
 
 
 def test_clips_of_one_video_count_in_the_cost(load_recipe):
-    _, _, clips = load_recipe("cost").cost([str(RECIPES / "mvd-vit-b-salt" / "distill.yaml")])
+    _, _, clips = load_recipe("cost").recipe_cost([str(RECIPES / "mvd-vit-b-salt" / "distill.yaml")])
     assert clips == 200 * 240_000 * 2

@@ -1,77 +1,49 @@
-"""Cost of masked video distillation: arithmetic (FLOPs) of student, decoders and teachers, GPU hours of a run.
+"""Cost of masked video distillation: FLOPs of student, decoders and teachers, and GPU hours of a run.
 
-Counted are matrix products, two FLOPs per multiply-accumulate; a backward pass takes twice its forward pass. Left out
-are norms, softmax, activations, biases, positions, losses, the optimizer, pooling heads of teachers, what gradient
-checkpointing computes again, and the reading of videos: model FLOPs as in "model FLOPs utilisation" (MFU).
-
-Letters: N tokens, D their width.
+`torch.utils.flop_counter` counts the matrix products of the models' own forward passes, on tensors without data, with
+two FLOPs per multiply-accumulate. A backward pass takes twice its forward pass. Elementwise operations, the optimizer,
+activations that gradient checkpointing computes again and the reading of videos are left out: these are model FLOPs as
+in "model FLOPs utilization" (MFU).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from ..model.configuration_mvd import MVDConfig
+from ..model.modeling_mvd import (
+    MVDForFeatureDistillation,
+    MVDForPixelReconstruction,
+    MVDForVideoClassification,
+    MVDModel,
+)
+from ..teachers.teacher import Teacher, TeacherConfig
 
-FLOPS_PER_MAC = 2
 # forward and backward pass of what is trained, as multiples of the forward pass
 TRAINING_PASSES = 3
-# what AutoConfig calls the families without a class token
-WITHOUT_CLASS_TOKEN = ("videomae", "siglip_vision_model", "siglip2_vision_model", "vjepa2")
-
-
-@dataclass(frozen=True)
-class NetworkSize:
-    """What the arithmetic of a vision transformer depends on.
-
-    Args:
-        hidden_size: width of the tokens.
-        num_layers: layers.
-        intermediate_size: width of the MLP.
-        patch_size: pixels of a patch's side.
-        tubelet_size: frames of a patch.
-        num_frames: frames of an input; 1 for images.
-        extra_tokens: class and register tokens.
-        gated: whether the MLP has a gate, a third product.
-    """
-
-    hidden_size: int
-    num_layers: int
-    intermediate_size: int
-    patch_size: int = 16
-    tubelet_size: int = 1
-    num_frames: int = 1
-    extra_tokens: int = 0
-    gated: bool = False
-
-    def flops(self, num_patches: int) -> int:
-        """FLOPs of a forward pass over the patches of one input: patch projection and layers."""
-        width = self.hidden_size
-        tokens = num_patches + self.extra_tokens
-        projection = num_patches * 3 * self.tubelet_size * self.patch_size**2 * width
-        layers = layer_macs(tokens, width, self.intermediate_size, self.gated) * self.num_layers
-        return FLOPS_PER_MAC * (projection + layers)
-
-
-# published sizes of models of the Hub, so that a recipe's cost needs neither network nor weights
-HUB_SIZES = {
-    "facebook/vit-mae-base": NetworkSize(768, 12, 3072, extra_tokens=1),
-    "facebook/vit-mae-large": NetworkSize(1024, 24, 4096, extra_tokens=1),
-    "facebook/vit-mae-huge": NetworkSize(1280, 32, 5120, patch_size=14, extra_tokens=1),
-    "facebook/dinov2-base": NetworkSize(768, 12, 3072, patch_size=14, extra_tokens=1),
-    "facebook/dinov3-vitb16-pretrain-lvd1689m": NetworkSize(768, 12, 3072, extra_tokens=5),
-    "google/siglip2-base-patch16-224": NetworkSize(768, 12, 3072),
-    "MCG-NJU/videomae-base": NetworkSize(768, 12, 3072, tubelet_size=2, num_frames=16),
-    "MCG-NJU/videomae-large": NetworkSize(1024, 24, 4096, tubelet_size=2, num_frames=16),
-    "facebook/vjepa2-vitl-fpc64-256": NetworkSize(1024, 24, 4096, tubelet_size=2, num_frames=64),
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+# configurations of models of the Hub, so that the cost of a recipe needs neither network nor weights
+HUB_MODELS = {
+    "facebook/vit-mae-base": MVDConfig.from_name("mae-b"),
+    "facebook/vit-mae-large": MVDConfig.from_name("mae-l"),
+    "facebook/vit-mae-huge": MVDConfig.from_name("mae-h"),
+    "facebook/dinov2-base": AutoConfig.for_model("dinov2", patch_size=14),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": AutoConfig.for_model("dinov3_vit", **BASE, num_register_tokens=4),
+    "google/siglip2-base-patch16-224": AutoConfig.for_model("siglip_vision_model"),
+    "MCG-NJU/videomae-base": MVDConfig.from_name("videomae-b"),
+    "MCG-NJU/videomae-large": MVDConfig.from_name("videomae-l"),
+    "facebook/vjepa2-vitl-fpc64-256": AutoConfig.for_model("vjepa2"),
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """Arithmetic of one part of a distillation, per clip.
+    """FLOPs of one part of a distillation, per clip.
 
     Args:
         kind: `student` (its encoder), `decoder`, `projections` (to the decoder's and to the teacher's width) or
@@ -86,69 +58,66 @@ class Part:
 
     @property
     def training(self) -> int:
-        """FLOPs in training: forward and backward pass, and for a frozen teacher the forward pass alone."""
+        """FLOPs in training: forward and backward pass, but only the forward pass of a frozen teacher."""
         return self.forward if self.kind == "teacher" else TRAINING_PASSES * self.forward
 
 
-def layer_macs(tokens: int, width: int, intermediate_size: int, gated: bool = False) -> int:
-    """Multiply-accumulates of a transformer layer: 4 N D^2 (projections), 2 N^2 D (attention) and the MLP."""
-    mlp = (3 if gated else 2) * tokens * width * intermediate_size
-    return 4 * tokens * width**2 + 2 * tokens**2 * width + mlp
+def build(model: type[nn.Module], config: MVDConfig, **options) -> nn.Module:
+    """A model without weights, with attention whose products are counted on every device."""
+    config = type(config).from_dict(config.to_dict())
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        return model(config, **options).eval()
 
 
-def student_size(config: MVDConfig) -> NetworkSize:
-    """The size of one of our encoders."""
-    return NetworkSize(
-        hidden_size=config.hidden_size,
-        num_layers=config.num_hidden_layers,
-        intermediate_size=config.intermediate_size,
-        patch_size=config.patch_size,
-        tubelet_size=config.tubelet_size,
-        num_frames=config.num_frames,
-        extra_tokens=int(config.use_class_token),
-    )
+def count(run: Callable[[], object]) -> dict[str, int]:
+    """FLOPs of a call by the name of the module they are in; all of them under `Global`."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return {name: sum(operators.values()) for name, operators in counter.get_flop_counts().items()}
 
 
-def transformers_size(config: PreTrainedConfig, model: str) -> NetworkSize:
-    """The size of the vision transformer that a configuration of transformers describes.
-
-    Raises:
-        ValueError: if it is no plain vision transformer.
-    """
-    config = getattr(config, "vision_config", config)
-    width, patch_size = getattr(config, "hidden_size", None), getattr(config, "patch_size", None)
-    if not isinstance(width, int) or not hasattr(config, "num_hidden_layers") or patch_size is None:
-        raise ValueError(f"{model!r} ({config.model_type}) is no plain vision transformer: its cost is not known.")
-    intermediate_size = getattr(config, "intermediate_size", None) or int(width * config.mlp_ratio)
-    is_swiglu = getattr(config, "use_swiglu_ffn", False)
-    if is_swiglu:  # as DINOv2 rounds it
-        intermediate_size = (intermediate_size * 2 // 3 + 7) // 8 * 8
-    has_class_token = config.model_type not in WITHOUT_CLASS_TOKEN
-    return NetworkSize(
-        hidden_size=width,
-        num_layers=config.num_hidden_layers,
-        intermediate_size=intermediate_size,
-        patch_size=patch_size if isinstance(patch_size, int) else patch_size[0],
-        tubelet_size=getattr(config, "tubelet_size", 1),
-        num_frames=getattr(config, "num_frames", getattr(config, "frames_per_clip", 1)),
-        extra_tokens=int(has_class_token) + getattr(config, "num_register_tokens", 0),
-        gated=is_swiglu or getattr(config, "use_gated_mlp", False),
-    )
+def clip_for(config: MVDConfig) -> torch.Tensor:
+    """A clip (1, T, C, S, S) without data."""
+    return torch.empty(1, config.num_frames, config.num_channels, *config.frame_size, device="meta")
 
 
-def teacher_size(model: str) -> NetworkSize:
-    """The size of a teacher, without network and without its weights.
+def mask_for(config: MVDConfig) -> torch.Tensor:
+    """A mask (1, L) without data."""
+    return torch.empty(1, config.num_patches, dtype=torch.bool, device="meta")
+
+
+def encoder_flops(config: MVDConfig) -> int:
+    """FLOPs of an encoder's forward pass over all patches of one clip."""
+    model = build(MVDModel, config, add_final_norm=False)
+    return count(lambda: model(clip_for(config)))["Global"]
+
+
+def classifier_flops(config: MVDConfig) -> int:
+    """FLOPs of a classifier's forward pass over one clip."""
+    model = build(MVDForVideoClassification, config)
+    return count(lambda: model(clip_for(config)))["Global"]
+
+
+def reconstruction_flops(config: MVDConfig) -> int:
+    """FLOPs of training a masked autoencoder (stage 1), per clip."""
+    model = build(MVDForPixelReconstruction, config)
+    masked = {"bool_masked_pos": mask_for(config), "num_masked": config.num_masked_patches}
+    return TRAINING_PASSES * count(lambda: model(clip_for(config), **masked))["Global"]
+
+
+def teacher_model_config(model: str) -> PreTrainedConfig:
+    """The configuration of a teacher, without network and without its weights.
 
     Args:
-        model: a Hub id whose published size is known here or whose configuration is in the cache; a folder with a
-            `config.json`; or a folder that is still to be written and is named as `MVDConfig.from_name` names models,
-            such as `teachers/mae-l`.
+        model: a Hub id in `HUB_MODELS` or whose configuration is in the cache; a folder with a `config.json`; or a
+            folder that does not exist yet and has a name that `MVDConfig.from_name` knows, such as `teachers/mae-l`.
 
     Raises:
         ValueError: if it is none of those.
     """
-    if model in HUB_SIZES:
-        return HUB_SIZES[model]
+    if model in HUB_MODELS:
+        return HUB_MODELS[model]
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=True)
     except OSError as error:
@@ -156,109 +125,88 @@ def teacher_size(model: str) -> NetworkSize:
             config = MVDConfig.from_name(Path(model).name)
         except ValueError:
             raise ValueError(
-                f"The size of the teacher {model!r} is not known: make or download it first, give a folder with a "
-                f"config.json, or one of {', '.join(HUB_SIZES)}."
+                f"The size of the teacher {model!r} is unknown: create or download it first, give a folder with a "
+                f"config.json, or one of {', '.join(HUB_MODELS)}."
             ) from error
-    return student_size(config) if isinstance(config, MVDConfig) else transformers_size(config, model)
+    return getattr(config, "vision_config", config)
 
 
-def teacher_widths(teachers: Mapping[str, Mapping | str]) -> dict[str, int]:
+def teacher_widths(teachers: Mapping[str, TeacherConfig | Mapping | str]) -> dict[str, int]:
     """A student's `teacher_dims`: the width of each teacher's features, without its weights.
 
     Args:
-        teachers: per name a model or the fields of a `mvd_hf.TeacherConfig`.
+        teachers: entries of a recipe, see `mvd_hf.load_teachers`.
 
     Raises:
-        ValueError: if the size of one is not known.
+        ValueError: if the size of one is unknown.
     """
-    return {
-        name: teacher_size(entry if isinstance(entry, str) else entry["model"]).hidden_size
-        for name, entry in teachers.items()
-    }
+    entries = {name: TeacherConfig.from_entry(name, entry) for name, entry in teachers.items()}
+    return {name: teacher_model_config(entry.model).hidden_size for name, entry in entries.items()}
 
 
-def teacher_flops(teacher: Mapping | str, student: MVDConfig) -> int:
+def teacher_flops(teacher: TeacherConfig, student: MVDConfig) -> int:
     """FLOPs of a teacher's forward pass over one clip of the student.
 
-    Args:
-        teacher: a model, or the fields of a `mvd_hf.TeacherConfig`. Layers above its `layer` are not counted.
-        student: the student's configuration.
-
     Raises:
-        ValueError: if no model is named, its size is not known, or it has no such layer.
+        ValueError: if the teacher's size is unknown, or its patches cannot match the student's.
     """
-    entry = {"model": teacher} if isinstance(teacher, str) else teacher
-    if "model" not in entry:
-        raise ValueError(f"A teacher has no key 'model', only {', '.join(map(repr, entry))}.")
-    size = teacher_size(entry["model"])
-    layers, layer = range(size.num_layers + 1), entry.get("layer", -1)
-    if not -len(layers) <= layer < len(layers):
-        raise ValueError(f"The teacher {entry['model']!r} has {size.num_layers} layers, there is no layer={layer}.")
-    size = replace(size, num_layers=layers[layer])
-    slots, rows, columns = student.grid
-    frames = entry.get("frames") or ("first_of_tubelet" if size.num_frames == 1 else "clip")
-    if entry.get("image_size"):
-        rows = columns = entry["image_size"] // size.patch_size
-    if frames == "clip":
-        return size.flops(student.num_frames // size.tubelet_size * rows * columns)
-    num_images = slots if frames == "first_of_tubelet" else student.num_frames
-    return num_images * size.flops(rows * columns)
-
-
-def classifier_flops(config: MVDConfig) -> int:
-    """FLOPs of a classifier's forward pass over one clip, no patch hidden."""
-    return student_size(config).flops(config.num_patches) + FLOPS_PER_MAC * config.hidden_size * config.num_labels
-
-
-def reconstruction_flops(config: MVDConfig) -> int:
-    """FLOPs of training a masked autoencoder (stage 1), per clip: encoder of visible patches, and decoder."""
-    masked = config.num_masked_patches
-    visible, class_token = config.num_patches - masked, int(config.use_class_token)
-    width, pixels = config.decoder_hidden_size, config.num_channels * config.tubelet_size * config.patch_size**2
-    decoder = config.decoder_num_hidden_layers * layer_macs(
-        config.num_patches + class_token, width, config.decoder_intermediate_size
-    )
-    projections = (visible + class_token) * config.hidden_size * width + masked * width * pixels
-    return TRAINING_PASSES * (student_size(config).flops(visible) + FLOPS_PER_MAC * (decoder + projections))
+    config = teacher_model_config(teacher.model)
+    if isinstance(config, MVDConfig):
+        model = build(MVDModel, config)
+    else:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, attn_implementation="eager")
+    loaded = Teacher(replace(teacher, compile=False), model, student.grid, student.num_frames).to("meta")
+    size = loaded.image_size
+    clip = torch.empty(1, student.num_frames, student.num_channels, size, size, device="meta")
+    return count(lambda: loaded({size: clip}))["Global"]
 
 
 def distillation_parts(
-    config: MVDConfig, teachers: Mapping[str, Mapping | str], masks_per_clip: int = 1
+    config: MVDConfig, teachers: Mapping[str, TeacherConfig | Mapping | str], masks_per_clip: int = 1
 ) -> list[Part]:
-    """Arithmetic per clip of the student's encoder, which sees visible patches only, its decoders and its teachers.
+    """FLOPs per clip of the student's encoder on visible patches, its decoders and its teachers.
 
-    The student and its decoders see a clip under each of its masks, a teacher sees it once. Decoders see the visible
-    patches and the part `decoder_keep` of the hidden ones.
+    The student and its decoders process a clip once for each of its masks, a teacher only once. Decoders process the
+    visible patches and the part `decoder_keep` of the masked ones.
 
     Args:
         config: the student's configuration; its `teacher_dims` are the teachers' widths.
-        teachers: per name a model or the fields of a `mvd_hf.TeacherConfig`.
+        teachers: entries of a recipe, see `mvd_hf.load_teachers`.
         masks_per_clip: masks of each clip.
 
     Raises:
-        ValueError: if `teacher_dims` names others, or a teacher's size is not known.
+        ValueError: if `teacher_dims` has other names, or a teacher's size is unknown.
     """
     if config.teacher_dims.keys() != teachers.keys():
         raise ValueError(f"teacher_dims names {sorted(config.teacher_dims)}, the teachers are {sorted(teachers)}.")
-    decoded = config.num_decoded_patches
-    visible, class_token = config.num_patches - config.num_masked_patches, int(config.use_class_token)
-    width = config.decoder_hidden_size
-    decoder = config.decoder_num_hidden_layers * layer_macs(
-        visible + decoded + class_token, width, config.decoder_intermediate_size
-    )
-    parts = [Part("student", "", masks_per_clip * student_size(config).flops(visible))]
-    for name, dim in config.teacher_dims.items():
-        projections = (visible + class_token) * config.hidden_size * width + decoded * width * dim
-        parts.append(Part("decoder", name, FLOPS_PER_MAC * masks_per_clip * decoder))
-        parts.append(Part("projections", name, FLOPS_PER_MAC * masks_per_clip * projections))
-    return parts + [Part("teacher", name, teacher_flops(entry, config)) for name, entry in teachers.items()]
+    entries = {name: TeacherConfig.from_entry(name, entry) for name, entry in teachers.items()}
+    own = student_parts(config, masks_per_clip)
+    return own + [Part("teacher", name, teacher_flops(entry, config)) for name, entry in entries.items()]
+
+
+def student_parts(config: MVDConfig, masks_per_clip: int = 1) -> list[Part]:
+    """FLOPs per clip of a student's encoder and of the decoder of each of its `teacher_dims`."""
+    model = build(MVDForFeatureDistillation, config)
+    masked = {"bool_masked_pos": mask_for(config), "num_masked": config.num_masked_patches}
+    if config.num_decoded_patches < config.num_masked_patches:
+        masked |= {"bool_decoded_pos": mask_for(config)}
+    counts = count(lambda: model(clip_for(config), **masked))
+    name = type(model).__name__
+    parts = [Part("student", "", masks_per_clip * counts[f"{name}.mvd"])]
+    for teacher in config.teacher_dims:
+        decoder = f"{name}.decoders.{teacher}"
+        projections = counts[f"{decoder}.embed"] + counts[f"{decoder}.head"]
+        parts.append(Part("decoder", teacher, masks_per_clip * (counts[decoder] - projections)))
+        parts.append(Part("projections", teacher, masks_per_clip * projections))
+    return parts
 
 
 def gpu_hours(flops: float, device_tflops: float, mfu: float) -> float:
     """Hours on one device.
 
     Args:
-        flops: arithmetic of the whole run.
+        flops: FLOPs of the whole run.
         device_tflops: peak of the device in TFLOP/s.
         mfu: the part of the peak that is reached, above 0 and at most 1.
 
@@ -268,11 +216,11 @@ def gpu_hours(flops: float, device_tflops: float, mfu: float) -> float:
     if device_tflops <= 0:
         raise ValueError(f"device_tflops={device_tflops} must be above 0.")
     if not 0 < mfu <= 1:
-        raise ValueError(f"mfu={mfu} is a part of the device's peak: above 0 and at most 1.")
+        raise ValueError(f"mfu={mfu} must be above 0 and at most 1, as it is a part of the device's peak.")
     return flops / (device_tflops * 1e12 * mfu) / 3600
 
 
-def describe_parts(parts: Sequence[Part]) -> str:
+def format_parts(parts: Sequence[Part]) -> str:
     """Lines of text: TFLOPs per clip of each part, forward and in training, and their sum."""
     rows = [(f"{part.kind} {part.teacher}".strip(), part.forward, part.training) for part in parts]
     rows.append(("together", sum(row[1] for row in rows), sum(row[2] for row in rows)))
