@@ -35,11 +35,9 @@ class CostArguments:
     num_videos: int = 240_000
 
     def hours(self, flops_per_clip: float, clips: float) -> float:
-        """GPU hours of a run over so many clips."""
         return gpu_hours(flops_per_clip * clips, self.device_tflops, self.mfu)
 
     def summary(self) -> str:
-        """The assumptions in a sentence."""
         return (
             f"Assumed: {self.num_videos:,} videos per epoch, a device of {self.device_tflops:g} TFLOP/s, "
             f"MFU {self.mfu:g}."
