@@ -14,10 +14,9 @@ Keys: the data sets and the manifest (below), what is checked (`mvd_hf.curation.
 """
 
 import logging
-import sys
 from dataclasses import dataclass
 
-from mvd_hf.arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments, run_script
 from mvd_hf.curation import AuditSettings, audit_videos, describe_audit, find_overlap, write_manifest
 from mvd_hf.data.sources import load_rows
 from mvd_hf.detection.ava_audit import AvaAuditArguments, audit_ava, describe_ava
@@ -79,4 +78,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_script(main)

@@ -6,11 +6,11 @@
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
 
-from mvd_hf.arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments, run_script
 from mvd_hf.hub.conversion import convert_checkpoint, save_converted
+from mvd_hf.model.configuration_mvd import ConfigFields
 
 
 @dataclass
@@ -26,7 +26,7 @@ class ConversionArguments:
 
     checkpoint: str
     output: str
-    config: dict = field(default_factory=dict)
+    config: ConfigFields = field(default_factory=dict)
     license: str | None = None
 
 
@@ -40,4 +40,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

@@ -7,16 +7,14 @@ Which operations count: `mvd_hf.training.costs`. Keys: the assumptions (below), 
 """
 
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from distill import StudentArguments
 
 from mvd_hf import MVDConfig, MVDTrainingArguments
-from mvd_hf.arguments import parse_arguments
+from mvd_hf.arguments import HELP, parse_arguments, run_script
 from mvd_hf.data.arguments import DataArguments
-from mvd_hf.recipe_help import HELP
 from mvd_hf.training.costs import Part, distillation_parts, format_parts, gpu_hours, teacher_widths, training_tflops
 
 
@@ -87,4 +85,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

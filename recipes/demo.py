@@ -7,9 +7,8 @@ Space of the Hub: `recipes/demo_space`.
 """
 
 import logging
-import sys
 
-from mvd_hf.arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments, run_script
 from mvd_hf.visualization.demo import DemoArguments, launch
 
 
@@ -21,4 +20,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

@@ -8,16 +8,16 @@ Keys: the model (below), the data (`mvd_hf.detection.trainer.DetectionArguments`
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
 
 import torch
 from transformers import set_seed
 
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor
-from mvd_hf.arguments import parse_arguments, read_arguments
+from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.detection import DetectionArguments, DetectionTrainer
 from mvd_hf.hub.loading import is_published_name, read_stored_config
+from mvd_hf.model.configuration_mvd import ConfigFields
 
 
 @dataclass
@@ -33,9 +33,12 @@ class DetectorArguments:
     """
 
     model: str = ""
-    config: dict = field(default_factory=dict)
+    config: ConfigFields = field(default_factory=dict)
     final_norm: str = "checkpoint"
     evaluate_only: bool = False
+
+
+KINDS = (DetectorArguments, DetectionArguments, MVDTrainingArguments)
 
 
 def load_detector(recipe: DetectorArguments, data: DetectionArguments) -> MVDForActionDetection:
@@ -55,7 +58,7 @@ def load_detector(recipe: DetectorArguments, data: DetectionArguments) -> MVDFor
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe, data, training = parse_arguments(arguments, DetectorArguments, DetectionArguments, MVDTrainingArguments)
+    recipe, data, training = parse_arguments(arguments, *KINDS)
     set_seed(training.seed)
     model = load_detector(recipe, data)
     trainer = DetectionTrainer(
@@ -71,9 +74,9 @@ def main(arguments: list[str]):
     if recipe.evaluate_only:
         trainer.run_evaluation()
         return
-    trainer.run_record.set_recipe(read_arguments(arguments))
+    trainer.run_record.set_recipe(read_arguments(arguments, *KINDS))
     trainer.run(then=None if trainer.eval_dataset is None else trainer.save_evaluation)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

@@ -7,8 +7,8 @@ Keys: the student and its teachers (below), the data (`mvd_hf.data.arguments.Dat
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from transformers import set_seed
 
@@ -18,10 +18,12 @@ from mvd_hf import (
     MVDForFeatureDistillation,
     MVDTrainingArguments,
     MVDVideoProcessor,
+    TeacherConfig,
     load_teachers,
 )
-from mvd_hf.arguments import parse_arguments, read_arguments
+from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
+from mvd_hf.model.configuration_mvd import ConfigFields
 from mvd_hf.training.costs import distillation_parts, format_parts
 from mvd_hf.training.diagnostics import OnlineProbe
 
@@ -39,10 +41,13 @@ class StudentArguments:
     """
 
     student: str = "mvd-b"
-    config: dict = field(default_factory=dict)
-    teachers: dict = field(default_factory=dict)
+    config: ConfigFields = field(default_factory=dict)
+    teachers: dict[str, str | Annotated[dict, TeacherConfig]] = field(default_factory=dict)
     probe: str | None = None
     probe_classes: int | None = None
+
+
+KINDS = (StudentArguments, DataArguments, MVDTrainingArguments)
 
 
 def make_probe(recipe: StudentArguments, config: MVDConfig, clips) -> OnlineProbe | None:
@@ -57,7 +62,7 @@ def make_probe(recipe: StudentArguments, config: MVDConfig, clips) -> OnlineProb
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe, data, training = parse_arguments(arguments, StudentArguments, DataArguments, MVDTrainingArguments)
+    recipe, data, training = parse_arguments(arguments, *KINDS)
     set_seed(training.seed)
     config = MVDConfig.from_name(recipe.student, **recipe.config)
     teachers = load_teachers(recipe.teachers, config.grid, config.num_frames)
@@ -75,9 +80,9 @@ def main(arguments: list[str]):
         train_dataset=clips,
         eval_dataset=pretraining_clips(data, config, training, teachers, evaluation=True),
     )
-    trainer.run_record.set_recipe(read_arguments(arguments))
+    trainer.run_record.set_recipe(read_arguments(arguments, *KINDS))
     trainer.run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

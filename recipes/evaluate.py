@@ -6,14 +6,13 @@ The results do not depend on the number of processes. Start it again after an in
 """
 
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 from transformers import AutoModelForVideoClassification
 
-from mvd_hf.arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments, run_script
 from mvd_hf.data.arguments import evaluation_rows
 from mvd_hf.evaluation.multiview import evaluate_views
 from mvd_hf.evaluation.reports import write_report
@@ -87,4 +86,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

@@ -6,9 +6,8 @@ The file `export.json` describes input and output. Keys: `mvd_hf.hub.export.Expo
 """
 
 import logging
-import sys
 
-from mvd_hf.arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments, run_script
 from mvd_hf.hub.export import BATCH_SIZES, FORMATS, ExportArguments, export_model
 
 
@@ -29,4 +28,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

@@ -11,14 +11,13 @@ The default recipe is that of `recipes/own_videos` for this machine. Keys:
 """
 
 import logging
-import sys
 from pathlib import Path
 
 import torch
 from transformers import set_seed
 
 from mvd_hf import FinetuningArguments
-from mvd_hf.arguments import parse_arguments, read_arguments
+from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
 from mvd_hf.evaluation.probing import ProbeArguments
 from mvd_hf.finetuning.adaptation import Adaptation, AdaptationArguments
@@ -49,8 +48,8 @@ def main(arguments: list[str]):
     arguments = with_recipe(arguments)
     *keys, training = parse_arguments(arguments, *KINDS)
     set_seed(training.seed)
-    Adaptation(*keys, training).run(read_arguments(arguments))
+    Adaptation(*keys, training).run(read_arguments(arguments, *KINDS))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

@@ -8,10 +8,9 @@ Your own folders of videos need no preparation: `recipes/finetune.py` splits the
 """
 
 import logging
-import sys
 from dataclasses import dataclass
 
-from mvd_hf.arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments, run_script
 from mvd_hf.curation.official_splits import SPLIT_READERS, find_videos, write_lists
 
 
@@ -49,4 +48,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

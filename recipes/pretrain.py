@@ -7,14 +7,14 @@ Keys: the model (below), the data (`mvd_hf.data.arguments.DataArguments`), the t
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
 
 from transformers import set_seed
 
 from mvd_hf import MVDConfig, MVDForPixelReconstruction, MVDTrainer, MVDTrainingArguments, MVDVideoProcessor
-from mvd_hf.arguments import parse_arguments, read_arguments
+from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
+from mvd_hf.model.configuration_mvd import ConfigFields
 
 
 @dataclass
@@ -27,12 +27,15 @@ class ModelArguments:
     """
 
     model: str = "videomae-b"
-    config: dict = field(default_factory=dict)
+    config: ConfigFields = field(default_factory=dict)
+
+
+KINDS = (ModelArguments, DataArguments, MVDTrainingArguments)
 
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe, data, training = parse_arguments(arguments, ModelArguments, DataArguments, MVDTrainingArguments)
+    recipe, data, training = parse_arguments(arguments, *KINDS)
     set_seed(training.seed)
     config = MVDConfig.from_name(recipe.model, **recipe.config)
     trainer = MVDTrainer(
@@ -42,9 +45,9 @@ def main(arguments: list[str]):
         train_dataset=pretraining_clips(data, config, training),
         eval_dataset=pretraining_clips(data, config, training, evaluation=True),
     )
-    trainer.run_record.set_recipe(read_arguments(arguments))
+    trainer.run_record.set_recipe(read_arguments(arguments, *KINDS))
     trainer.run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

@@ -8,12 +8,11 @@ nothing. Keys: where to (below), what the card says (`mvd_hf.hub.CardDetails`, `
 """
 
 import logging
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mvd_hf import publish
-from mvd_hf.arguments import parse_arguments, read_yaml, take_name
+from mvd_hf.arguments import parse_arguments, read_yaml, run_script, take_name
 from mvd_hf.hub.cards import CardDetails
 from mvd_hf.hub.datasets import DatasetDetails, load_splits, publish_dataset
 
@@ -85,4 +84,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

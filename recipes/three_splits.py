@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvd_hf.arguments import merge, parse_overrides, read_yaml
+from mvd_hf.arguments import read_arguments, run_script
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +58,12 @@ class SplitRuns:
     launcher: Sequence[str] | None = None
 
     def __post_init__(self):
-        given = parse_overrides(self.arguments)
-        taken = sorted(set(given) & set(KEYS_OF_A_SPLIT))
+        taken = sorted(set(read_arguments(self.arguments)) & set(KEYS_OF_A_SPLIT))
         if taken:
             raise ValueError(f"--{taken[0]} depends on the split: give --data, the folder of all lists.")
         if not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits={list(self.splits)} must be different numbers.")
-        keys = merge(read_yaml(self.recipe), given)
+        keys = read_arguments([self.recipe, *self.arguments])
         output_dir = keys.get("output_dir")
         if not output_dir:
             raise ValueError(f"The recipe {self.recipe!r} has no output_dir: add --output_dir.")
@@ -97,8 +96,7 @@ class SplitRuns:
         launch = [sys.executable]
         if self.launcher is not None:
             launch += ["-m", "accelerate.commands.launch", *self.launcher]
-        # quoted, as the recipe reads the values as YAML
-        given = [f"--{key}={json.dumps(value)}" for key, value in keys.items()]
+        given = [f"--{key}={value}" for key, value in keys.items()]
         return [*launch, self.script, self.recipe, *self.arguments, *given]
 
     def run(self):
@@ -235,4 +233,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_script(main)

@@ -12,9 +12,8 @@
 """
 
 import logging
-import sys
 
-from mvd_hf.arguments import parse_arguments, take_name
+from mvd_hf.arguments import parse_arguments, run_script, take_name
 from mvd_hf.visualization.attention import AttentionArguments, write_attention
 from mvd_hf.visualization.detections import DetectionFigureArguments, write_detections
 from mvd_hf.visualization.reconstruction import ReconstructionArguments, write_reconstruction
@@ -40,4 +39,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

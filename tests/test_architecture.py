@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "mvd_hf"
 MODEL = "model"
 # the packages, and the single files beside them, from the ground up: each imports only from lower floors
 FLOORS = [
-    {MODEL, "recipe_help"},
+    {MODEL},
     {"arguments"},
     {"teachers", "data"},
     {"hub", "evaluation", "curation"},

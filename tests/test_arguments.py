@@ -1,38 +1,76 @@
-"""Recipe arguments: defaults, then YAML, then the command line, and what is refused."""
+"""Arguments of a recipe: defaults, then YAML, then the command line, each read by its type; help and mistakes."""
 
-from dataclasses import dataclass, field
+import importlib.util
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
 
-from mvd_hf.arguments import merge, parse_arguments, parse_overrides, read_arguments, read_yaml
+from launching import ROOT
+from mvd_hf import FinetuningArguments, MVDTrainingArguments, TeacherConfig, arguments
+from mvd_hf.arguments import described_arguments, help_text, merge, parse_arguments, read_arguments, read_yaml
+from mvd_hf.data.arguments import DataArguments
+from mvd_hf.finetuning.adaptation import AdaptationArguments
+from mvd_hf.model.configuration_mvd import ConfigFields
+from mvd_hf.visualization.tokens import TokenPictureArguments
+
+SCRIPTS = sorted(path for path in (ROOT / "recipes").rglob("*.py") if "def main(" in path.read_text())
 
 
 @dataclass
-class ModelArguments:
-    model: str = "mvd-b"
-    teachers: dict = field(default_factory=dict)
-    seed: int = 0
+class Keys:
+    """What it is for.
+
+    Args:
+        text, note: what both are for,
+            in two lines.
+        rate (`float`): another.
+
+    Raises:
+        ValueError: never.
+    """
+
+    text: str = "none"
+    note: str | None = "none"
+    rate: float = 1.5e-4
+    epochs: int = 400
+    compile: bool = False
+    limit: int | None = 3
+    number_or_text: int | str | None = None
+    names: list[str] | str | None = None
+    words: list[str] = field(default_factory=list)
+    counts: list[int] | None = None
+    models: list[str] | dict[str, str] = field(default_factory=list)
+    scale: tuple[float, float] = (0.0, 1.0)
+    choice: Literal["a", "b"] = "a"
+    schedule: SchedulerType | str = "linear"
+    options: dict | str | None = None
+    config: ConfigFields = field(default_factory=dict)
+    teachers: dict[str, str | Annotated[dict, TeacherConfig]] = field(default_factory=dict)
     derived: str = field(default="never", init=False)
 
 
 @dataclass
-class RunArguments:
-    learning_rate: float = 1.5e-4
-    epochs: int = 400
-    compile: bool = False
-    betas: list = field(default_factory=lambda: [0.9, 0.95])
-    note: str | None = "none"
-    seed: int = 0
+class MoreKeys(Keys):
+    """More of it.
+
+    Args:
+        last: of the child.
+    """
+
+    last: str = ""
 
 
 @dataclass
-class ListArguments:
-    models: list[str] | dict = field(default_factory=list)
-    heads: list[int] | None = None
-    names: list[str] | str | None = None
-    examples: list[str] = field(default_factory=list)
-    seed: int = 0
+class Other:
+    epochs: float = 1
+    names: list[str] | None = None
 
 
 @dataclass
@@ -46,152 +84,218 @@ def recipe(folder: Path, text: str) -> str:
     return str(path)
 
 
-def test_without_arguments_the_defaults_hold():
-    model, run = parse_arguments([], ModelArguments, RunArguments)
-    assert (model, run) == (ModelArguments(), RunArguments())
+def read(*words: str) -> Keys:
+    return parse_arguments(words, Keys)[0]
 
 
-def test_given_keys_are_those_of_the_file_and_the_command_line(tmp_path):
-    path = tmp_path / "recipe.yaml"
-    path.write_text("student: mvd-b\nteachers: {image: a}\n")
-    expected = {"student": "mvd-b", "teachers": {"image": {"model": "a", "weight": 2}}, "seed": 3}
-    assert read_arguments([str(path), "--teachers.image.weight", "2", "--seed=3"]) == expected
-    assert read_arguments(["--seed", "3"]) == {"seed": 3}
-    assert read_arguments([]) == {}
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_arguments([str(tmp_path / "missing.yaml")])
+def load_script(path: Path):
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_of_arguments", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path):
-    path = recipe(tmp_path, "model: mvd-s\nepochs: 800\n")
-    model, run = parse_arguments([path, "--epochs", "3"], ModelArguments, RunArguments)
-    assert (model.model, run.epochs, run.learning_rate) == ("mvd-s", 3, 1.5e-4)
+    path = recipe(tmp_path, "text: mvd-s\nepochs: 800\n")
+    assert read() == Keys()
+    assert read(path, "--epochs", "3") == Keys(text="mvd-s", epochs=3)
+    assert read_arguments([path, "--epochs=3"], Keys) == {"text": "mvd-s", "epochs": 3}
+    assert read_arguments([]) == {}
 
 
-def test_command_line_needs_no_yaml():
-    (run,) = parse_arguments(["--epochs", "3"], RunArguments)
-    assert run.epochs == 3
+# key, words of the command line, the same in YAML, what they are
+VALUES = [
+    ("text", ["#1 model"], "'#1 model'", "#1 model"),
+    ("text", ["2024-01-01"], "2024-01-01", "2024-01-01"),
+    ("text", ["0123"], "0123", "0123"),
+    ("text", ["1_000"], "1_000", "1_000"),
+    ("text", ["a: b: c"], "'a: b: c'", "a: b: c"),
+    ("text", ["no"], "no", "no"),
+    ("text", ["[a"], "'[a'", "[a"),
+    ("text", ["视频"], "视频", "视频"),
+    ("note", ["1e4"], "1e4", "1e4"),
+    ("note", ["true"], "true", "true"),
+    ("note", ["null"], "null", None),
+    ("rate", ["1e-4"], "1e-4", 1e-4),
+    ("rate", ["-3e2"], "-3e2", -300.0),
+    ("rate", ["3"], "3", 3),
+    ("epochs", ["-1"], "-1", -1),
+    ("compile", ["False"], "False", False),
+    ("compile", [], "true", True),
+    ("limit", ["null"], "~", None),
+    ("number_or_text", ["7"], "7", 7),
+    ("number_or_text", ["seven"], "seven", "seven"),
+    ("names", ["classes.txt"], "classes.txt", "classes.txt"),
+    ("names", ["a", "2"], "[a, 2]", ["a", "2"]),
+    ("names", ["[a, 'b, c']"], "[a, 'b, c']", ["a", "b, c"]),
+    ("words", ["a"], "a", ["a"]),
+    ("counts", ["1", "2"], "[1, 2]", [1, 2]),
+    ("counts", ["3"], "3", [3]),
+    ("models", ["{one: 1}"], "{one: 1}", {"one": "1"}),
+    ("scale", ["0.1", "1.0"], "[0.1, 1.0]", (0.1, 1.0)),
+    ("scale", ["[0.1, 1]"], "[0.1, 1]", (0.1, 1)),
+    ("choice", ["b"], "b", "b"),
+    ("schedule", ["cosine"], "cosine", "cosine"),
+    ("options", ["{a: 1e-1, b: [no, true]}"], "{a: 1e-1, b: [no, true]}", {"a": 0.1, "b": ["no", True]}),
+    ("options", ["file.json"], "file.json", "file.json"),
+    (
+        "config",
+        ["{num_frames: 8, num_labels: 3}"],
+        "{num_frames: 8, num_labels: 3}",
+        {"num_frames": 8, "num_labels": 3},
+    ),
+    ("config", ["{image_mean: [0.5, 1, 0]}"], "{image_mean: [0.5, 1, 0]}", {"image_mean": [0.5, 1, 0]}),
+    ("teachers", ["{a: 12, b: {model: 12}}"], "{a: 12, b: {model: 12}}", {"a": "12", "b": {"model": "12"}}),
+]
 
 
-def test_dots_change_one_value_of_a_mapping_and_leave_the_others(tmp_path):
-    path = recipe(tmp_path, "teachers:\n  image: {name: mae, weight: 1}\n  video: {name: videomae}\n")
-    arguments = [path, "--teachers.image.weight", "0.5", "--teachers.video.layers=12", "--teachers.clip.name", "clip"]
-    (model,) = parse_arguments(arguments, ModelArguments)
-    assert model.teachers == {
-        "image": {"name": "mae", "weight": 0.5},
-        "video": {"name": "videomae", "layers": 12},
-        "clip": {"name": "clip"},
+def test_a_value_is_read_by_the_type_of_its_field(tmp_path):
+    for key, words, text, value in VALUES:
+        for given in ([f"--{key}", *words], [recipe(tmp_path, f"{key}: {text}\n")]):
+            found = getattr(read(*given), key)
+            assert (found, type(found)) == (value, type(value)), given
+    assert read("--text=--a=b").text == "--a=b"
+    assert read("--text=").text == ""
+    assert read("--compile", "--epochs", "3") == read("--epochs=3", "--compile") == Keys(compile=True, epochs=3)
+
+
+WRONG = [
+    ("epochs", "four"),
+    ("epochs", "2.5"),
+    ("epochs", "true"),
+    ("epochs", "'3'"),
+    ("rate", "many"),
+    ("compile", "yes"),
+    ("compile", "1"),
+    ("text", "[a, b]"),
+    ("text", "null"),
+    ("counts", "[1, x]"),
+    ("scale", "[0.1]"),
+    ("scale", "[0.1, big]"),
+    ("choice", "c"),
+    ("schedule", "zigzag"),
+    ("config", "large"),
+    ("config.hidden_size", "large"),
+    ("config.mask_type", "cube"),
+    ("config.num_labels", "many"),
+    ("teachers.image.weight", "heavy"),
+    ("teachers.image", "[a]"),
+]
+
+
+def test_a_value_of_another_type_is_refused_by_name(tmp_path):
+    for key, text in WRONG:
+        with pytest.raises(ValueError, match=re.escape(key)) as error:
+            read(recipe(tmp_path, nested(key, text)))
+        assert text.strip("'[]").split(", ")[-1] in str(error.value).replace("None", "null")
+
+
+def nested(key: str, text: str) -> str:
+    """YAML of a key with dots."""
+    for part in reversed(key.split(".")):
+        text = f"{{{part}: {text}}}"
+    return text
+
+
+def test_a_wrong_word_of_the_command_line_is_refused_by_name():
+    for words in (
+        ["--config.hidden_size", "large"],
+        ["--teachers.image.weight", "heavy"],
+        ["--epochs", "1", "2"],
+        ["--epochs", "--compile"],
+        ["--epochs="],
+        ["--text"],
+        ["--scale", "1", "2", "3"],
+        ["--options", "{a: ["],
+        ["--words", "["],
+        ["--words", "[" * 3000],
+    ):
+        with pytest.raises(ValueError, match=re.escape(words[0].lstrip("-").rstrip("="))):
+            read(*words)
+
+
+def test_every_inherited_training_argument_takes_its_default_as_text():
+    """The types of transformers' arguments are those that can be read."""
+    for key in fields(MVDTrainingArguments):
+        if key.init and isinstance(key.default, str | int | float):
+            given = {key.name: key.default}
+            assert read_arguments([f"--{key.name}={key.default}"], MVDTrainingArguments) == given
+    for words in (["--num_train_epochs", "many"], ["--per_device_train_batch_size", "1.5"], ["--bf16", "maybe"]):
+        with pytest.raises(ValueError, match=f"{words[0][2:]}='{words[1]}'"):
+            parse_arguments(words, MVDTrainingArguments)
+
+
+def test_dots_reach_inside_and_a_mapping_replaces(tmp_path):
+    path = recipe(tmp_path, "teachers: {image: a, video: {model: b, weight: 1}}\nconfig: {num_frames: 8}\n")
+    changed = read(path, "--teachers.image.weight", "0.5", "--teachers.video.layer=9", "--teachers.third", "c")
+    assert changed.teachers == {
+        "image": {"model": "a", "weight": 0.5},
+        "video": {"model": "b", "weight": 1, "layer": 9},
+        "third": "c",
     }
+    assert read(path, "--teachers", "{image: c}", "--teachers.image.weight", "2").teachers == {
+        "image": {"model": "c", "weight": 2}
+    }
+    assert read(path, "--config", "{hidden_size: 32}").config == {"hidden_size": 32}
+    assert read(path, "--teachers.image", "a", "--teachers.image.layer", "9").teachers["image"]["layer"] == 9
+    with pytest.raises(ValueError, match="epochs"):
+        read("--epochs", "1", "--epochs.more", "2")
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("1e-4", 1e-4), ("1.5e-4", 1.5e-4), ("1E3", 1e3), ("2.e5", 2e5), ("-3e2", -300.0)]
-)
-def test_exponents_are_numbers_in_yaml_and_on_the_command_line(tmp_path, text, number):
-    (from_yaml,) = parse_arguments([recipe(tmp_path, f"learning_rate: {text}\n")], RunArguments)
-    (from_line,) = parse_arguments([f"--learning_rate={text}"], RunArguments)
-    for value in (from_yaml.learning_rate, from_line.learning_rate):
-        assert isinstance(value, float)
-        assert value == number
+def test_null_takes_a_teacher_away_and_clears_a_field_of_a_configuration(tmp_path):
+    path = recipe(tmp_path, "teachers: {image: a, video: {model: b}}\nconfig: {intermediate_size: 8}\n")
+    heir = tmp_path / "heir.yaml"
+    heir.write_text("extends: recipe.yaml\nteachers: {video: null}\nconfig: {intermediate_size: null}\n")
+    for found in (read(path, "--teachers.video", "null", "--config.intermediate_size", "null"), read(str(heir))):
+        assert (found.teachers, found.config) == ({"image": "a"}, {"intermediate_size": None})
 
 
-def test_exponents_are_numbers_inside_lists_and_mappings(tmp_path):
-    (run,) = parse_arguments([recipe(tmp_path, "betas: [1e-1, 9.5e-1]\n")], RunArguments)
-    assert run.betas == [0.1, 0.95]
-    (model,) = parse_arguments(["--teachers", "{image: {weight: 1e-1}}"], ModelArguments)
-    assert model.teachers == {"image": {"weight": 0.1}}
+def test_a_key_of_two_dataclasses_reaches_both_as_the_type_of_each():
+    keys, other = parse_arguments(["--epochs", "7", "--names", "a"], Keys, Other)
+    assert (keys.epochs, other.epochs, keys.names, other.names) == (7, 7, "a", ["a"])
+    with pytest.raises(ValueError, match=r"epochs='1\.5'"):
+        parse_arguments(["--epochs", "1.5"], Keys, Other)
 
 
-def test_names_that_look_a_little_like_numbers_stay_text(tmp_path):
-    path = recipe(tmp_path, "model: e4\nnote: 1e4-run\n")
-    model, run = parse_arguments([path], ModelArguments, RunArguments)
-    assert (model.model, run.note) == ("e4", "1e4-run")
+def test_unknown_keys_are_refused_with_the_nearest_known_one(tmp_path):
+    for words, near in {
+        ("--epoch", "3"): "epochs",
+        (recipe(tmp_path, "epoch: 3\n"),): "epochs",
+        ("--teachers.image.wieght", "3"): "weight",
+        ("--config.hiden_size", "3"): "hidden_size",
+        ("--zzzzzz", "3"): None,
+        ("--derived", "x"): None,
+    }.items():
+        with pytest.raises(ValueError, match="Unknown key") as error:
+            read(*words)
+        assert near is None or repr(near) in str(error.value)
+        assert near is not None or "mean" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("false", False), ("False", False)])
-def test_booleans_are_booleans_in_yaml_and_on_the_command_line(tmp_path, text, value):
-    (from_yaml,) = parse_arguments([recipe(tmp_path, f"compile: {text}\n")], RunArguments)
-    (from_line,) = parse_arguments(["--compile", text], RunArguments)
-    assert from_yaml.compile is value
-    assert from_line.compile is value
-
-
-def test_flag_is_true_at_the_end_and_before_another_key():
-    assert parse_overrides(["--compile", "--epochs", "3"]) == {"compile": True, "epochs": 3}
-    assert parse_overrides(["--epochs", "3", "--compile"]) == {"epochs": 3, "compile": True}
-
-
-def test_negative_numbers_are_values_not_keys():
-    assert parse_overrides(["--seed", "-1", "--learning_rate", "-1e-4"]) == {"seed": -1, "learning_rate": -1e-4}
-    assert parse_overrides(["--seed=-1"]) == {"seed": -1}
-
-
-def test_value_after_an_equals_sign_may_hold_another_one():
-    assert parse_overrides(["--note=a=b"]) == {"note": "a=b"}
-
-
-def test_null_clears_a_default(tmp_path):
-    (from_line,) = parse_arguments(["--note", "null"], RunArguments)
-    (from_yaml,) = parse_arguments([recipe(tmp_path, "note: null\n")], RunArguments)
-    assert from_line.note is None
-    assert from_yaml.note is None
-
-
-def test_key_of_two_dataclasses_reaches_both():
-    model, run = parse_arguments(["--seed", "7"], ModelArguments, RunArguments)
-    assert (model.seed, run.seed) == (7, 7)
-
-
-@pytest.mark.parametrize("place", ["yaml", "line"])
-def test_unknown_key_is_refused_with_the_nearest_known_one(tmp_path, place):
-    arguments = [recipe(tmp_path, "epoch: 3\n")] if place == "yaml" else ["--epoch", "3"]
-    with pytest.raises(ValueError, match=r"Unknown key 'epoch'.*Did you mean 'epochs'\?"):
-        parse_arguments(arguments, ModelArguments, RunArguments)
-
-
-def test_unknown_key_like_no_other_is_refused_without_a_guess():
-    with pytest.raises(ValueError, match="Unknown key 'zzzzzz'") as error:
-        parse_arguments(["--zzzzzz", "3"], ModelArguments, RunArguments)
-    assert "Did you mean" not in str(error.value)
-
-
-def test_field_that_a_dataclass_derives_is_no_key():
-    with pytest.raises(ValueError, match="Unknown key 'derived'"):
-        parse_arguments(["--derived", "x"], ModelArguments)
-
-
-def test_missing_required_key_is_named():
-    with pytest.raises(ValueError, match="dataset"):
+def test_a_missing_key_or_recipe_and_a_stray_word_are_named(tmp_path):
+    with pytest.raises(ValueError, match="--dataset"):
         parse_arguments([], Required)
+    for word in ("-epochs", "epochs"):
+        with pytest.raises(ValueError, match=word):
+            read(recipe(tmp_path, "epochs: 1"), word, "3")
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            read(str(path))
 
 
-@pytest.mark.parametrize("argument", ["-epochs", "epochs"])
-def test_argument_without_two_dashes_is_refused_by_name(argument):
-    with pytest.raises(ValueError, match=f"'{argument}' is not an argument"):
-        parse_arguments(["--compile=true", argument, "3"], RunArguments)
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "", "3\n", "epochs: [1, 2\n", "a: b: c\n", "\ta: 3\n"])
+def test_a_recipe_that_is_no_mapping_is_refused_by_name(tmp_path, text):
+    with pytest.raises(ValueError, match=r"recipe\.yaml"):
+        read(recipe(tmp_path, text))
 
 
-def test_missing_recipe_is_named(tmp_path):
-    path = tmp_path / "none.yaml"
-    with pytest.raises(ValueError, match=r"none\.yaml' cannot be read"):
-        parse_arguments([str(path)], RunArguments)
-
-
-def test_folder_is_not_a_recipe(tmp_path):
-    with pytest.raises(ValueError, match="cannot be read"):
-        parse_arguments([str(tmp_path)], RunArguments)
-
-
-@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "", "3\n"])
-def test_recipe_that_is_no_mapping_is_refused_by_name(tmp_path, text):
-    with pytest.raises(ValueError, match=r"recipe\.yaml' must be a mapping"):
-        parse_arguments([recipe(tmp_path, text)], RunArguments)
-
-
-@pytest.mark.parametrize("text", ["epochs: [1, 2\n", "a: b: c\n", "\tepochs: 3\n"])
-def test_broken_yaml_is_refused_by_name(tmp_path, text):
-    with pytest.raises(ValueError, match=r"recipe\.yaml' is not valid YAML"):
-        parse_arguments([recipe(tmp_path, text)], RunArguments)
+def test_what_comes_first_may_be_a_key(tmp_path):
+    for first in ("null", "12", "a: b #c"):
+        (found,) = parse_arguments([first, "--epochs=2"], Keys, first="text")
+        assert (found.text, found.epochs) == (first, 2)
+    (found,) = parse_arguments([recipe(tmp_path, "epochs: 3")], Keys, first="text")
+    assert (found.text, found.epochs) == ("none", 3)
 
 
 def test_a_recipe_is_laid_over_the_one_it_extends(tmp_path):
@@ -205,103 +309,147 @@ def test_a_recipe_is_laid_over_the_one_it_extends(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("extends: missing.yaml", r"The recipe '.*missing\.yaml' cannot be read"),
-        ("extends: recipe.yaml", r"The recipe '.*recipe\.yaml' extends '.*recipe\.yaml', which extends it"),
-        ("extends: ../{folder}/recipe.yaml", "which extends it"),
-        ("extends: [a.yaml, b.yaml]", r"extends=\['a\.yaml', 'b\.yaml'\] of the recipe '.*' must be the path"),
+        ("missing.yaml", "missing.yaml"),
+        ("recipe.yaml", "recipe.yaml"),
+        ("../{folder}/recipe.yaml", "recipe.yaml"),
+        ("[a.yaml, b.yaml]", "b.yaml"),
     ],
 )
-def test_a_recipe_that_extends_nothing_or_itself_is_refused(tmp_path, text, message):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text.replace("{folder}", tmp_path.name))
-    with pytest.raises(ValueError, match=message):
-        read_yaml(path)
+def test_a_recipe_that_extends_nothing_or_itself_is_refused(tmp_path, text, named):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        read_yaml(recipe(tmp_path, f"extends: {text.replace('{folder}', tmp_path.name)}"))
 
 
-def test_yaml_reads_text_as_utf8(tmp_path):
-    assert read_yaml(recipe(tmp_path, "note: 视频\n")) == {"note": "视频"}
+def test_yaml_without_types_is_read_as_yaml_1_2(tmp_path):
+    text = "a: 1e-4\nb: no\nc: '1e4'\nd: [0x1, .5, null]\n1: 2001-99-99\nf: {<<: {x: 1}, y: True}\n"
+    assert read_yaml(recipe(tmp_path, text)) == {
+        **{"a": 1e-4, "b": "no", "c": "1e4", "d": ["0x1", 0.5, None], 1: "2001-99-99"},
+        "f": {"x": 1, "y": True},
+    }
 
 
 def test_merging_leaves_its_inputs_as_they_are():
     base = {"teachers": {"image": {"weight": 1}}, "epochs": 1}
-    merged = merge(base, {"teachers": {"image": {"weight": 2}}})
-    assert merged == {"teachers": {"image": {"weight": 2}}, "epochs": 1}
+    assert merge(base, {"teachers": {"image": {"weight": 2}}}) == {"teachers": {"image": {"weight": 2}}, "epochs": 1}
     assert base == {"teachers": {"image": {"weight": 1}}, "epochs": 1}
-
-
-def test_mapping_can_be_replaced_by_a_plain_value_and_back():
     assert merge({"teachers": {"image": {}}}, {"teachers": None}) == {"teachers": None}
-    assert merge({"teachers": None}, {"teachers": {"image": {}}}) == {"teachers": {"image": {}}}
 
 
-def test_quoted_text_that_looks_like_a_number_stays_text(tmp_path):
-    path = tmp_path / "recipe.yaml"
-    path.write_text("name: '1e4'\n")
-    assert read_yaml(path) == {"name": "1e4"}
+def test_help_has_keys_defaults_and_meanings_of_a_class_and_its_parents():
+    meaning = "what both are for, in two lines."
+    assert described_arguments(Keys) == {"text": meaning, "note": meaning, "rate": "another."}
+    text = help_text("The script.\n\nMore.", [MoreKeys])
+    assert text.startswith(f"The script.\n\nMore.\n\nMore of it.\n  --text none\n      {meaning}\n  --note none")
+    assert "  --words []\n" in text
+    assert "--last\n      of the child." in text
+    assert "--derived" not in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--a", "1", "--a.b", "2"], "--a.b reaches into 'a', which another argument sets to 1"),
-        (["--a", "["], "The value of --a is not valid YAML"),
-        (["--a=x: y: z"], "The value of --a is not valid YAML"),
-        (["--a", "[" * 3000], "The value of --a is not valid YAML"),
-        (["--a=2001-99-99"], "The value of --a is not valid YAML"),
-    ],
-)
-def test_values_that_cannot_be_read_are_refused_by_key(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        parse_overrides(arguments)
+@pytest.mark.parametrize("kind", [FinetuningArguments, DataArguments, TokenPictureArguments, AdaptationArguments])
+def test_all_keys_of_ours_have_a_meaning_or_a_parent_that_gives_it(kind):
+    text, foreign = help_text("", [kind]), {key.name for key in fields(TrainingArguments)}
+    for key in fields(kind):
+        if key.name not in foreign and key.init:
+            assert re.search(rf"--{key.name}\b.*\n      [\w`]", text), key.name
 
 
-def test_text_where_an_argument_reaches_inside_is_the_model():
-    merged = merge({"teachers": {"video": "teachers/b"}}, {"teachers": {"video": {"layer": 9}}})
-    assert merged == {"teachers": {"video": {"model": "teachers/b", "layer": 9}}}
+def test_inherited_keys_are_named_by_their_place():
+    text = help_text("", [MVDTrainingArguments])
+    assert "--base_learning_rate 0.00015\n      " in text
+    assert "transformers.TrainingArguments" in text
+    assert "--per_device_train_batch_size" not in text
 
 
-def test_what_comes_first_may_be_a_key_of_its_own(tmp_path):
-    for first in ("null", "12", "a: b #c"):
-        (read,) = parse_arguments([first, "--seed=2"], ModelArguments, first="model")
-        assert (read.model, read.seed) == (first, 2)
-    (read,) = parse_arguments([recipe(tmp_path, "seed: 3")], ModelArguments, first="model")
-    assert (read.model, read.seed) == ("mvd-b", 3)
-    (read,) = parse_arguments([], ModelArguments, first="model")
-    assert read.model == "mvd-b"
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_ends_a_script_without_doing_anything(capsys, word):
+    publish = load_script(ROOT / "recipes" / "publish.py")
+    for main, words in ((read, ["recipe.yaml", "--epochs", "2"]), (publish.main, ["model"]), (publish.main, [])):
+        with pytest.raises(SystemExit) as ended:
+            main(*words, word) if main is read else main([*words, word])
+        assert ended.value.code == 0
+    assert "--folder" in capsys.readouterr().out
 
 
-def test_no_is_text_and_switches_are_true_or_false(tmp_path):
-    (read,) = parse_arguments([recipe(tmp_path, "note: no"), "--compile=true"], RunArguments)
-    assert (read.note, read.compile) == ("no", True)
-    for text in ("yes", "on", "no", "1", "null"):
-        with pytest.raises(ValueError, match=rf"compile={'None' if text == 'null' else ''}.* must be true or false"):
-            parse_arguments([f"--compile={text}"], RunArguments)
+def run(monkeypatch, main, *words: str, script: str = __file__) -> int | None:
+    """The exit code of a script with a command line."""
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(SystemExit) as ended:
+        arguments.run_script(main)
+    return ended.value.code
 
 
-def test_a_single_word_stays_one_where_a_field_of_that_name_takes_it():
-    @dataclass
-    class Names:
-        names: list[str] | None = None
+def test_a_script_ends_with_what_it_returns_or_with_a_message(monkeypatch, capsys):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert run(monkeypatch, lambda words: len(words), "a", "--debug", "b") == 3
+    assert run(monkeypatch, lambda words: len(words), "a", "--debug") == 1
+    assert not capsys.readouterr().err
+    for main in (lambda words: read(*words), lambda words: Path("missing.yaml").read_text()):
+        assert run(monkeypatch, main, "missing.yaml") == 2
+        error = capsys.readouterr().err
+        assert "missing.yaml" in error
+        assert error.startswith("test_arguments.py: error:")
+        assert error.count("\n") == 1
+    assert run(monkeypatch, lambda words: parse_arguments(words, MVDTrainingArguments), "--seed", "x") == 2
+    assert "seed" in capsys.readouterr().err
 
-    @dataclass
-    class FileOrNames:
-        names: list[str] | str | None = None
 
-    for kinds in ([Names, FileOrNames], [FileOrNames, Names]):
-        assert all(parsed.names == "classes.txt" for parsed in parse_arguments(["--names", "classes.txt"], *kinds))
-    assert parse_arguments(["--names", "a"], Names)[0].names == ["a"]
+def test_a_bug_keeps_its_traceback_and_debug_shows_that_of_a_mistake(monkeypatch):
+    for main, words, kind in (
+        (lambda words: {}["a"], [], KeyError),
+        (lambda words: read(*words), ["--epochs", "x", "--debug"], ValueError),
+        (lambda words: re.compile("a").sub("b", None), [], TypeError),
+        (lambda words: importlib.util.find_spec(""), [], ValueError),  # of a library
+    ):
+        monkeypatch.setattr(sys, "argv", [__file__, *words])
+        with pytest.raises(kind):
+            arguments.run_script(main)
 
 
-def test_keys_that_take_lists_take_several_words():
-    arguments = ["--models", "a", "b", "c", "--seed", "3", "--heads=1", "2"]
-    (lists,) = parse_arguments(arguments, ListArguments)
-    assert lists == ListArguments(["a", "b", "c"], [1, 2], seed=3)
-    (one,) = parse_arguments(["--models", "a", "--heads", "[4]", "--names", "a", "--examples", "x"], ListArguments)
-    assert one == ListArguments(["a"], [4], "a", ["x"])
-    (named,) = parse_arguments(["--models.one", "a", "--models.two", "b", "--names", "a", "b"], ListArguments)
-    assert named == ListArguments({"one": "a", "two": "b"}, names=["a", "b"])
-    with pytest.raises(ValueError, match="'4' is not an argument"):
-        parse_arguments(["--seed", "3", "4"], ListArguments)
-    assert read_arguments(arguments) == {"models": ["a", "b", "c"], "seed": 3, "heads": [1, 2]}
+def test_only_the_first_process_of_a_machine_reports_a_mistake_at_once(monkeypatch, capsys):
+    waits = []
+    monkeypatch.setattr(arguments.time, "sleep", lambda seconds: waits.append(capsys.readouterr().err))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert run(monkeypatch, lambda words: read(*words), "--epochs", "x") == 2
+        assert "epochs" in capsys.readouterr().err
+    assert waits == [""]
+
+
+MISTAKES = {
+    "distill": (["--teachers.image.weight", "heavy"], "teachers.image.weight"),
+    "pretrain": (["--dataset", "x", "--config.hidden_size", "large"], "config.hidden_size"),
+    "finetune": (["--stride", "four"], "stride"),
+    "detect": (["--flip", "yes please"], "flip"),
+    "convert": (["missing.pth", "--output", "o"], "missing.pth"),
+    "prepare": (["ucf102", "--videos", "v", "--splits", "s", "--output", "o"], "ucf102"),
+    "visualize": (["tokenz"], "tokenz"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_on_a_recipe_s_command_line_is_one_message(monkeypatch, capsys, name):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    path = ROOT / "recipes" / f"{name}.py"
+    words, named = MISTAKES[name]
+    assert run(monkeypatch, load_script(path).main, *words, script=str(path)) == 2
+    assert re.search(rf"{name}\.py: error: .*{re.escape(named)}", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_fresh_interpreter_is_one_message():
+    command = [sys.executable, ROOT / "recipes" / "cost.py", "--mfu", "half"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_has_help(script):
+    ended = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert re.search(r"--\w+", ended.stdout)
+    assert "Traceback" not in ended.stderr

@@ -71,8 +71,8 @@ class DataBenchmarkArguments:
     """
 
     output: str = "outputs/benchmarks"
-    videos: list = field(default_factory=list)
-    parts: list = field(default_factory=lambda: list(DATA_TITLES))
+    videos: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=lambda: list(DATA_TITLES))
     rounds: int = 20
     workers: int = 2
     batch_size: int = 8

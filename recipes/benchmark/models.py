@@ -10,7 +10,7 @@ from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
 
 from mvd_hf.data.masking import tube_mask
-from mvd_hf.model.configuration_mvd import MVDConfig
+from mvd_hf.model.configuration_mvd import ConfigFields, MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDForVideoClassification, MVDModel
 from mvd_hf.training.costs import TRAINING_PASSES, classifier_flops, encoder_flops, student_parts
 
@@ -46,13 +46,13 @@ class ModelBenchmarkArguments:
     """
 
     output: str = "outputs/benchmarks"
-    networks: list = field(default_factory=lambda: list(NETWORKS))
-    sizes: list = field(default_factory=lambda: ["s", "b"])
-    dtypes: list = field(default_factory=lambda: ["float32", "bfloat16"])
-    attention: list = field(default_factory=lambda: ["eager", "sdpa"])
-    compile: list = field(default_factory=lambda: [False])
+    networks: list[str] = field(default_factory=lambda: list(NETWORKS))
+    sizes: list[str] = field(default_factory=lambda: ["s", "b"])
+    dtypes: list[str] = field(default_factory=lambda: ["float32", "bfloat16"])
+    attention: list[str] = field(default_factory=lambda: ["eager", "sdpa"])
+    compile: list[bool] = field(default_factory=lambda: [False])
     batch_size: int = 2
-    config: dict = field(default_factory=dict)
+    config: ConfigFields = field(default_factory=dict)
     device: str | None = None
     rounds: int = 5
     seed: int = 0
@@ -80,11 +80,11 @@ class InferenceBenchmarkArguments:
     """
 
     output: str = "outputs/benchmarks"
-    sizes: list = field(default_factory=lambda: ["b"])
-    dtypes: list = field(default_factory=lambda: ["float32", "bfloat16"])
+    sizes: list[str] = field(default_factory=lambda: ["b"])
+    dtypes: list[str] = field(default_factory=lambda: ["float32", "bfloat16"])
     compile: bool = False
     batch_size: int = 2
-    config: dict = field(default_factory=dict)
+    config: ConfigFields = field(default_factory=dict)
     device: str | None = None
     rounds: int = 9
     seed: int = 0

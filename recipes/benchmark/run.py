@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wh
 import torch
 
 from mvd_hf import MVDForFeatureDistillation, MVDTrainingArguments
-from mvd_hf.arguments import parse_arguments, take_name
+from mvd_hf.arguments import parse_arguments, run_script, take_name
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
 from recipes.benchmark.data import DATA_TITLES, DataBenchmarkArguments, data_benchmark
 from recipes.benchmark.models import (
@@ -81,4 +81,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

@@ -4,13 +4,13 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from mvd_hf.arguments import read_value
+from mvd_hf.arguments import Plain, keys_of, read_value
 from mvd_hf.data.masking import part_to_decode
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
@@ -55,13 +55,12 @@ class StepVariant:
         Raises:
             ValueError: for a word or a key that is not known.
         """
-        known = [each.name for each in fields(cls)]
-        values = {}
+        types, values = keys_of(cls), {}
         for word in text.split():
             key, _, value = word.partition("=")
-            if key not in known or not value:
-                raise ValueError(f"The variant {text!r} has {word!r}; write key=value with {', '.join(known)}.")
-            values[key] = read_value(value, f"The value of {key}")
+            if key not in types or not value:
+                raise ValueError(f"The variant {text!r} has {word!r}; write key=value with {', '.join(types)}.")
+            values[key] = read_value(Plain(value), types[key], key)
         return cls(**values)
 
 
@@ -81,7 +80,7 @@ class StepBenchmarkArguments:
     """
 
     output: str = "outputs/benchmarks"
-    variants: list = field(default_factory=lambda: [""])
+    variants: list[str] = field(default_factory=lambda: [""])
     with_reference: bool = True
     dtype: str = "float32"
     batch_size: int = 2
@@ -92,7 +91,6 @@ class StepBenchmarkArguments:
     def __post_init__(self):
         check_choices("dtype", [self.dtype], DTYPES)
         check_counts(batch_size=self.batch_size, rounds=self.rounds)
-        self.variants = [variant or "" for variant in self.variants]  # on the command line nothing reads as null
         for variant in self.variants:
             StepVariant.parse(variant)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, whose folder `recipes` is a package
 
-from mvd_hf.arguments import parse_arguments
+from mvd_hf.arguments import parse_arguments, run_script
 from mvd_hf.evaluation.probing import ProbeArguments
 from recipes.study.probes import SceneProbeArguments, SceneProbes
 
@@ -23,4 +23,4 @@ def main(arguments: list[str]):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

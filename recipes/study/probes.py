@@ -25,7 +25,7 @@ from mvd_hf.evaluation.probing import (
 )
 from mvd_hf.evaluation.views import ViewResults
 from mvd_hf.hub.loading import load_classifier
-from mvd_hf.model.configuration_mvd import MVDConfig
+from mvd_hf.model.configuration_mvd import ConfigFields, MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForVideoClassification
 from mvd_hf.model.video_processing_mvd import MVDVideoProcessor
 from mvd_hf.visualization.similarity import slot_similarity
@@ -51,7 +51,7 @@ class SceneProbeArguments:
     """
 
     model: str = ""
-    config: dict = field(default_factory=dict)
+    config: ConfigFields = field(default_factory=dict)
     dataset: str = ""
     train_videos: int | None = None
     stride: int = 2

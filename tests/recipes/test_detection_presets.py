@@ -112,7 +112,7 @@ def test_the_comment_tells_the_result_the_batch_and_what_is_not_published(path):
     assert "nothing here is published for MVD" in comment
     assert "Not trained by us" in comment
     values = read_yaml(path)
-    factors = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
+    factors = values["per_device_train_batch_size"], values.get("gradient_accumulation_steps", 1)
     stated = re.search(r"The batch of (\d+) = (\d+) clips x (\d+) accumulation steps x 8 processes", comment)
     assert tuple(map(int, stated.groups())) == (factors[0] * factors[1] * NUM_PROCESSES, *factors)
 

@@ -239,7 +239,6 @@ def test_a_published_fine_tuning_has_the_papers_numbers(load_recipe, path):
     assert (keys.crop_scale, keys.mixup_prob, keys.cutmix_axes) == ((0.08, 1.0), 1.0, "spatial")
     assert (training.ema_decay, training.metric_for_best_model) == (None, "top1")
     assert {name: getattr(keys, name) for name in AUGMENTATION} == AUGMENTATION
-    assert AUGMENTATION.keys() <= read_yaml(path).keys()
     assert {data.dataset, data.eval_dataset} == {f"{data_set}_train.csv", f"{data_set}_val.csv"}
 
 
@@ -316,7 +315,7 @@ def test_the_comment_tells_batch_and_results(path):
     values = read_yaml(path)
     text = path.read_text(encoding="utf-8")
     comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-    factors = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
+    factors = values["per_device_train_batch_size"], values.get("gradient_accumulation_steps", 1)
     batch = factors[0] * factors[1] * NUM_PROCESSES * values.get("clips_per_video", 1)
     stated = re.search(
         r"The batch of (\d+) (?:videos |clips )?= (\d+) .*?(\d+) accumulation steps x 8 processes", comment

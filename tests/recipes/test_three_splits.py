@@ -20,7 +20,7 @@ from pathlib import Path
 keys = {}
 for argument in sys.argv[2:]:
     key, _, value = argument.removeprefix("--").partition("=")
-    keys[key] = json.loads(value)
+    keys[key] = value
 folder = Path(keys["output_dir"])
 folder.mkdir(parents=True, exist_ok=True)
 with open(folder / "calls.txt", "a") as file:
@@ -56,7 +56,7 @@ def job(tmp_path):
 
 
 def runs(job: Path, *arguments: str, **options) -> SplitRuns:
-    arguments = [f"--output_dir={json.dumps(str(job / 'outputs'))}", *arguments]
+    arguments = [f"--output_dir={job / 'outputs'}", *arguments]
     return SplitRuns(
         str(job / "finetune.py"), str(job / "finetune.yaml"), str(job / "my data"), arguments=arguments, **options
     )
@@ -188,7 +188,7 @@ def main():
 def test_the_recipe_runs_collects_and_says_what_is_missing(job, main, caplog):
     caplog.set_level("INFO")
     arguments = [str(job / "finetune.yaml"), "--data", str(job / "my data"), "--script", str(job / "finetune.py")]
-    keys = [f"--output_dir={json.dumps(str(job / 'outputs'))}", "--num_train_epochs=3"]
+    keys = [f"--output_dir={job / 'outputs'}", "--num_train_epochs=3"]
     assert main([*arguments, "--splits", "1", "3", *keys]) == 0
     assert calls(job, 1)[0]["num_train_epochs"] == 3
     assert calls(job, 2) == []

@@ -170,6 +170,11 @@ class DetectionTrainer(MVDTrainer):
 
     def __init__(self, model: MVDForActionDetection, args: MVDTrainingArguments, data: DetectionArguments, **kwargs):
         kwargs.setdefault("data_collator", collate_key_frames)
+        for key in ("clips_per_video", "masks_per_clip"):
+            if getattr(args, key) != 1:
+                raise ValueError(
+                    f"{key}={getattr(args, key)} is for pre-training: detection takes a clip per key frame."
+                )
         super().__init__(model, args, **kwargs)
         self.data = data
         self.found: list[tuple[np.ndarray, ...]] = []

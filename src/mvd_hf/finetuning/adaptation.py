@@ -28,6 +28,7 @@ from ..evaluation.reports import write_report
 from ..evaluation.views import ViewResults, protocol_of
 from ..hub.loading import load_classifier
 from ..hub.run_record import RunRecord
+from ..model.configuration_mvd import ConfigFields
 from ..model.frame_sampling import PAPER_VIEWS
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..model.video_processing_mvd import MVDVideoProcessor
@@ -59,7 +60,7 @@ class AdaptationArguments:
     """
 
     model: str = ""
-    config: dict = field(default_factory=dict)
+    config: ConfigFields = field(default_factory=dict)
     method: str = "full"
     lora: dict = field(default_factory=dict)
     test_clips: int | None = None
@@ -103,6 +104,10 @@ class Adaptation:
             raise ValueError("test_weights=ema needs ema_decay, such as 0.9999.")
         if training.push_to_hub and recipe.method not in TRAINED:
             raise ValueError(f"method={recipe.method} cannot push_to_hub: publish its output_dir afterwards.")
+        defaults = DataArguments(dataset=data.dataset)
+        for key in ("crop", "crop_scales"):
+            if getattr(data, key) != getattr(defaults, key):
+                raise ValueError(f"{key}={getattr(data, key)!r} is for pre-training: set crop_scale.")
         self.record = RunRecord()
         num_labels = recipe.config.get("num_labels")
         self.videos = prepare_videos(data, keys, preparation, self.folder, num_labels=num_labels, seed=training.seed)

@@ -4,7 +4,7 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Literal
+from typing import Annotated, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -23,6 +23,9 @@ DECODER_SIZES = {
 TEACHER_WIDTHS = {"s": 768, "b": 768, "l": 1024, "h": 1280}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# what a configuration takes besides its fields
+OTHER_FIELDS = {"num_labels": int, "attn_implementation": str}
 
 
 @strict
@@ -236,7 +239,7 @@ class MVDConfig(PreTrainedConfig):
     @classmethod
     def check_fields(cls, names: Iterable[str]):
         """Raise ValueError for a name that is no field; the constructor itself accepts any name as an attribute."""
-        known = {field.name for field in fields(cls)} | {"num_labels", "attn_implementation"}
+        known = {field.name for field in fields(cls)} | OTHER_FIELDS.keys()
         for name in names:
             if name not in known:
                 close = difflib.get_close_matches(name, sorted(known), n=1)
@@ -289,5 +292,8 @@ class MVDConfig(PreTrainedConfig):
             }
         return cls(**(fields | overrides))
 
+
+# the type of a recipe's key that holds fields of the configuration
+ConfigFields = Annotated[dict, MVDConfig, *OTHER_FIELDS.items()]
 
 __all__ = ["MVDConfig"]

@@ -1,13 +1,45 @@
-"""MVDTrainingArguments: the Hugging Face arguments with the paper's rates and defaults, and what they must not be."""
+"""MVDTrainingArguments: the Hugging Face arguments with the paper's rates and defaults, and those that are refused."""
 
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 logger = logging.getLogger(__name__)
+
+RATES = "a warm-up and a cosine: set warmup_epochs, schedule_epochs and base_min_learning_rate"
+GROUPS = "the model's parameters have rates and weight decays of their own"
+NO_TEXT = "there is no text in training"
+ORDER = "samples are drawn by seed, epoch and index, so that training can be resumed exactly"
+SCRIPT = "the script decides: recipes/distill.py and others train, and evaluate where there is an evaluation set"
+# arguments of transformers that MVDTrainer does not follow: their only value, and what there is instead
+REFUSED = {
+    "lr_scheduler_type": (SchedulerType.COSINE, RATES),
+    "lr_scheduler_kwargs": (None, RATES),
+    "optim_target_modules": (None, GROUPS),
+    "label_smoothing_factor": (0, "give label_smoothing to fine-tuning, or soft labels"),
+    "use_liger_kernel": (False, "its kernels do not know MVD: set torch_compile"),
+    "liger_kernel_config": (None, "its kernels do not know MVD: set torch_compile"),
+    "use_cache": (False, NO_TEXT),
+    "neftune_noise_alpha": (None, NO_TEXT),
+    "include_num_input_tokens_seen": ("no", NO_TEXT),
+    "auto_find_batch_size": (False, "the learning rate scales with the batch: set per_device_train_batch_size"),
+    "logging_nan_inf_filter": (False, "a loss that is not finite ends training"),
+    "enable_jit_checkpoint": (False, "SIGTERM saves a checkpoint already"),
+    "parallelism_config": (None, "set fsdp or deepspeed with accelerate launch"),
+    "dataloader_in_order": (True, ORDER),
+    "remove_unused_columns": (False, "the data sets give what the trainer needs"),
+    "train_sampling_strategy": ("random", ORDER),
+    "length_column_name": ("length", ORDER),
+    "do_train": (False, SCRIPT),
+    "do_predict": (False, SCRIPT),
+    "resume_from_checkpoint": (None, "training goes on from the last checkpoint of output_dir"),
+    "local_rank": (-1, "the launcher sets LOCAL_RANK"),
+}
 
 
 @dataclass
@@ -18,11 +50,13 @@ class MVDTrainingArguments(TrainingArguments):
     accumulation steps times processes) over 256, warmed up from 0 and then a cosine to the floor, step by step.
 
     Args:
-        base_learning_rate: peak rate for a total batch of 256; `None` takes `learning_rate` as it is.
+        base_learning_rate: peak rate for a total batch of 256; `None` if `learning_rate` is given.
+        learning_rate: peak rate as it is; by default what follows from `base_learning_rate`.
         base_min_learning_rate: floor of the schedule for a total batch of 256 (unscaled where the peak is).
         warmup_epochs: epochs of linear warm-up, unless `warmup_steps` is above 0.
         schedule_epochs: epochs the schedule is laid out for; by default `num_train_epochs`. The published
             checkpoints stop one epoch before the end of theirs.
+        lr_scheduler_type: `cosine`; there is no other.
         weight_decay_end: if given, weight decay moves from `weight_decay` to it along a cosine.
         layer_decay: if given, layer i of L has its rate multiplied by `layer_decay ** (L + 1 - i)` (fine-tuning).
         clips_per_video: clips cut from each video of a batch in pre-training; the learning rate counts them, the
@@ -36,6 +70,8 @@ class MVDTrainingArguments(TrainingArguments):
     """
 
     base_learning_rate: float | None = field(default=1.5e-4)
+    learning_rate: float | None = field(default=None)
+    lr_scheduler_type: SchedulerType | str = field(default="cosine")
     base_min_learning_rate: float = field(default=1e-5)
     warmup_epochs: float = field(default=40.0)
     schedule_epochs: float | None = field(default=None)
@@ -59,6 +95,8 @@ class MVDTrainingArguments(TrainingArguments):
     hub_private_repo: bool | None = field(default=True)
     hub_strategy: str = field(default="end")
     ddp_find_unused_parameters: bool | None = field(default=False)
+    # the model knows which of its inputs are labels; in recipes this key has the names of the classes
+    label_names: list[str] | None = field(default=None, init=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,32 +105,44 @@ class MVDTrainingArguments(TrainingArguments):
         self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
         self.accelerator_config.non_blocking = self.accelerator_config.non_blocking or self.dataloader_pin_memory
-        self.min_learning_rate = self.base_min_learning_rate
-        if self.base_learning_rate is not None:
+        if self.base_learning_rate is None:
+            self.min_learning_rate = self.base_min_learning_rate
+        else:
             scale = self.effective_batch_size / 256
             self.learning_rate = self.base_learning_rate * scale
             self.min_learning_rate = self.base_min_learning_rate * scale
 
     def _check(self):
         """Raise ValueError for what would not do what it says."""
-        rate = self.learning_rate if self.base_learning_rate is None else self.base_learning_rate
-        splits_batches = self.accelerator_config is not None and self.accelerator_config.split_batches
+        for name, (value, remedy) in REFUSED.items():
+            given = getattr(self, name)
+            if given != value:
+                raise ValueError(f"{name}={getattr(given, 'value', given)!r} has no effect: {remedy}.")
+        base, rate = self.base_learning_rate, self.learning_rate
+        config, evaluates = self.accelerator_config, self.eval_strategy != IntervalStrategy.NO
         reasons = {
             f"clips_per_video={self.clips_per_video} must be at least 1": self.clips_per_video < 1,
             f"masks_per_clip={self.masks_per_clip} must be at least 1": self.masks_per_clip < 1,
-            f"a learning rate of {rate:g} must be above 0": rate <= 0,
+            f"base_learning_rate={base} must be above 0": base is not None and base <= 0,
+            f"learning_rate={rate} must be above 0 without a base_learning_rate": base is None and not (rate or 0) > 0,
             "push_to_hub needs the license of the weights": self.push_to_hub and not self.license,
             "weight_decay_end needs a weight_decay above 0": self.weight_decay_end and not self.weight_decay,
-            "auto_find_batch_size changes the batch that scales the learning rate": self.auto_find_batch_size,
-            "split_batches divides the batch that scales the learning rate": splits_batches,
-            "label_smoothing_factor is unknown to the model's loss; give soft labels": self.label_smoothing_factor,
-            f"train_sampling_strategy={self.train_sampling_strategy!r} is not 'random', which can be resumed": (
-                self.train_sampling_strategy != "random"
+            "split_batches divides the batch that scales the learning rate": config.split_batches,
+            f"use_seedable_sampler=False has no effect: {ORDER}": not config.use_seedable_sampler,
+            f"do_eval=True has no effect without eval_strategy: {SCRIPT}": self.do_eval and not evaluates,
+            f"average_tokens_across_devices=False has no effect: {NO_TEXT}": (
+                self.world_size > 1 and not self.average_tokens_across_devices
             ),
         }
         for reason, applies in reasons.items():
             if applies:
                 raise ValueError(f"These training arguments cannot be used: {reason}.")
+        # a copy of arguments that were made before has the rate that follows from the base
+        if None not in (base, rate) and not math.isclose(rate, base * self.effective_batch_size / 256):
+            raise ValueError(
+                f"learning_rate={rate} and base_learning_rate={base} exclude each other: set "
+                "base_learning_rate, or make it null."
+            )
 
     @property
     def device(self) -> torch.device:

@@ -33,7 +33,8 @@ def run_training(trainer, then: Callable[[], None] | None = None):
     checkpoint = last_complete_checkpoint(args.output_dir)
     if checkpoint is not None and is_main:
         logger.info("Resuming from %s", checkpoint)
-    args.eval_on_start = trainer.evaluates_first and trainer.eval_dataset is not None and checkpoint is None
+    evaluates_first = trainer.evaluates_first or args.eval_on_start
+    args.eval_on_start = evaluates_first and trainer.eval_dataset is not None and checkpoint is None
     with trainer.stop_request as stop:
         trainer.train(resume_from_checkpoint=checkpoint)
         if not trainer.is_stopped:
