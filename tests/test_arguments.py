@@ -18,7 +18,7 @@ from mvd_hf.arguments import described_arguments, help_text, merge, parse_argume
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.finetuning.adaptation import AdaptationArguments
 from mvd_hf.model.configuration_mvd import ConfigFields
-from mvd_hf.visualization.tokens import TokenPictureArguments
+from mvd_hf.visualization.tokens import TokenFigureArguments
 
 SCRIPTS = sorted(path for path in (ROOT / "recipes").rglob("*.py") if "def main(" in path.read_text())
 
@@ -347,7 +347,7 @@ def test_help_has_keys_defaults_and_meanings_of_a_class_and_its_parents():
     assert "--derived" not in text
 
 
-@pytest.mark.parametrize("kind", [FinetuningArguments, DataArguments, TokenPictureArguments, AdaptationArguments])
+@pytest.mark.parametrize("kind", [FinetuningArguments, DataArguments, TokenFigureArguments, AdaptationArguments])
 def test_all_keys_of_ours_have_a_meaning_or_a_parent_that_gives_it(kind):
     text, foreign = help_text("", [kind]), {key.name for key in fields(TrainingArguments)}
     for key in fields(kind):

@@ -76,17 +76,17 @@ def test_each_split_is_run_with_its_lists_and_folder(job):
             "eval_dataset": str(job / "my data" / f"test_{split}.csv"),
             "label_names": str(job / "my data" / "classes.txt"),
             "output_dir": str(job / "outputs" / f"split{split}"),
-            "num_train_epochs": 5,
-            "config.num_labels": 2,
+            "num_train_epochs": "5",
+            "config.num_labels": "2",
             "recipe": str(job / "finetune.yaml"),
             "launched": False,
         }
 
 
 def test_results_lie_beside_the_weights_that_were_tested(job):
-    runs(job, '--test_weights="best"', splits=[1]).run()
+    runs(job, "--test_weights=best", splits=[1]).run()
     assert (job / "outputs" / "split1" / "best" / "evaluation" / "metrics.json").exists()
-    assert runs(job, '--test_weights="best"', splits=[1]).collect()["mean"]["video_top1"] == pytest.approx(0.81)
+    assert runs(job, "--test_weights=best", splits=[1]).collect()["mean"]["video_top1"] == pytest.approx(0.81)
     with pytest.raises(ValueError, match="splits 1 "):
         runs(job, splits=[1]).collect()
 
@@ -190,7 +190,7 @@ def test_the_recipe_runs_collects_and_says_what_is_missing(job, main, caplog):
     arguments = [str(job / "finetune.yaml"), "--data", str(job / "my data"), "--script", str(job / "finetune.py")]
     keys = [f"--output_dir={job / 'outputs'}", "--num_train_epochs=3"]
     assert main([*arguments, "--splits", "1", "3", *keys]) == 0
-    assert calls(job, 1)[0]["num_train_epochs"] == 3
+    assert calls(job, 1)[0]["num_train_epochs"] == "3"
     assert calls(job, 2) == []
     assert "| mean of 2 |" in caplog.text
     assert main([*arguments, "--collect", *keys]) == 1
