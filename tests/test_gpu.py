@@ -11,6 +11,7 @@ from mvd_hf import (
     load_teachers,
     tube_mask,
 )
+from mvd_hf.finetuning.trainer import copy_on_cpu
 from recipes.benchmark.steps import Distillation, StepBenchmarkArguments, StepVariant, TrainerStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -33,6 +34,15 @@ class Clips(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         return {name: value[0].cpu() for name, value in batch(self.config, 1).items()}
+
+
+def test_a_copy_for_saving_takes_no_memory_of_the_device():
+    model = torch.nn.Linear(1024, 1024, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.max_memory_allocated()
+    copied = copy_on_cpu(model)
+    assert torch.cuda.max_memory_allocated() == before
+    assert torch.equal(copied.weight, model.weight.cpu())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])

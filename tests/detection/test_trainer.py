@@ -322,6 +322,12 @@ def test_the_recipe_makes_a_new_network_of_a_published_size(recipe, toy):
         recipe.load_detector(recipe.DetectorArguments(), arguments(toy))
 
 
+def test_several_evaluation_sets_are_refused(toy, tmp_path):
+    args, sets = MVDTrainingArguments(output_dir=str(tmp_path), use_cpu=True), {"near": None, "far": None}
+    with pytest.raises(ValueError, match=r"near, far.*eval_annotations"):
+        DetectionTrainer(MVDForActionDetection(config()), args, arguments(toy), eval_dataset=sets)
+
+
 def test_nothing_to_evaluate_on_says_so(toy, tmp_path):
     with pytest.raises(ValueError, match="give eval_annotations"):
         trainer(arguments(toy, eval_annotations=None), tmp_path).run_evaluation()

@@ -14,7 +14,9 @@ from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments, finetu
 from mvd_hf.data.mixup import Mixup
 from mvd_hf.data.sources import load_rows
 from mvd_hf.data.toy import APPEARANCES
-from tiny_models import TINY
+from mvd_hf.finetuning.trainer import copy_on_cpu
+from mvd_hf.hub.run_record import read_run_record
+from tiny_models import TINY, assert_same_weights
 
 NAMES = list(APPEARANCES)
 LABELS = {"label_column": "appearance", "label_names": NAMES, "sampling": "dense", "flip": 0.5}
@@ -192,6 +194,59 @@ def test_the_best_model_needs_no_checkpoint_of_its_step(data, tmp_path):
     best = MVDForVideoClassification.from_pretrained(tmp_path / "best")
     run.model.load_state_dict(best.state_dict())
     assert run.evaluate()["eval_loss"] == pytest.approx(min(losses))
+
+
+class OwnClips(torch.utils.data.Dataset):
+    """Eight clips that no data set of ours reads."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, key):
+        index = key[1] if isinstance(key, tuple) else key
+        generator = torch.Generator().manual_seed(index)
+        clip = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return {"pixel_values": clip, "labels": torch.tensor(index % 4)}
+
+
+@pytest.mark.parametrize("metric", ["b_top1", "b_ema_top1"])
+def test_custom_data_and_several_evaluation_sets_are_trained_and_evaluated(tmp_path, monkeypatch, metric):
+    written = []
+    save_best = FinetuningTrainer.save_best
+    monkeypatch.setattr(FinetuningTrainer, "save_best", lambda self: (written.append(1), save_best(self)))
+    options = {"ema_decay": 0.5, "num_train_epochs": 1, "metric_for_best_model": metric}
+    sets = {"a": OwnClips(), "b": OwnClips()}
+    run = FinetuningTrainer(small(), arguments(tmp_path, **options), train_dataset=OwnClips(), eval_dataset=sets)
+    run.run()
+    logged = {key for entry in run.state.log_history for key in entry if key.endswith("top1")}
+    assert logged == {"eval_a_top1", "eval_b_top1", "eval_a_ema_top1", "eval_b_ema_top1"}
+    assert len(written) == 1
+    for folder, part in (("", ""), ("ema", "ema_"), ("best", "ema_" * ("ema" in metric))):
+        record = read_run_record(tmp_path / folder)
+        assert {f"eval_a_{part}top1", f"eval_b_{part}top1"} <= set(record["evaluation"])
+        assert not any("runtime" in key for key in record["evaluation"])
+    average = load_file(tmp_path / "ema" / "model.safetensors")["classifier.weight"]
+    best = load_file(tmp_path / "best" / "model.safetensors")["classifier.weight"]
+    assert torch.equal(best, average) == ("ema" in metric)
+
+
+def test_the_best_model_of_several_evaluation_sets_needs_a_metric_of_one(tmp_path):
+    sets = {"near": OwnClips(), "far": OwnClips()}
+    with pytest.raises(ValueError, match=r"'top1'.*near_top1 or far_top1"):
+        FinetuningTrainer(small(), arguments(tmp_path), train_dataset=OwnClips(), eval_dataset=sets)
+
+
+def test_a_model_is_copied_to_the_cpu_without_sharing_weights():
+    model = small()
+    model.classifier.bias.requires_grad_(False)
+    copied = copy_on_cpu(model)
+    assert_same_weights(copied, model)
+    assert not {weight.data_ptr() for weight in copied.parameters()} & {
+        weight.data_ptr() for weight in model.parameters()
+    }
+    assert [weight.requires_grad for weight in copied.parameters()] == [
+        weight.requires_grad for weight in model.parameters()
+    ]
 
 
 def losses(run) -> list:

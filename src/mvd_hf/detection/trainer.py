@@ -175,6 +175,12 @@ class DetectionTrainer(MVDTrainer):
                 raise ValueError(
                     f"{key}={getattr(args, key)} is for pre-training: detection takes a clip per key frame."
                 )
+        sets = kwargs.get("eval_dataset")
+        if isinstance(sets, dict):
+            raise ValueError(
+                f"The evaluation sets {', '.join(sets)} cannot be scored together, as eval_annotations are those of "
+                "one: evaluate them one by one."
+            )
         super().__init__(model, args, **kwargs)
         self.data = data
         self.found: list[tuple[np.ndarray, ...]] = []

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from ..data.mixup import Mixup
-from ..hub.run_record import facts_of
+from ..hub.run_record import facts_of, metric_prefixes
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..training.arguments import MVDTrainingArguments
 from ..training.optimization import without_adapters
@@ -63,6 +63,16 @@ class FinetuningArguments(MVDTrainingArguments):
             raise ValueError(f"clips_per_video={self.clips_per_video} is for pre-training: give repeats instead.")
         if self.masks_per_clip != 1:
             raise ValueError(f"masks_per_clip={self.masks_per_clip} is for pre-training: fine-tuning masks nothing.")
+
+
+def copy_on_cpu(model: nn.Module) -> nn.Module:
+    """A copy of a model whose weights are on the CPU, so that the model's device holds no second copy."""
+    copies = {
+        id(weight): nn.Parameter(weight.detach().to("cpu", copy=True), weight.requires_grad)
+        for weight in model.parameters()
+    }
+    copies |= {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in model.buffers()}
+    return copy.deepcopy(model, copies)
 
 
 class EMACallback(TrainerCallback):
@@ -157,12 +167,13 @@ class FinetuningTrainer(MVDTrainer):
         return parts
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Metrics on the evaluation set; those of the averaged weights are `<prefix>_ema_*`."""
+        """Metrics on the evaluation set, or on each of several; those of the averaged weights are `<prefix>_ema_*`."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if self.ema is not None:
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if self.ema is not None and not isinstance(sets, dict):  # each of several sets comes here by itself
             with self.ema.swapped(self.accelerator.unwrap_model(self.model)):
                 metrics |= super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_ema")
-        if self.is_best(metrics):
+        if metric_key_prefix == "eval" and self.is_best(metrics):
             self.save_best()
         return metrics
 
@@ -195,10 +206,10 @@ class FinetuningTrainer(MVDTrainer):
         is_checkpoint = _internal_call and output_dir is not None  # a push to the Hub has no output_dir
         if self.args.should_save and not is_checkpoint:
             if self.ema is not None:
-                self.save_whole(self.ema.model.state_dict(), folder / EMA_FOLDER, is_average=True)
+                self.save_whole(self.ema.model, folder / EMA_FOLDER, is_average=True)
             if self.has_adapters:
                 self.model.save_pretrained(folder / ADAPTER_FOLDER)
-                self.save_whole(self.model.state_dict(), folder)
+                self.save_whole(self.model, folder)
         if is_checkpoint or not self.has_adapters:
             super().save_model(output_dir, _internal_call)
         elif self.args.push_to_hub and not _internal_call:
@@ -219,20 +230,19 @@ class FinetuningTrainer(MVDTrainer):
         """Replace the folder `best` by the evaluated weights, atomically."""
         folder = Path(self.args.output_dir) / BEST_FOLDER
         unfinished = folder.with_suffix(".new")
-        is_average = self.args.metric_for_best_model.removeprefix("eval_").startswith("ema_")
+        metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+        is_average = any(metric.startswith(f"{prefix}ema_") for prefix in metric_prefixes(self.eval_dataset))
         if not is_average and not self.has_adapters:
             super().save_model(str(unfinished), _internal_call=True)  # on all processes, which may hold shards
         elif self.args.should_save:
-            source = self.ema.model if is_average else self.model
-            self.save_whole(source.state_dict(), unfinished, is_average)
+            self.save_whole(self.ema.model if is_average else self.model, unfinished, is_average)
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
 
-    def save_whole(self, weights: Mapping[str, torch.Tensor], folder: Path, is_average: bool = False):
-        """Save the model with other weights and merged adapters, the video processor, and the record of the run."""
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(weights)
+    def save_whole(self, model: nn.Module, folder: Path, is_average: bool = False):
+        """Save a model with merged adapters, the video processor, and the record of the run."""
+        model = copy_on_cpu(model)
         if without_adapters(model) is not model:
             model = model.merge_and_unload()
         model.save_pretrained(folder)

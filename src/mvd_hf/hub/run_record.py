@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +140,26 @@ class RunRecord:
         (Path(folder) / RUN_RECORD_NAME).write_text(text, encoding="utf-8")
 
 
+def metric_prefixes(eval_dataset) -> list[str]:
+    """What the names of an evaluation's metrics begin with: `eval_`, or of several sets `eval_<set>_` each."""
+    return [f"eval_{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else ["eval_"]
+
+
+def last_metrics(history: Sequence[Mapping], prefixes: Sequence[str]) -> dict:
+    """The metrics of the last evaluation in a log, of all evaluation sets; empty if there was none."""
+    metrics: dict = {}
+    for prefix in prefixes:
+        metrics |= next((entry for entry in reversed(history) if f"{prefix}runtime" in entry), {})
+    return metrics
+
+
 def facts_of(trainer, is_average: bool = False) -> dict:
     """Data, progress and last metrics of a trainer; those of averaged weights have the prefix `eval_ema_`."""
     args, state = trainer.args, trainer.state
-    prefix = "eval_ema_" if is_average else "eval_"
+    prefixes = [f"{prefix}ema_" if is_average else prefix for prefix in metric_prefixes(trainer.eval_dataset)]
     trained = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
-    evaluated = next((entry for entry in reversed(state.log_history) if f"{prefix}loss" in entry), {})
-    left_out = ("epoch", "step", *(f"{prefix}{name}" for name in SPEED_METRICS))
+    evaluated = last_metrics(state.log_history, prefixes)
+    left_out = ("epoch", "step", *(f"{prefix}{name}" for prefix in prefixes for name in SPEED_METRICS))
     return {
         "videos": trainer.num_samples(),
         "clips_per_video": args.clips_per_video,

@@ -10,7 +10,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..data.clips import ClipDataset
 from ..data.streaming import StreamingClips
-from ..hub.run_record import facts_of
+from ..hub.run_record import facts_of, last_metrics, metric_prefixes
 from .checkpoints import last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ def describe_run(trainer) -> str:
 
 def last_evaluation(trainer) -> dict[str, float] | None:
     """The figures of the evaluation after the last step, if there was one."""
-    entries = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    return entries[-1] if entries and entries[-1]["step"] == trainer.state.global_step else None
+    metrics = last_metrics(trainer.state.log_history, metric_prefixes(trainer.eval_dataset))
+    return metrics if metrics.get("step") == trainer.state.global_step else None
 
 
 def describe_progress(trainer, trained: Mapping[str, float]):

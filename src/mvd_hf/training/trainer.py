@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_utils import IntervalStrategy
 
 from ..data.clips import BAD_VIDEOS, IS_BLANK, ClipDataset, collate_clips
 from ..data.streaming import StreamingClips
+from ..hub.run_record import metric_prefixes
 from ..model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
 from .arguments import MVDTrainingArguments
 from .callbacks import CheckCallback, ScheduleCallback
@@ -23,6 +25,19 @@ from .saving import SavingTrainer
 logger = logging.getLogger(__name__)
 
 
+def check_best_metric(args: MVDTrainingArguments, eval_dataset):
+    """Raise ValueError if the metric of the best model is of none of several evaluation sets."""
+    metric = args.metric_for_best_model
+    if not isinstance(eval_dataset, dict) or metric is None or args.eval_strategy == IntervalStrategy.NO:
+        return
+    name, sets = metric.removeprefix("eval_"), list(eval_dataset)
+    if not any(f"eval_{name}".startswith(prefix) for prefix in metric_prefixes(eval_dataset)):
+        raise ValueError(
+            f"metric_for_best_model={metric!r} does not say on which of the evaluation sets {', '.join(sets)}: give "
+            f"{' or '.join(f'{each}_{name}' for each in sets)}."
+        )
+
+
 class MVDTrainer(SavingTrainer):
     """Trains any MVD model by the paper's rules. Stage 1 uses it as it is; distillation and fine-tuning build on it.
 
@@ -33,8 +48,8 @@ class MVDTrainer(SavingTrainer):
     Args:
         model: an MVD model, also with adapters of `peft`.
         args: the arguments.
-        kwargs: as for `Trainer`. The data sets are made by `mvd_hf.load_clips` or `mvd_hf.data.pretraining_clips`, or
-            give a sample for `dataset[(epoch, index)]`.
+        kwargs: as for `Trainer`; `eval_dataset` may be several data sets by name. Training sets are made by
+            `mvd_hf.load_clips` or `mvd_hf.data.pretraining_clips`, or give a sample for `dataset[(epoch, index)]`.
     """
 
     # whether a run evaluates before the first step, so that it can report what it learned
@@ -46,6 +61,7 @@ class MVDTrainer(SavingTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("MVDTrainer takes the model's own loss: override compute_loss for another one.")
         check_samples(kwargs.get("train_dataset"))
+        check_best_metric(args, kwargs.get("eval_dataset"))
         self.epoch_sampler: EpochSampler | None = None
         self.weight_decays: np.ndarray | None = None
         self.losses = {"loss": LossMeter(self.samples_of, MAX_BLANK_BATCHES), "eval_loss": LossMeter()}
