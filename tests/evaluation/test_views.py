@@ -109,6 +109,13 @@ def test_what_was_computed_for_something_else_is_refused(rows, processor, tmp_pa
     assert json.loads((tmp_path / "views.json").read_text())["of"] == "colours"
 
 
+def test_what_was_computed_for_something_else_is_replaced_on_request(rows, processor, tmp_path):
+    run(means, rows, processor, tmp_path, videos_per_part=2)
+    results = run(means, rows.select(range(3)), processor, tmp_path, replace=True)
+    assert results.rows() == [0, 1, 2]
+    assert len(list(tmp_path.glob("part-*"))) == 1
+
+
 def test_a_repaired_video_is_read_again(rows, processor, tmp_path):
     content = Path(rows[0]["video"]["path"]).read_bytes()
     folder = tmp_path / "results"

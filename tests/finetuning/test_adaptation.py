@@ -187,6 +187,25 @@ def test_a_finished_run_that_is_started_again_is_only_tested(clips, encoder, tmp
     assert (tmp_path / "evaluation" / "metrics.json").exists()
 
 
+def test_a_finished_run_goes_on_with_more_epochs_and_other_views(clips, encoder, tmp_path, caplog):
+    adapt(clips, encoder, tmp_path, training={"num_train_epochs": 1}).run()
+    earlier = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    adapt(clips, encoder, tmp_path, training={"num_train_epochs": 2}, test_clips=1).run()
+    later = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert (earlier["protocol"], later["protocol"]) == ("4x2x2", "4x1x2")
+    assert earlier["weights"] != later["weights"]
+    assert "num_train_epochs" not in caplog.text
+    adapt(clips, encoder, tmp_path, training={"num_train_epochs": 1}).run()
+    assert "num_train_epochs=1" in caplog.text
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["weights"] == later["weights"]
+
+
+def test_a_probe_is_fitted_again_to_other_clips(clips, encoder, tmp_path):
+    for probe_clips in (1, 2):
+        adapt(clips, encoder, tmp_path, "linear_probe", {"probe_clips": probe_clips}).run()
+    assert read_run_record(tmp_path)["clips_per_video"] == 2
+
+
 def test_impossible_recipes_are_refused(clips, encoder, tmp_path):
     for arguments, message in (
         ({"model": ""}, "--model"),

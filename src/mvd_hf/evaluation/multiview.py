@@ -223,6 +223,7 @@ def evaluate_views(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     views_per_pass: int = 16,
     num_workers: int = 2,
+    replace: bool = False,
 ) -> Evaluation:
     """Test a classifier on all views of the videos of a data set, as in the paper, for any number of views.
 
@@ -240,9 +241,11 @@ def evaluate_views(
         autocast: returns the context for reduced precision, such as `accelerator.autocast`.
         views_per_pass: largest number of views per forward pass.
         num_workers: decoding workers.
+        replace: whether other results in the folder, of other weights, videos or views, are replaced.
 
     Raises:
-        ValueError: if the labels do not match the model, the folder holds other results, or no video is readable.
+        ValueError: if the labels do not match the model, the folder holds other results to keep, or no video can be
+            read.
     """
     names, num_labels = model_class_names(model), model.config.num_labels
     labels = read_labels(rows, label_column, num_labels, names, label_names)
@@ -256,7 +259,7 @@ def evaluate_views(
     was_training = model.training
     model.eval()
     with shared_folder(folder) as place:
-        options = {"views_per_pass": views_per_pass, "num_workers": num_workers}
+        options = {"views_per_pass": views_per_pass, "num_workers": num_workers, "replace": replace}
         results = map_views(classify, videos, place, {"weights": weights}, **options)
         model.train(was_training)
         read = results.rows()

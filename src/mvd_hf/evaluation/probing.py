@@ -64,6 +64,7 @@ def cache_features(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     views_per_pass: int = 16,
     num_workers: int = 2,
+    replace: bool = False,
 ) -> ViewResults:
     """Features of the views of every video by a frozen encoder, cached in a folder; see `map_views`.
 
@@ -73,7 +74,7 @@ def cache_features(
         rows: the videos.
         processor: makes the views.
         folder: of the cache.
-        autocast, views_per_pass, num_workers: as in `mvd_hf.evaluate_views`.
+        autocast, views_per_pass, num_workers, replace: as in `mvd_hf.evaluate_views`.
     """
     model.eval()
 
@@ -92,6 +93,7 @@ def cache_features(
         {"encoder": hash_of_weights(model.mvd.state_dict()), "kind": "pooled" if model.pooler is None else "tokens"},
         views_per_pass=views_per_pass,
         num_workers=num_workers,
+        replace=replace,
     )
 
 

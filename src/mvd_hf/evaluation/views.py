@@ -137,23 +137,31 @@ def write_part(folder: Path, number: int, records: Sequence[dict]):
     os.replace(unfinished, path)
 
 
-def claim_folder(folder: Path, description: dict):
-    """Begin or continue the results in a folder; raises ValueError, on all processes, if its description differs."""
+def claim_folder(folder: Path, description: dict, replace: bool = False):
+    """Begin or continue the results in a folder.
+
+    Raises:
+        ValueError: on all processes, if the folder holds other results that are not to be replaced.
+    """
     state, path = PartialState(), folder / DESCRIPTION
     description = json.loads(json.dumps(description))
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     state.wait_for_everyone()  # all have read before one writes
-    if stored is None and state.is_main_process:
+    differing = [key for key in {**(stored or {}), **description} if (stored or {}).get(key) != description.get(key)]
+    if stored is not None and differing and not replace:
+        raise ValueError(
+            f"The folder {str(folder)!r} holds results that differ in {', '.join(differing)}: give another folder "
+            "(--output of recipes/evaluate.py), or delete it."
+        )
+    if differing and state.is_main_process:
+        if stored is not None:
+            logger.info("Earlier results in %s differ in %s and are replaced.", folder, ", ".join(differing))
+        for path_of_part in folder.glob("part-*"):
+            path_of_part.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".new")
         unfinished.write_text(json.dumps(description, indent=1), encoding="utf-8")
         os.replace(unfinished, path)
-    elif stored not in (None, description):
-        differing = [key for key in {**stored, **description} if stored.get(key) != description.get(key)]
-        raise ValueError(
-            f"The folder {str(folder)!r} holds results that differ in {', '.join(differing)}: give another folder, or "
-            "delete it."
-        )
     state.wait_for_everyone()
 
 
@@ -184,6 +192,7 @@ def map_views(
     views_per_pass: int = 16,
     num_workers: int = 2,
     videos_per_part: int = VIDEOS_PER_PART,
+    replace: bool = False,
 ) -> ViewResults:
     """Apply a function to the views of every video, exactly once for any number of processes.
 
@@ -198,14 +207,17 @@ def map_views(
         views_per_pass: largest number of views per call of the function.
         num_workers: decoding workers of each process.
         videos_per_part: videos per file of results.
+        replace: whether results for another identity are replaced instead of refused.
 
     Raises:
-        ValueError: if the folder holds results for another identity, or results are missing at the end.
+        ValueError: if the folder holds other results that are not to be replaced, or results are missing at the end.
     """
     state, folder = PartialState(), Path(folder)
     names = [media_name(item) for item in videos.rows[videos.column]]
     settings = videos.processor.to_dict()
-    claim_folder(folder, {**identity, "processor": settings, "videos": len(names), "names": hash_of_names(names)})
+    claim_folder(
+        folder, {**identity, "processor": settings, "videos": len(names), "names": hash_of_names(names)}, replace
+    )
     known = ViewResults(folder, len(names))
     left = [row for row in range(len(names)) if row not in known.place]
     share = left[state.process_index :: state.num_processes]

@@ -242,6 +242,7 @@ class Adaptation:
             autocast=self.autocast,
             views_per_pass=self.training.eval_batch_size,
             num_workers=self.training.dataloader_num_workers,
+            replace=True,
         )
 
     def autocast(self) -> AbstractContextManager:
@@ -285,6 +286,7 @@ class Adaptation:
             autocast=self.autocast,
             views_per_pass=self.training.eval_batch_size,
             num_workers=self.training.dataloader_num_workers,
+            replace=True,  # those of the run before it was continued
         )
         if state.is_main_process:
             write_report(evaluation, self.videos.validation, source / TEST_FOLDER)

@@ -1,11 +1,15 @@
 """What a recipe does around training: resume, stop on a signal, save, evaluate, push, and report in the log."""
 
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
 from ..data.clips import ClipDataset
@@ -33,6 +37,7 @@ def run_training(trainer, then: Callable[[], None] | None = None):
     checkpoint = last_complete_checkpoint(args.output_dir)
     if checkpoint is not None and is_main:
         logger.info("Resuming from %s", checkpoint)
+        warn_about_surplus(trainer, checkpoint)
     evaluates_first = trainer.evaluates_first or args.eval_on_start
     args.eval_on_start = evaluates_first and trainer.eval_dataset is not None and checkpoint is None
     with trainer.stop_request as stop:
@@ -55,6 +60,24 @@ def run_training(trainer, then: Callable[[], None] | None = None):
     if args.push_to_hub and not (trainer.eval_dataset is None and then is None):
         trainer.push_to_hub("Results of the evaluation")
     leave(trainer)
+
+
+def warn_about_surplus(trainer, checkpoint: str):
+    """Warn if a checkpoint has more steps than the run asks for."""
+    args, state = trainer.args, TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+    wanted = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * trainer.steps_per_epoch())
+    if state.global_step > wanted:
+        key = "max_steps" if args.max_steps > 0 else "num_train_epochs"
+        logger.warning(
+            "%s has %d steps (%g epochs), %s=%g asks for %d: nothing is trained, and the model keeps all its steps. "
+            "For a shorter training choose another output_dir.",
+            checkpoint,
+            state.global_step,
+            state.epoch,
+            key,
+            getattr(args, key),
+            wanted,
+        )
 
 
 def stop_if_asked(trainer, number: signal.Signals | None):
