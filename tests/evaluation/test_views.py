@@ -112,7 +112,7 @@ def test_what_was_computed_for_something_else_is_refused(rows, processor, tmp_pa
 def test_what_was_computed_for_something_else_is_replaced_on_request(rows, processor, tmp_path):
     run(means, rows, processor, tmp_path, videos_per_part=2)
     results = run(means, rows.select(range(3)), processor, tmp_path, replace=True)
-    assert results.rows() == [0, 1, 2]
+    assert results.place.keys() | results.problems.keys() == {0, 1, 2}
     assert len(list(tmp_path.glob("part-*"))) == 1
 
 
