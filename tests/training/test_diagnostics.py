@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from mvd_hf import DistillationTrainer, MVDForFeatureDistillation, MVDTrainingArguments, load_teachers, tube_mask
-from mvd_hf.training.diagnostics import OnlineProbe, agreement, effective_rank
+from mvd_hf.training.diagnostics import OnlineProbe, agreement, effective_rank, gram_matrix
 
 
 def test_agreement_is_the_cosine_and_the_variance_of_the_targets():
@@ -21,19 +21,24 @@ def test_agreement_is_the_cosine_and_the_variance_of_the_targets():
     assert dead["target_variance_video"] == 0
 
 
-@pytest.mark.parametrize("used", [1, 3, 8])
-def test_effective_rank_counts_the_dimensions_in_use(used):
-    features = torch.linalg.qr(torch.randn(64, 8)).Q * torch.tensor([1.0] * used + [0.0] * (8 - used))
-    rotation = torch.linalg.qr(torch.randn(8, 8)).Q
-    features = features @ rotation
-    assert effective_rank(features.T @ features) == pytest.approx(used, rel=1e-2)
+@pytest.mark.parametrize("width", [8, 384, 768, 1280])
+@pytest.mark.parametrize("used", [1, 4, 64])
+def test_effective_rank_counts_the_dimensions_in_use(used, width):
+    used = min(used, width)
+    features = torch.linalg.qr(torch.randn(1600, used)).Q @ torch.linalg.qr(torch.randn(width, used)).Q.T
+    assert effective_rank(gram_matrix(20 * features)) == pytest.approx(used, rel=1e-2)
+
+
+def test_a_gram_matrix_that_is_too_coarse_is_refused():
+    with pytest.raises(ValueError, match=r"float32.*gram_matrix"):
+        effective_rank(torch.eye(3))
 
 
 def test_effective_rank_is_the_published_formula():
     features = torch.randn(50, 6, dtype=torch.float64) * torch.tensor([5.0, 3, 2, 1, 0.5, 0.1])
     values = torch.linalg.svdvals(features)
     share = values / values.sum()
-    assert effective_rank(features.T @ features) == pytest.approx(math.exp(-(share * share.log()).sum()), rel=1e-6)
+    assert effective_rank(gram_matrix(features)) == pytest.approx(math.exp(-(share * share.log()).sum()), rel=1e-6)
 
 
 def test_the_probe_learns_what_the_features_tell_and_leaves_them_alone():

@@ -25,6 +25,17 @@ def agreement(predictions: Mapping[str, torch.Tensor], targets: Mapping[str, tor
     return metrics
 
 
+def gram_matrix(features: torch.Tensor) -> torch.Tensor:
+    """Features (N, D) transposed times themselves, (D, D) in float64.
+
+    In float32, rounding adds singular values of about a thousandth of the largest one in each of the D dimensions.
+    """
+    if features.device.type == "mps":  # has no float64
+        features = features.cpu()
+    features = features.double()
+    return features.T @ features
+
+
 def effective_rank(gram: torch.Tensor) -> float:
     """RankMe (Garrido et al., 2023, eq. 1): how many dimensions features use, from 1 to D.
 
@@ -32,9 +43,14 @@ def effective_rank(gram: torch.Tensor) -> float:
     the eigenvalues of the Gram matrix.
 
     Args:
-        gram: features (N, D) transposed times themselves, (D, D); may be a sum over batches and processes.
+        gram: from [`gram_matrix`]; may be a sum over batches and processes.
+
+    Raises:
+        ValueError: if the matrix is not float64, because rounding would then dominate a low rank.
     """
-    values = torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt()
+    if gram.dtype != torch.float64:
+        raise ValueError(f"The Gram matrix is {gram.dtype}: compute it in float64 with gram_matrix(features).")
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
     return float(torch.special.entr(share).sum().exp())
 

@@ -10,7 +10,7 @@ from ..data.clips import IS_BLANK
 from ..hub.run_record import source_record
 from ..model.modeling_mvd import MVDForFeatureDistillation
 from ..model.patches_mvd import select_tokens, split_mask
-from .diagnostics import OnlineProbe, agreement, effective_rank
+from .diagnostics import OnlineProbe, agreement, effective_rank, gram_matrix
 from .trainer import MVDTrainer
 
 PROBE = "online_probe.pt"
@@ -152,8 +152,8 @@ class DistillationTrainer(MVDTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the effective rank of the student's features in the last micro-batch of all processes."""
         if "loss" in logs and self.last_features is not None:
-            features = self.last_features.flatten(0, 1).float()
-            logs["student_rank"] = effective_rank(self.accelerator.reduce(features.T @ features, "sum"))
+            gram = gram_matrix(self.last_features.flatten(0, 1))
+            logs["student_rank"] = effective_rank(self.accelerator.reduce(gram, "sum"))
         super().log(logs, start_time)
 
     def save_beside_model(self, folder: Path):
