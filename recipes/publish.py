@@ -15,6 +15,7 @@ from mvd_hf import publish
 from mvd_hf.arguments import parse_arguments, read_yaml, run_script, take_name
 from mvd_hf.hub.cards import CardDetails
 from mvd_hf.hub.datasets import DatasetDetails, load_splits, publish_dataset
+from mvd_hf.hub.publish import check_repo_id
 
 # what the authors report of their students
 ZOO = Path(__file__).parents[1] / "model_cards" / "zoo.yaml"
@@ -28,6 +29,9 @@ class UploadArguments:
     private: bool = True
     revision: str | None = None
     dry_run: bool = False
+
+    def __post_init__(self):
+        check_repo_id(self.repo, "repo")  # before a data set is loaded
 
     def options(self) -> dict:
         return {"private": self.private, "revision": self.revision, "dry_run": self.dry_run}

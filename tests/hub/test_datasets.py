@@ -1,5 +1,6 @@
 """Data sets for the Hub: shards, labels, names, cards, privacy, and reading them back."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def test_number_of_shards(classes):
 
 
 # sources
+
+
+def test_the_name_of_a_split_is_checked(classes, hub):
+    rows = load_splits(str(classes))["train"]
+    for name in ("../train", 'train"'):
+        with pytest.raises(ValueError, match=re.escape(name)):
+            publish_dataset({name: rows}, "me/clips", details())
+    assert not hub.repositories
 
 
 def test_splits_of_a_folder_and_of_list_files(classes, toy_folder, tmp_path):

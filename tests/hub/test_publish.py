@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mvd_hf import MVDForActionDetection, MVDForFeatureDistillation, MVDForVideo
 from mvd_hf.data.toy import toy_frames, write_video
 from mvd_hf.hub import snippets
 from mvd_hf.hub.cards import CardDetails
+from mvd_hf.hub.datasets import DatasetDetails, publish_dataset
 from mvd_hf.hub.publish import AUTO_MAP, MODEL_CODE, PROCESSOR_CLASS, stage, write_code
 from mvd_hf.hub.results import METRICS_NAME
 from mvd_hf.hub.run_record import RUN_RECORD_NAME
@@ -186,6 +188,31 @@ def test_a_repository_is_private_unless_told_otherwise(folder, hub, quick):
     with pytest.raises(ValueError, match="me/open exists and is public"):
         publish(folder, "me/open", MIT)
     publish(folder, "open", MIT, private=False)  # the name alone is one of one's own
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "me/it's", 'me/a"b', "me/..", "me/a/b", ""])
+def test_names_that_the_hub_does_not_accept_are_refused_before_anything_else(name, hub):
+    for call in (
+        lambda: publish("nowhere", name),
+        lambda: publish_dataset({}, name, DatasetDetails(license="mit")),
+    ):
+        with pytest.raises(ValueError, match=f"repo_id={re.escape(repr(name))}"):
+            call()
+    assert not hub.requests
+
+
+def test_a_name_alone_is_completed_with_the_user_who_is_logged_in(folder, hub, quick, monkeypatch):
+    publication = publish(folder, "my-model", MIT, dry_run=True)
+    assert publication.repo_id == "me/my-model"
+    assert 'model="me/my-model"' in publication.card
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match="user/my-model"):
+        publish(folder, "my-model", MIT, dry_run=True)
+
+
+def test_the_name_of_a_benchmark_is_checked(folder, hub, quick):
+    with pytest.raises(ValueError, match=r"benchmark='me/\.\./x'"):
+        publish(folder, "me/tiny", CardDetails(license="mit", benchmark="me/../x"), dry_run=True)
 
 
 def test_code_and_weights_of_another_time_are_deleted(folder, hub, quick):

@@ -1,6 +1,7 @@
 """Snippets of cards: complete, run as they are, and their failures reported."""
 
 import ast
+import re
 
 import pytest
 
@@ -26,6 +27,22 @@ def test_snippets_are_python_and_name_the_checkpoint():
             assert ("trust_remote_code=True" in code) == with_code
             assert ("import mvd_hf" in code) != with_code
             assert '"video.mp4"' in code
+
+
+def test_a_name_is_text_in_a_snippet():
+    for name in ('x"); import os; ("', "it's", "back\\slash", "two\nlines", "é😀"):
+        found = {
+            node.value
+            for node in ast.walk(ast.parse(make_snippet(name, "detector", True)))
+            if isinstance(node, ast.Constant)
+        }
+        assert name in found
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/outside", "", ".."])
+def test_a_name_that_leaves_the_temporary_folder_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        run_snippet("", name, tmp_path, tmp_path / "here.mp4", False)
 
 
 def test_the_example_is_a_short_video(tmp_path):

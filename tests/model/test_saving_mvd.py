@@ -76,7 +76,9 @@ def test_models_and_processors_are_pushed_privately(hub):
     model, processor = MVDForVideoClassification(config), MVDVideoProcessor.for_model(config)
     model.push_to_hub("me/tiny")
     processor.push_to_hub("me/tiny")
-    processor.push_to_hub("me/processor")
+    processor.push_to_hub("me/processor", private=None)
+    model.push_to_hub("me/default", private=None)
+    assert hub.model("me/default").private
     assert hub.model("me/tiny").private
     assert hub.model("me/processor").private
     assert {"model.safetensors", "config.json", "video_preprocessor_config.json"} <= set(hub.model("me/tiny").files())
@@ -86,11 +88,10 @@ def test_models_and_processors_are_pushed_privately(hub):
     assert MVDVideoProcessor.from_pretrained("me/tiny").to_dict() == processor.to_dict()
 
 
-@pytest.mark.parametrize("private", [False, None])
-def test_weights_are_not_pushed_publicly_without_a_license(hub, private):
+def test_weights_are_not_pushed_publicly_without_a_license(hub):
     model = MVDForVideoClassification(MVDConfig(**TINY, num_frames=4))
     with pytest.raises(ValueError, match=r"without a license.*mvd_hf\.publish"):
-        model.push_to_hub("me/public", private=private)
+        model.push_to_hub("me/public", private=False)
     assert not hub.repositories
     MVDVideoProcessor().push_to_hub("me/open", private=False)  # a processor holds no weights
     assert not hub.model("me/open").private

@@ -20,7 +20,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCa
 from ..data.sources import LabelReader, holds_images, keep_listed, load_rows, media_column, media_name, read_manifest
 from .cards import read_template
 from .licenses import check_license, license_in_words
-from .publish import Publication, find_repository
+from .publish import Publication, find_repository, full_repo_id
 from .run_record import CARD_NAME
 
 FORMATS = {"parquet": ".parquet", "webdataset": ".tar"}
@@ -293,15 +293,19 @@ def publish_dataset(
 
     Args:
         splits: rows by split, from [`load_splits`].
-        repo_id: `user/name`.
+        repo_id: `user/name`, or a name of yours.
         details: license, labels and format.
         private: whether a new repository is private.
         revision: branch to upload to.
         dry_run: whether to write and upload nothing; the sizes of shards are then those of their files.
 
     Raises:
-        ValueError: if a file cannot be read, or if `private`, but the repository exists and is public.
+        ValueError: if a name is not valid on the Hub, if a file cannot be read, or if `private`, but the repository
+            exists and is public.
     """
+    repo_id = full_repo_id(repo_id)
+    for name in splits:
+        datasets.NamedSplit(name)  # raises ValueError: the name becomes part of paths and code
     writer, suffix = ShardWriter(splits, details), FORMATS[details.format]
     plans = [plan_split(name, rows, details) for name, rows in splits.items()]
     card = str(dataset_card(repo_id, plans, writer, details))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME
 
 from ..model.configuration_mvd import MVDConfig
@@ -121,8 +122,34 @@ def stage(folder: str | Path, target: str | Path, example: str | Path | None = N
         raise ValueError(f"example={str(example)!r} is not an mp4 file.")
 
 
+def check_repo_id(repo_id: str, argument: str):
+    """Raise ValueError unless a name from outside, which goes into paths and code, is one that the Hub accepts."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{argument}={repo_id!r} is not a name on the Hub: give user/name ({error}).") from error
+
+
+def full_repo_id(repo_id: str) -> str:
+    """A valid `user/name`; a name alone is one of the user who is logged in.
+
+    Raises:
+        ValueError: if the name is not valid on the Hub, or nobody is logged in to complete it.
+    """
+    check_repo_id(repo_id, "repo_id")
+    if "/" in repo_id:
+        return repo_id
+    try:
+        return f"{HfApi().whoami()['name']}/{repo_id}"
+    except (OSError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"repo_id={repo_id!r} names no user, and the Hub does not say who is logged in: give user/{repo_id}, or "
+            f"run `hf auth login` ({error})."
+        ) from error
+
+
 def find_repository(api: HfApi, repo_id: str, private: bool, revision: str | None, repo_type: str = "model") -> str:
-    """The full name of a repository, created with its branch if needed; raises ValueError if it must not be public."""
+    """The name of a repository, created with its branch if needed; raises ValueError if it must not be public."""
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(f"{repo_id} exists and is public: give private=False to publish there, or take another name.")
@@ -160,7 +187,7 @@ def publish(
 
     Args:
         folder: a checkpoint that was trained or converted.
-        repo_id: `user/name`.
+        repo_id: `user/name`, or a name of yours.
         details: of the card; the license is by default that of the card in the folder.
         example: an mp4 video for the snippet; by default a synthetic one.
         private: whether a new repository is private.
@@ -168,14 +195,17 @@ def publish(
         dry_run: whether to prepare everything without the upload.
 
     Raises:
-        ValueError: if there is no license, checkpoint or processor, if the snippet fails, or if `private`, but the
-            repository exists and is public.
+        ValueError: if a name is not valid on the Hub, if there is no license, checkpoint or processor, if the snippet
+            fails, or if `private`, but the repository exists and is public.
     """
+    repo_id = full_repo_id(repo_id)
     if not Path(folder).is_dir():
         raise ValueError(f"There is no folder {str(folder)!r}.")
     details = CardDetails() if details is None else details
     details = replace(details, license=details.license or stored_license(folder))
     check_license(details.license, details.license_name, details.license_link)
+    if details.benchmark is not None:
+        check_repo_id(details.benchmark, "benchmark")
     with tempfile.TemporaryDirectory() as place:
         stage(folder, place, example)
         warnings = write_card(place, repo_id, details, with_code=True)

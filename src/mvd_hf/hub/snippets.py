@@ -1,11 +1,12 @@
 """Snippets of Python that show how to use a checkpoint; a card shows a snippet only after running it."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -17,17 +18,17 @@ SNIPPETS = {
     "classifier": """\
 {import_line}from transformers import pipeline
 
-classify = pipeline("video-classification", model="{name}"{trust})
+classify = pipeline("video-classification", model={name}{trust})
 print(classify("video.mp4", top_k=3))
 
 # the mean over several clips and crops of the video, as in the paper's tests
-classify = pipeline("video-multiview-classification", model="{name}"{trust})
+classify = pipeline("video-multiview-classification", model={name}{trust})
 print(classify("video.mp4", top_k=3))
 """,
     "detector": """\
 {import_line}from transformers import pipeline
 
-detect = pipeline("video-action-detection", model="{name}"{trust})
+detect = pipeline("video-action-detection", model={name}{trust})
 # who is in the middle frame: x1, y1, x2, y2 as parts of its width and height, as a person detector gives them
 print(detect("video.mp4", boxes=[[0.1, 0.2, 0.5, 0.9], [0.5, 0.2, 0.8, 0.9]], top_k=3))
 
@@ -37,7 +38,7 @@ print(detect("video.mp4", boxes=[[0.2, 0.2, 0.6, 0.9]], time=1.0, top_k=3))
     "encoder": """\
 {import_line}from transformers import pipeline
 
-extract = pipeline("video-feature-extraction", model="{name}"{trust})
+extract = pipeline("video-feature-extraction", model={name}{trust})
 print(extract("video.mp4")["features"].shape)  # of one clip
 
 # windows over the whole video, and a vector for each of their tubelets
@@ -47,8 +48,8 @@ print(extract("video.mp4", window_step=32, features="tubelets")["features"].shap
 import torch
 {import_line}from transformers import AutoModel, AutoVideoProcessor
 
-processor = AutoVideoProcessor.from_pretrained("{name}"{trust})
-model = AutoModel.from_pretrained("{name}", add_final_norm=False{trust})
+processor = AutoVideoProcessor.from_pretrained({name}{trust})
+model = AutoModel.from_pretrained({name}, add_final_norm=False{trust})
 with torch.no_grad():
     print(model(**processor("video.mp4", return_tensors="pt")).last_hidden_state.shape)
 """,
@@ -72,7 +73,8 @@ class Snippet:
 def make_snippet(name: str, kind: str, with_code: bool) -> str:
     """The code for a checkpoint of a kind (a key of `SNIPPETS`); without model code it imports `mvd_hf`."""
     import_line, trust = ("", ", trust_remote_code=True") if with_code else ("import mvd_hf\n", "")
-    return SNIPPETS[kind].format(name=name, import_line=import_line, trust=trust)
+    literal = json.dumps(name, ensure_ascii=False)  # in double quotes, with escapes that Python shares
+    return SNIPPETS[kind].format(name=literal, import_line=import_line, trust=trust)
 
 
 def write_example(path: str | os.PathLike):
@@ -85,6 +87,8 @@ def run_snippet(code: str, name: str, folder: str | os.PathLike, video: str | os
 
     `name` in the code stands for the folder, `video.mp4` for the video. With code, `mvd_hf` cannot be imported.
     """
+    if not PurePath(name).name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError(f"{name!r} cannot be the name of a checkpoint in a snippet: give user/name.")
     with tempfile.TemporaryDirectory() as place:
         target = Path(place) / name
         target.parent.mkdir(parents=True, exist_ok=True)

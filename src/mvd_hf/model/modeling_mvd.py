@@ -380,17 +380,17 @@ class MVDPreTrainedModel(PreTrainedModel):
 
         Args:
             repo_id: name of the repository.
-            private: whether a new repository is private.
+            private: whether a new repository is private; `None` is the default.
 
         Raises:
             ValueError: if it would be public: no license is known here.
         """
-        if not private:
+        if private is False:
             raise ValueError(
-                f"private={private} would publish weights without a license; push them with private=True, or use "
+                "private=False would publish weights without a license; push them with private=True, or use "
                 "mvd_hf.publish, which writes a card with the license."
             )
-        return super().push_to_hub(repo_id, private=private, **kwargs)
+        return super().push_to_hub(repo_id, private=True, **kwargs)
 
     def post_init(self):
         """Finish construction; `from_pretrained` skips other models' heads without a warning."""

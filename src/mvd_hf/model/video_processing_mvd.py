@@ -411,8 +411,8 @@ class MVDVideoProcessor(BaseVideoProcessor):
         return stored, kwargs
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
-        """Upload the processor; a new repository is private by default."""
-        return super().push_to_hub(repo_id, private=private, **kwargs)
+        """Upload the processor; a new repository is private by default, which is also the meaning of `None`."""
+        return super().push_to_hub(repo_id, private=private is not False, **kwargs)
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn: Callable | None = None):
         """Decoded frames (n, H, W, 3) uint8 and metadata of a video, or of each video of a list.

@@ -146,7 +146,7 @@ class SavingTrainer(Trainer):
             logger.info("The card is made from the record of the run and does not use %s.", ", ".join(unused))
         tags = [tags] if isinstance(tags, str) else tags or []
         details = CardDetails(license=license or self.args.license, title=model_name, tags=tags)
-        write_card(self.args.output_dir, self.hub_model_id or model_name or Path(self.args.output_dir).name, details)
+        write_card(self.args.output_dir, self.hub_model_id or Path(self.args.output_dir).resolve().name, details)
 
     def push_to_hub(
         self,
