@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoVideoProcessor
 
@@ -240,7 +241,7 @@ def test_published_classifiers_are_recognised_without_help():
 # Files
 
 
-@pytest.mark.parametrize("wrapper", ["model", "module", None])
+@pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", None])
 def test_state_dict_is_found_in_its_wrapper(wrapper, tmp_path):
     model = tiny_model("mae")
     content = official(model, "mae")
@@ -249,6 +250,37 @@ def test_state_dict_is_found_in_its_wrapper(wrapper, tmp_path):
     torch.save(content, tmp_path / "checkpoint.pth")
     assert_same_model(convert_checkpoint(tmp_path / "checkpoint.pth", **options("mae")), model)
     assert_same_model(convert_checkpoint(str(tmp_path / "checkpoint.pth"), **options("mae")), model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_of_wrappers_and_of_the_module_that_holds_the_network_do_not_matter(family):
+    model = tiny_model(family)
+    state_dict = official(model, family)
+    for prefix in ("module.", "_orig_mod.", "model.", "model.module._orig_mod.", "_fsdp_wrapped_module.net.vit."):
+        wrapped = {prefix + key: value for key, value in state_dict.items()}
+        assert_same_model(convert_checkpoint(wrapped, **options(family)), model)
+    compiled = {key.replace("mlp.", "mlp._checkpoint_wrapped_module."): value for key, value in state_dict.items()}
+    assert_same_model(convert_checkpoint(compiled, **options(family)), model)
+
+
+def test_state_dicts_with_more_than_one_network_are_refused():
+    state_dict = official(tiny_model("mae"), "mae")
+    for prefix, message in (("ema.", r"2 \(, ema\.\)"), ("module.", "cls_token|mask_token")):
+        both = state_dict | {prefix + key: value for key, value in state_dict.items()}
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(both, **options("mae"))
+    lightning = {f"model.{key}": value for key, value in state_dict.items()} | {"accuracy.total": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"accuracy\.total"):
+        convert_checkpoint(lightning, **options("mae"))
+
+
+def test_safetensors_files_and_paths_among_the_arguments_are_read(tmp_path):
+    model = tiny_model("mae")
+    state_dict = official(model, "mae")
+    save_file({key: value.contiguous() for key, value in state_dict.items()}, tmp_path / "weights.safetensors")
+    torch.save({"model": state_dict, "args": argparse.Namespace(output_dir=tmp_path)}, tmp_path / "weights.pth")
+    for name in ("weights.safetensors", "weights.pth"):
+        assert_same_model(convert_checkpoint(tmp_path / name, **options("mae")), model)
 
 
 def test_arguments_in_the_file_give_frames_and_pixels(tmp_path):

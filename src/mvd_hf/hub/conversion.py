@@ -5,14 +5,17 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath, PureWindowsPath
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..model.configuration_mvd import MVDConfig
+from ..model.loading_mvd import listed
 from ..model.modeling_mvd import (
     MVDForFeatureDistillation,
     MVDForPixelReconstruction,
@@ -79,6 +82,23 @@ POSITION_TABLES = {
     "pos_embed_vid": "decoders.video",
 }
 
+# keys of a file that hold the state dict, in order of preference
+STATE_DICT_KEYS = ("model", "module", "state_dict")
+# modules that torch.compile, DDP, FSDP and activation checkpointing put around others
+WRAPPERS = re.compile(r"\b(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PATCHES = "patch_embed.proj.weight"
+
+# classes that the arguments in a file may have, with the names under which some versions store them
+NUMPY_CLASSES = (
+    *(np._core.multiarray.scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.int64))),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+)
+PATH_CLASSES = tuple(
+    (kind, f"{module}.{name}")
+    for kind, name in ((PosixPath, "PosixPath"), (PureWindowsPath, "WindowsPath"))
+    for module in ("pathlib", "pathlib._local")
+)
+
 # DeepSpeed's file of weights, and the file that names the newest folder
 DEEPSPEED_WEIGHTS, DEEPSPEED_LATEST = "mp_rank_00_model_states.pt", "latest"
 
@@ -114,46 +134,72 @@ def find_weights(path: str | Path) -> Path:
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], argparse.Namespace]:
     """State dict and command-line arguments (empty if there are none) of an official checkpoint file.
 
-    The file may hold tensors, plain containers, NumPy numbers and an `argparse.Namespace`; no code of it runs.
+    The file may hold tensors, plain containers, NumPy numbers, paths and an `argparse.Namespace`; no code of it runs.
+    It may also be a safetensors file.
 
     Raises:
         ValueError: if the file holds anything else or no state dict, or cannot be read.
     """
     path = find_weights(path)
-    numpy_scalars = [np._core.multiarray.scalar, np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.int64))]
-    old_scalar = (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, *numpy_scalars, old_scalar]):
+        if path.suffix == ".safetensors":
+            return load_file(path), argparse.Namespace()
+        with torch.serialization.safe_globals([argparse.Namespace, *NUMPY_CLASSES, *PATH_CLASSES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"There is no checkpoint file {str(path)!r}.") from None
     except Exception as error:
         raise ValueError(
             f"{str(path)!r} cannot be read safely: it is truncated, not a PyTorch file, or holds objects other than "
-            f"tensors and numbers ({error})."
+            f"tensors and numbers ({error}). If you trust it, load it with weights_only=False and pass its state dict."
         ) from error
     arguments = content.get("args") if isinstance(content, Mapping) else None
-    for wrapper in ("model", "module"):
+    for wrapper in STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     if not isinstance(content, Mapping) or not content or not all(torch.is_tensor(v) for v in content.values()):
         raise ValueError(
-            f"{str(path)!r} holds no state dict: it needs tensors by name, bare or in 'model' or 'module'."
+            f"{str(path)!r} holds no state dict: it needs tensors by name, bare or in {', '.join(STATE_DICT_KEYS)}."
         )
     return dict(content), arguments if isinstance(arguments, argparse.Namespace) else argparse.Namespace()
 
 
+def unwrap(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without the names of wrappers (torch.compile, DDP, ...) and of a module that holds the network.
+
+    Raises:
+        ValueError: if this gives two tensors one name, or if there are several networks.
+    """
+    names = {key: WRAPPERS.sub("", key) for key in state_dict}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"The state dict has {listed(twice)} with and without wrappers: pass the state dict of one network."
+        )
+    roots = {
+        name.removesuffix(PATCHES).removesuffix("encoder.")
+        for name in names.values()
+        if f".{name}".endswith(f".{PATCHES}")
+    }
+    if len(roots) > 1:
+        raise ValueError(
+            f"The state dict has several networks, {listed(sorted(roots))}: pass the state dict of one of them."
+        )
+    root = roots.pop() if roots else ""
+    return {name.removeprefix(root): state_dict[key] for key, name in names.items()}
+
+
 def strip_prefixes(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
     """Family (a key of `FAMILY_RULES`) and tensors of an official state dict, with the encoder at the top level."""
-    state_dict = {key.removeprefix("backbone."): value for key, value in state_dict.items()}
+    state_dict = unwrap(state_dict)
     if any(key.startswith("encoder.blocks.") for key in state_dict):
         return "videomae", {key.removeprefix("encoder."): value for key, value in state_dict.items()}
-    if "blocks.0.attn.qkv.weight" not in state_dict or "patch_embed.proj.weight" not in state_dict:
+    if "blocks.0.attn.qkv.weight" not in state_dict or PATCHES not in state_dict:
         sample = ", ".join(sorted(state_dict)[:4])
         raise ValueError(
             f"This is not a state dict of MVD, MAE or VideoMAE (its first names are {sample}): it lacks "
-            "'patch_embed.proj.weight' or 'blocks.0.attn.qkv.weight'."
+            f"{PATCHES!r} or 'blocks.0.attn.qkv.weight'."
         )
     if any(key.startswith(("decoder_img.", "decoder_vid.")) for key in state_dict):
         return "distillation", state_dict
@@ -225,7 +271,7 @@ def infer_config(
 ) -> MVDConfig:
     """Configuration from the shapes of a state dict; `overrides`, then `arguments`, give the rest."""
     geometry, is_mae = Geometry(family, state_dict, overrides), family == "mae"
-    width, channels, *patch = geometry.shape("patch_embed.proj.weight", 4, 5)
+    width, channels, *patch = geometry.shape(PATCHES, 4, 5)
     tubelet_size, patch_size = (patch[0] if len(patch) == 3 else 1), patch[-1]
     num_frames = 1 if is_mae else overrides.get("num_frames", getattr(arguments, "num_frames", 16))
     if num_frames % tubelet_size:
@@ -308,7 +354,8 @@ def convert_checkpoint(source: str | Path | Mapping[str, torch.Tensor], **overri
     | encoder alone | `MVDModel` |
 
     Args:
-        source: a .pth file, a DeepSpeed folder, or a state dict with the official names.
+        source: a .pth or .safetensors file, a DeepSpeed folder, or a state dict, with the official names; also as
+            saved through torch.compile, DDP, FSDP or Lightning.
         overrides: `MVDConfig` fields that shapes cannot give (`num_attention_heads` of an unusual width, `image_size`,
             `num_frames`) or that you want to change. A fine-tuned VideoMAE has the names of a fine-tuned MVD: give
             `position_embedding_type="flat"`.
