@@ -170,7 +170,18 @@ def test_classes_that_distinguish_left_from_right_are_not_flipped(classes, tmp_p
     assert names_directions(["run", "turn left"])
     assert names_directions(["Pushing something from right to left", "x"])
     assert names_directions(["TurnRight", "TurnLeft"])
-    assert not names_directions(["bright light", "cleft", "leftover"])
+    for name in (
+        "counterclockwise",
+        "move leftwards",
+        "lefthook",
+        "swipeleft",
+        "Righthand",
+        "rotate_ccw",
+        "throwright",
+    ):
+        assert names_directions(["run", name]), name
+    assert names_directions(["swipe_l", "swipe_r"])
+    assert not names_directions(["bright light", "cleft", "leftover", "sit upright", "shipwright", "letter r"])
     assert not names_directions(None)
     videos = replace(prepare(classes, tmp_path), names=["turn left", "turn right"])
     keys, _ = choose_clips(KEYS, DataArguments(dataset=str(classes)), videos, 4)

@@ -352,6 +352,23 @@ def test_it_is_the_image_processor_too(tmp_path):
     assert loaded.num_crops == 3
 
 
+@pytest.mark.parametrize("task", ["object-detection", "image-feature-extraction"])
+def test_pipelines_for_images_are_refused_with_the_task_for_videos(tmp_path, task):
+    model = MVDForActionDetection(
+        MVDConfig(
+            image_size=16, patch_size=8, num_frames=4, hidden_size=48, num_hidden_layers=1, num_attention_heads=3
+        )
+    )
+    processor = MVDVideoProcessor.for_detection(model.config)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="video-"):
+        pipeline(task, model=str(tmp_path), device="cpu")
+    build = pipeline(task, model=model, image_processor=processor, device="cpu")
+    with pytest.raises(ValueError, match="video"):
+        build(Image.new("RGB", (32, 32)))
+
+
 def test_fields_of_another_version_are_kept_out_of_the_way(tmp_path):
     processor().save_pretrained(tmp_path)
     file = tmp_path / "video_preprocessor_config.json"

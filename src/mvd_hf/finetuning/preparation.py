@@ -32,6 +32,12 @@ logger = logging.getLogger(__name__)
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 # most videos that are compared by content by default, and most videos whose lengths are read
 MAX_COMPARED, MAX_MEASURED = 5000, 200
+# words that begin or end with left or right, also when joined (`lefthook`, `swipeleft`), and directions of rotation
+DIRECTION = re.compile("(left|right).*|.*(left|right)|.*clockwise|a?c?cw")
+NO_DIRECTION = re.compile(
+    "leftovers?|leftists?|righteous.*|rightful.*|rightly|rights|cleft|bright|fright|upright|outright|downright|"
+    "forthright|birthright|copyright|alright|(play|ship|wheel|mill|cart|boat|wain)?wright"
+)
 OVERLAP_RULES = ("raise", "drop", "keep")
 FINGERPRINTS, DUPLICATES = "fingerprints.csv", "near_duplicates.csv"
 
@@ -90,8 +96,9 @@ def empty_class_folders(source: str, split: str) -> list[str]:
 
 def names_directions(names: Sequence[str] | None) -> bool:
     """Whether names of classes distinguish left from right, which a horizontal flip exchanges."""
-    words = [re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", name) for name in names or ()]
-    return any(word.lower() in ("left", "right", "clockwise", "anticlockwise") for found in words for word in found)
+    words = {word.lower() for name in names or () for word in re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])", name)}
+    is_direction = any(DIRECTION.fullmatch(word) and not NO_DIRECTION.fullmatch(word) for word in words)
+    return is_direction or {"l", "r"} <= words
 
 
 def video_lengths(rows: Rows) -> list[int]:

@@ -33,6 +33,8 @@ from .video_reading import VideoReader, VideoReadError
 
 # arguments of all video processors that this one does not support
 UNUSED_ARGUMENTS = ("fps", "do_pad", "data_format", "video_metadata")
+# tasks of transformers that load our models but give them images, and the task to use
+VIDEO_TASKS = {"object-detection": "video-action-detection", "image-feature-extraction": "video-feature-extraction"}
 SAMPLING_ARGUMENTS = ("sampling", "num_frames", "frame_sampling_rate", "num_clips")
 
 Taps = tuple[torch.Tensor, torch.Tensor]
@@ -286,6 +288,25 @@ class MVDVideoProcessor(BaseVideoProcessor):
     def __init__(self, **kwargs):
         self._check(kwargs, is_file="video_processor_type" in kwargs)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "MVDVideoProcessor":
+        """Load a processor; see [`~transformers.BaseVideoProcessor.from_pretrained`].
+
+        Raises:
+            ValueError: if a pipeline for images asks for it; the message names the task for videos.
+        """
+        task = kwargs.get("_from_pipeline")
+        if task in VIDEO_TASKS:
+            raise ValueError(f"MVD takes videos: use pipeline({VIDEO_TASKS[task]!r}) instead of pipeline({task!r}).")
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def __call__(self, *videos, **kwargs) -> BatchFeature:
+        """The model's input; see [`preprocess`]. Raises ValueError for `images`, as pipelines for images pass them."""
+        if "images" in kwargs:
+            tasks = ", ".join(VIDEO_TASKS.values())
+            raise ValueError(f"{type(self).__name__} takes videos, not images: use a pipeline for videos ({tasks}).")
+        return super().__call__(*videos, **kwargs)
 
     @classmethod
     def for_model(cls, config: PreTrainedConfig, **kwargs) -> "MVDVideoProcessor":
