@@ -11,11 +11,10 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mvd_hf import publish
 from mvd_hf.arguments import parse_arguments, read_yaml, run_script, take_name
 from mvd_hf.hub.cards import CardDetails
 from mvd_hf.hub.datasets import DatasetDetails, load_splits, publish_dataset
-from mvd_hf.hub.publish import check_repo_id
+from mvd_hf.hub.publish import check_repo_id, publish
 
 # what the authors report of their students
 ZOO = Path(__file__).parents[1] / "model_cards" / "zoo.yaml"
