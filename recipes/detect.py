@@ -74,7 +74,7 @@ def main(arguments: list[str]):
     if recipe.evaluate_only:
         trainer.run_evaluation()
         return
-    trainer.run_record.set_recipe(read_arguments(arguments, *KINDS))
+    trainer.run_record.set_recipe(read_arguments(arguments, *KINDS), data)
     trainer.run(then=None if trainer.eval_dataset is None else trainer.save_evaluation)
 
 

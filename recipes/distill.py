@@ -80,7 +80,7 @@ def main(arguments: list[str]):
         train_dataset=clips,
         eval_dataset=pretraining_clips(data, config, training, teachers, evaluation=True),
     )
-    trainer.run_record.set_recipe(read_arguments(arguments, *KINDS))
+    trainer.run_record.set_recipe(read_arguments(arguments, *KINDS), data)
     trainer.run()
 
 

@@ -45,7 +45,7 @@ def main(arguments: list[str]):
         train_dataset=pretraining_clips(data, config, training),
         eval_dataset=pretraining_clips(data, config, training, evaluation=True),
     )
-    trainer.run_record.set_recipe(read_arguments(arguments, *KINDS))
+    trainer.run_record.set_recipe(read_arguments(arguments, *KINDS), data)
     trainer.run()
 
 

@@ -125,7 +125,7 @@ class Adaptation:
             given: the keys of the recipe, for the record of the run.
         """
         self.record.model = type(self.model).__name__
-        self.record.set_recipe(given or {})
+        self.record.set_recipe(given or {}, self.data, self.keys)
         self.record.start()
         getattr(self, self.recipe.method)()
 

@@ -7,6 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,38 @@ def is_hub_id(name: Any) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
+def is_path(value: Any) -> bool:
+    """Whether a value of a recipe is a file or folder of this machine."""
+    return isinstance(value, str) and os.path.exists(value)
+
+
 def source_record(model: str) -> dict:
     """The record of a model that a run starts or learns from: name, whether it is local, license, its own run."""
     source = {"model": without_private_parts(model), "is_local": os.path.exists(model)}
     if os.path.isdir(model):
         source |= {"license": stored_license(model), "run": read_run_record(model)}
     return {key: value for key, value in source.items() if value is not None}
+
+
+# keys of the data that do not change which clips are trained on
+NEUTRAL_KEYS = {
+    *(
+        "root",
+        "streaming",
+        "stream_size",
+        "shuffle_buffer",
+        "on_bad_video",
+        "memory_gib",
+        "eval_split",
+        "eval_dataset",
+    ),
+    *("videos", "eval_videos", "eval_annotations", "eval_excluded", "boxes", "min_score", "top_k", "scored_label_map"),
+}
+
+
+def precision_of(args) -> str:
+    """The precision of training arguments: `bf16`, `fp16` or `fp32`."""
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
 
 
 class RunRecord:
@@ -86,6 +113,8 @@ class RunRecord:
         recipe: the keys of the recipe.
         hub_dataset: Hub id of the data set; `None` for local data.
         sources: records of the models that the run starts from (`base`) and learns from (names of teachers).
+        data: keys of the recipe that say which clips are trained on.
+        segments: the conditions (rate, batch, epochs, ...) of each part of the run, and the step where it began.
     """
 
     def __init__(self):
@@ -93,21 +122,37 @@ class RunRecord:
         self.recipe: dict = {}
         self.hub_dataset: str | None = None
         self.sources: dict[str, dict] = {}
+        self.data: dict = {}
+        self.segments: list[dict] = []
         self._seconds = 0.0
         self._since: float | None = None
 
-    def set_recipe(self, recipe: Mapping):
-        """Record a recipe, its data set of the Hub, and the model that it starts from."""
+    def set_recipe(self, recipe: Mapping, *data):
+        """Record a recipe, its data set of the Hub, and the model that it starts from.
+
+        Args:
+            recipe: the keys that were given.
+            data: the dataclasses of keys that say which clips are trained on.
+        """
         self.recipe = without_private_parts(recipe)
+        fields = {name: value for part in data for name, value in asdict(part).items() if name not in NEUTRAL_KEYS}
+        # a file or folder may be named from another working directory
+        paths = {name: Path(value).name for name, value in fields.items() if is_path(value)}
+        self.data = without_private_parts(fields | paths)
         self.hub_dataset = recipe["dataset"] if is_hub_id(recipe.get("dataset")) else None
         base = recipe.get("model")
         if isinstance(base, str) and (os.path.exists(base) or is_hub_id(base)):
             self.sources["base"] = source_record(base)
 
-    def resume(self, folder: str | os.PathLike):
-        """Add the time of the run that wrote a checkpoint."""
-        before = read_run_record(folder)
-        self._seconds = 0.0 if before is None else before["seconds"]
+    def resume(self, folder: str | os.PathLike, conditions: Mapping | None = None) -> Mapping:
+        """Continue the record of the run that wrote a checkpoint; gives the conditions of its last segment."""
+        before = read_run_record(folder) or {}
+        self._seconds = before.get("seconds", 0.0)
+        self.segments = before.get("segments", [])
+        last = self.segments[-1] if self.segments else {}
+        if conditions is not None and {"from_step": last.get("from_step"), **conditions} != last:
+            self.segments.append({"from_step": before.get("steps", 0), **conditions})
+        return last
 
     def start(self):
         """Start the clock."""
@@ -130,7 +175,8 @@ class RunRecord:
             "hub_dataset": self.hub_dataset,
             "sources": self.sources,
             **facts,
-            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "segments": self.segments,
+            "precision": precision_of(args),
             "seed": args.seed,
             "seconds": round(self.seconds, 1),
             "hardware": {"device": describe_device(args.device), "count": args.world_size},
@@ -169,6 +215,7 @@ def facts_of(trainer, is_average: bool = False) -> dict:
         "epochs": state.epoch,
         "steps": state.global_step,
         "is_average": is_average,
+        "identity": trainer.identity(),
         "training": {key: value for key, value in trained.items() if key not in left_out},
         "evaluation": {key: value for key, value in evaluated.items() if key not in left_out},
     }

@@ -67,6 +67,8 @@ class MVDTrainingArguments(TrainingArguments):
         masks_per_clip: masks under which the student sees each clip of a batch in pre-training, while the teachers
             see it once; the loss is the mean over them. Like the official clips per video they count in the learning
             rate, not in the batch sizes.
+        overwrite: replace the model of an earlier run in the output folder, and remove its checkpoints if they are of
+            a run with other settings. Checkpoints of this run are continued all the same.
     """
 
     base_learning_rate: float | None = field(default=1.5e-4)
@@ -80,6 +82,7 @@ class MVDTrainingArguments(TrainingArguments):
     clips_per_video: int = field(default=1)
     license: str | None = field(default=None)
     masks_per_clip: int = field(default=1)
+    overwrite: bool = field(default=False)
 
     num_train_epochs: float = field(default=400.0)
     weight_decay: float = field(default=0.05)

@@ -16,6 +16,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 logger = logging.getLogger(__name__)
 
 LAYOUT_NAME = "processes.json"
+# what a finished run leaves in its output folder
+MODEL_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "training_run.json")
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
@@ -42,6 +44,22 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
             )
         return str(checkpoint)
     return None
+
+
+def remove_checkpoints(folder: str | os.PathLike):
+    """Remove all checkpoints of an output folder."""
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(path)
+
+
+def refuse_overwriting(folder: str | os.PathLike):
+    """Raise ValueError if an output folder holds a model, which a run would replace."""
+    held = [name for name in MODEL_FILES if (Path(folder) / name).exists()]
+    if held:
+        raise ValueError(
+            f"{str(folder)!r} holds {', '.join(held)} of an earlier run: give another output_dir, or overwrite: true "
+            "to replace them."
+        )
 
 
 # how writers say that no more can be written where they give no number; torch's says no more than that it could not

@@ -1,13 +1,14 @@
 """Stage 2, spatial-temporal co-teaching (paper, Alg. 1): predicting the teachers' features of masked patches."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..data.clips import IS_BLANK
-from ..hub.run_record import source_record
+from ..hub.run_record import source_record, without_private_parts
 from ..model.modeling_mvd import MVDForFeatureDistillation
 from ..model.patches_mvd import select_tokens, split_mask
 from .diagnostics import OnlineProbe, agreement, effective_rank, gram_matrix
@@ -155,6 +156,15 @@ class DistillationTrainer(MVDTrainer):
             gram = gram_matrix(self.last_features.flatten(0, 1))
             logs["student_rank"] = effective_rank(self.accelerator.reduce(gram, "sum"))
         super().log(logs, start_time)
+
+    def identity(self) -> dict:
+        speed = ("dtype", "compile", "frames_per_pass", "shard")
+        teachers = {
+            name: {key: value for key, value in asdict(teacher.config).items() if key not in speed}
+            for name, teacher in self.teachers.items()
+        }
+        names = {"names of teachers": sorted(teachers)}
+        return super().identity() | names | {"teachers": without_private_parts(teachers)}
 
     def save_beside_model(self, folder: Path):
         super().save_beside_model(folder)

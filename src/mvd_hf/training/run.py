@@ -14,8 +14,8 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..data.clips import ClipDataset
 from ..data.streaming import StreamingClips
-from ..hub.run_record import facts_of, last_metrics, metric_prefixes
-from .checkpoints import last_complete_checkpoint
+from ..hub.run_record import facts_of, last_metrics, metric_prefixes, precision_of
+from .checkpoints import last_complete_checkpoint, refuse_overwriting, remove_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def run_training(trainer, then: Callable[[], None] | None = None):
     args, is_main = trainer.args, trainer.is_world_process_zero()
     if is_main:
         logger.info(describe_run(trainer))
-    checkpoint = last_complete_checkpoint(args.output_dir)
+    checkpoint = checkpoint_to_resume(trainer)
     if checkpoint is not None and is_main:
         logger.info("Resuming from %s", checkpoint)
         warn_about_surplus(trainer, checkpoint)
@@ -80,6 +80,31 @@ def warn_about_surplus(trainer, checkpoint: str):
         )
 
 
+def checkpoint_to_resume(trainer) -> str | None:
+    """The last checkpoint of this run, if there is one.
+
+    Raises:
+        ValueError: if the output folder holds another run's checkpoints or model, unless they may be overwritten.
+    """
+    args = trainer.args
+    checkpoint = last_complete_checkpoint(args.output_dir)
+    if checkpoint is None:
+        if not args.overwrite:
+            refuse_overwriting(args.output_dir)
+        return None
+    try:
+        trainer.check_identity(Path(checkpoint))
+    except ValueError:
+        if not args.overwrite:
+            raise
+        trainer.accelerator.wait_for_everyone()  # every process has looked
+        if args.should_save:
+            remove_checkpoints(args.output_dir)
+        trainer.accelerator.wait_for_everyone()
+        return None
+    return checkpoint
+
+
 def stop_if_asked(trainer, number: signal.Signals | None):
     """End the program if any process was signalled."""
     number = int(trainer.accelerator.gather(torch.tensor([number or 0], device=trainer.args.device)).max())
@@ -114,7 +139,6 @@ def describe_run(trainer) -> str:
     """What the run arrived at: batch, learning rate, processes, precision, steps and sizes."""
     args = trainer.args
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     counts = {"clips": args.clips_per_video, "masks": args.masks_per_clip}
     is_ours = isinstance(trainer.train_dataset, ClipDataset | StreamingClips)
@@ -127,7 +151,7 @@ def describe_run(trainer) -> str:
         f"{clips}{args.gradient_accumulation_steps} accumulation steps x {args.world_size} processes. "
         f"Learning rate {args.learning_rate:g}{scaled}, floor {args.min_learning_rate:g}. "
         f"{trainer.num_samples()} samples, {trainer.steps_per_epoch()} steps per epoch, "
-        f"{length}. Precision {precision} on {args.device}."
+        f"{length}. Precision {precision_of(args)} on {args.device}."
         + (f" Each video gives {repeats} clips of the same frames." if repeats > 1 else "")
     )
 

@@ -10,8 +10,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..hub.cards import CardDetails, checkpoint_files, write_card
 from ..hub.licenses import check_license
-from ..hub.run_record import RunRecord, facts_of
+from ..hub.run_record import RunRecord, facts_of, precision_of, read_run_record
 from .checkpoints import StepLayout, last_complete_checkpoint, removed_if_disk_is_full
+from .identity import changes, config_identity, in_words
 from .meters import BadVideoMeter
 from .optimization import bare_model
 from .preemption import StopRequest
@@ -71,6 +72,7 @@ class SavingTrainer(Trainer):
         # An evaluation marks the model as prepared, which would leave it without DistributedDataParallel.
         if not self.is_deepspeed_enabled and not self.is_fsdp_enabled:
             self.model._is_accelerate_prepared = False
+        self.run_record.segments = [{"from_step": 0, **self.conditions()}]
         if resume_from_checkpoint:
             self.resume(Path(resume_from_checkpoint))
         self.run_record.start()
@@ -79,12 +81,53 @@ class SavingTrainer(Trainer):
         finally:
             self.run_record.stop()
 
+    def identity(self) -> dict:
+        """What this run trains and on what, see `mvd_hf.training.identity`."""
+        return {
+            "model": self.run_record.model,
+            "config": config_identity(bare_model(self.model).config),
+            "clips_per_video": self.args.clips_per_video,
+            "masks_per_clip": self.args.masks_per_clip,
+            "data": self.run_record.data,
+        }
+
+    def conditions(self) -> dict:
+        """What may change where a run is continued; changes are logged and recorded as segments of the run."""
+        args = self.args
+        return {
+            "num_train_epochs": args.num_train_epochs,
+            "max_steps": args.max_steps,
+            "effective_batch": args.effective_batch_size,
+            "learning_rate": args.learning_rate,
+            "min_learning_rate": args.min_learning_rate,
+            "warmup_epochs": args.warmup_epochs,
+            "weight_decay": args.weight_decay,
+            "layer_decay": args.layer_decay,
+            "max_grad_norm": args.max_grad_norm,
+            "precision": precision_of(args),
+            "seed": args.seed,
+            "processes": args.world_size,
+        }
+
+    def check_identity(self, checkpoint: Path):
+        """Raise ValueError if a checkpoint is one of another run."""
+        record = read_run_record(checkpoint) or {}
+        found = changes(record.get("identity", {}), self.identity())
+        if found:
+            raise ValueError(
+                f"{checkpoint} is of a run with other settings: {in_words(found)}. Give the former values, or another "
+                "output_dir; overwrite: true removes the checkpoints and begins anew."
+            )
+
     def resume(self, checkpoint: Path):
         """Read what [`save_beside_model`] wrote."""
+        self.check_identity(checkpoint)
+        found = changes(self.run_record.resume(checkpoint, self.conditions()), self.conditions())
+        if found and self.is_world_process_zero():
+            logger.warning("Resuming with %s.", in_words(found))
         change = self.step_layout.compare(StepLayout.load(checkpoint))
         if change is not None and self.is_world_process_zero():
             logger.warning("%s", change)
-        self.run_record.resume(checkpoint)
         self.bad_videos = BadVideoMeter()
         path = checkpoint / BAD_VIDEOS_NAME
         if self.is_world_process_zero() and path.exists():
