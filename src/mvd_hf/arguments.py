@@ -6,6 +6,7 @@ A YAML file can be laid over another one: `extends: other.yaml`.
 import difflib
 import inspect
 import json
+import logging
 import os
 import re
 import sys
@@ -433,12 +434,24 @@ def is_users_mistake(error: Exception, script: str) -> bool:
     return isinstance(error, ValueError) and any(file.startswith(tuple(folders)) for file in files)
 
 
+def quieten_libraries():
+    """Keep what is not the user's business out of a script's output, and progress bars of loading out of files."""
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # cards without metadata
+    if sys.stderr.isatty():
+        return
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+
+
 def run_script(main: Callable[[list[str]], int | None]):
     """Run a script with the arguments of the command line and end it with the exit code that it returns.
 
     A user's mistake ends it with one message and exit code 2; `--debug` shows the traceback. Of several processes
     the first of each machine prints the message.
     """
+    quieten_libraries()
     script, arguments = sys.argv[0], sys.argv[1:]
     # followed by a value, --debug is a key of transformers.TrainingArguments
     flags = [

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ from .checkpoints import last_complete_checkpoint, refuse_overwriting, remove_ch
 
 logger = logging.getLogger(__name__)
 
+# width up to which a network trains faster on one thread of a CPU than on several
+SMALL_WIDTH = 128
+
 
 def run_training(trainer, then: Callable[[], None] | None = None):
     """Train from the last checkpoint of the output folder, if there is one, and save the model there.
@@ -32,6 +36,7 @@ def run_training(trainer, then: Callable[[], None] | None = None):
         then: what remains to be done with the trained model, on all processes.
     """
     args, is_main = trainer.args, trainer.is_world_process_zero()
+    choose_threads(trainer)
     if is_main:
         logger.info(describe_run(trainer))
     checkpoint = checkpoint_to_resume(trainer)
@@ -78,6 +83,18 @@ def warn_about_surplus(trainer, checkpoint: str):
             getattr(args, key),
             wanted,
         )
+
+
+def choose_threads(trainer):
+    """Compute a small network on one thread of a CPU, unless OMP_NUM_THREADS says how many.
+
+    Threads that wait for each other take longer than its matrix products, most of all beside other programs.
+    """
+    config = trainer.model.config
+    is_small = config.hidden_size <= SMALL_WIDTH and trainer.args.device.type == "cpu"
+    if is_small and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        logger.info("Computing on one thread, as the network is small. OMP_NUM_THREADS sets another number.")
 
 
 def checkpoint_to_resume(trainer) -> str | None:
