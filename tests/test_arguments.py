@@ -12,7 +12,7 @@ import pytest
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from launching import ROOT
+from launching import ROOT, start
 from mvd_hf import FinetuningArguments, MVDTrainingArguments, TeacherConfig, arguments
 from mvd_hf.arguments import described_arguments, help_text, merge, parse_arguments, read_arguments, read_yaml
 from mvd_hf.data.arguments import DataArguments
@@ -449,7 +449,7 @@ def test_a_mistake_in_a_fresh_interpreter_is_one_message():
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_every_script_has_help(script):
-    ended = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert re.search(r"--\w+", ended.stdout)
-    assert "Traceback" not in ended.stderr
+    run = start(str(script), "--help")
+    assert run.wait() == [0], run.text()[-2000:]
+    assert re.search(r"--\w+", run.text())
+    assert "Traceback" not in run.text()

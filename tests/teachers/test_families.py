@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -539,7 +540,7 @@ def test_configurations_that_transformers_does_not_know_are_refused(tmp_path, co
 
 
 def test_missing_models_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # read when huggingface_hub is imported
     for source in (str(tmp_path / "nothing"), str(tmp_path), "nobody/no-such-teacher"):
         with pytest.raises(ValueError, match=source):
             load(source)

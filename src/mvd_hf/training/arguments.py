@@ -62,7 +62,7 @@ class MVDTrainingArguments(TrainingArguments):
         clips_per_video: clips cut from each video of a batch in pre-training; the learning rate counts them, the
             batch sizes count videos.
         license: of the trained weights, as the Hub writes it; nothing is pushed to the Hub without it.
-        hub_private_repo: whether a new repository of the Hub is private; it is, unless told otherwise.
+        hub_private_repo: whether a new repository of the Hub is private, which is the default.
         hub_strategy: when to push; only `end` leaves the logs and lists of the output folder on this machine.
         masks_per_clip: masks under which the student sees each clip of a batch in pre-training, while the teachers
             see it once; the loss is the mean over them. Like the official clips per video they count in the learning

@@ -10,7 +10,7 @@ from transformers.trainer_utils import SaveStrategy
 
 logger = logging.getLogger(__name__)
 
-# steps between two looks at the losses, each of which waits for the device; also at every step that is logged
+# steps between two checks of the losses, each of which waits for the device; also at every step that is logged
 CHECK_STEPS = 10
 
 
