@@ -32,7 +32,8 @@ from mvd_hf.curation.audit import (
     write_manifest,
 )
 from mvd_hf.data.arguments import DataArguments
-from mvd_hf.data.sources import load_rows, read_list_file, read_manifest
+from mvd_hf.data.list_files import read_list_file
+from mvd_hf.data.sources import load_rows, read_manifest
 from mvd_hf.data.toy import toy_frames, write_video
 
 RECIPE = ROOT / "recipes" / "audit.py"

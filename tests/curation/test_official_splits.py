@@ -20,7 +20,8 @@ from mvd_hf.curation.official_splits import (
     video_index,
     write_lists,
 )
-from mvd_hf.data.sources import load_rows, read_label_names, read_list_file
+from mvd_hf.data.list_files import read_list_file
+from mvd_hf.data.sources import load_rows, read_label_names
 
 RECIPE = ROOT / "recipes" / "prepare.py"
 

@@ -12,6 +12,7 @@ import pytest
 
 from mvd_hf.data.clips import ClipDataset, ClipSampler
 from mvd_hf.data.decoding import open_media
+from mvd_hf.data.list_files import read_list_file
 from mvd_hf.data.sources import (
     LabelReader,
     cache_stream,
@@ -25,7 +26,6 @@ from mvd_hf.data.sources import (
     media_name,
     num_videos,
     read_label_names,
-    read_list_file,
     read_manifest,
 )
 from mvd_hf.data.toy import make_toy_dataset
@@ -100,62 +100,6 @@ def list_file(folder: Path, text: str, name: str = "list.txt") -> Path:
     return path
 
 
-def test_list_file_gives_paths_and_labels(tmp_path):
-    for text, names, labels in [
-        ("a.mp4 3\nsub/b.mp4 -1\n", ["a.mp4", "sub/b.mp4"], [3, -1]),
-        ("a.mp4,3\nsub/b.mp4,1\n", ["a.mp4", "sub/b.mp4"], [3, 1]),
-        ("a.mp4, 3\nsub/b.mp4,   1\n", ["a.mp4", "sub/b.mp4"], [3, 1]),
-        ("a.mp4  3\r\n\r\n   \r\n  b.mp4 1  ", ["a.mp4", "b.mp4"], [3, 1]),
-        ('"name with spaces.mp4" 3\nb.mp4 1\n', ["name with spaces.mp4", "b.mp4"], [3, 1]),
-        ('"name with spaces, and comma.mp4",3\nb.mp4,1\n', ["name with spaces, and comma.mp4", "b.mp4"], [3, 1]),
-        ("name with spaces.mp4,3\nb.mp4,1\n", ["name with spaces.mp4", "b.mp4"], [3, 1]),
-        ("a,b.mp4 3\nc.mp4 1\n", ["a,b.mp4", "c.mp4"], [3, 1]),
-        ("-a.mp4 3\n#b.mp4 1\n视频.mp4 2", ["-a.mp4", "#b.mp4", "视频.mp4"], [3, 1, 2]),
-        ("a.mp4\nb.mp4\n", ["a.mp4", "b.mp4"], None),
-        ('"a b.mp4"\n', ["a b.mp4"], None),
-        ("a b.mp4\t3\nc.mp4\t1\n", ["a b.mp4", "c.mp4"], [3, 1]),
-        ("\ufeffa.mp4 3\nb.mp4 -1\n", ["a.mp4", "b.mp4"], [3, -1]),
-    ]:
-        rows = read_list_file(list_file(tmp_path, text))
-        assert rows["video"][:] == [{"path": str(tmp_path / name), "bytes": None} for name in names]
-        if labels is None:
-            assert rows.column_names == ["video"]
-        else:
-            assert rows["label"][:] == labels
-
-
-def test_root_goes_in_front_of_relative_paths_only(tmp_path):
-    path = list_file(tmp_path, "a.mp4 0\n/elsewhere/b.mp4 1\n")
-    rows = read_list_file(path, root="videos")
-    assert [item["path"] for item in rows["video"]] == ["videos/a.mp4", "/elsewhere/b.mp4"]
-
-
-def test_line_that_is_no_path_and_label_is_refused_by_number(tmp_path):
-    for text, line in [
-        ("a.mp4 0\n\nname with spaces.mp4 1\n", 3),
-        ("a.mp4 0\nb.mp4 cat\n", 2),
-        ("a.mp4 1.5\n", 1),
-        ("a.mp4 0\nb.mp4 --1\n", 2),
-        ("a.mp4 \u00b2\n", 1),
-        ("a.mp4,0\nb.mp4,1,2\n", 2),
-        ("a.mp4 0 1\nb.mp4 1 2\n", 1),
-        ("path,label\na.mp4,0\n", 1),
-        ("a.mp4 0\nb.mp4 1\n\nc.mp4\n", 4),
-        ("a.mp4\nb.mp4 1\n", 1),
-        (",3\nb.mp4,1\n", 1),
-        ('"" 3\nb.mp4 1\n', 1),
-        ("b.mp4 0\na.mp4 " + "9" * 30 + "\n", 2),
-        ("b.mp4 0\n" + "a" * 140_000 + " 1\n", 2),
-    ]:
-        with pytest.raises(ValueError, match=rf"Line {line} of '.*list\.txt'"):
-            read_list_file(list_file(tmp_path, text))
-
-
-def test_an_empty_list_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"list\.txt"):
-        read_list_file(list_file(tmp_path, "\n  \n"))
-
-
 def test_videofolder_gives_undecoded_videos_and_the_columns_of_its_metadata(toy):
     rows = load_rows(str(toy), "validation")
     assert len(rows) == 3
@@ -179,18 +123,6 @@ def test_folder_without_data_is_named(tmp_path):
 def test_missing_split_is_named_with_the_known_ones(toy):
     with pytest.raises(ValueError, match=r"has no split 'test'.*train.*validation"):
         load_rows(str(toy), "test")
-
-
-def test_a_path_without_suffix_gets_mp4_unless_such_a_file_exists(tmp_path):
-    (tmp_path / "real").write_bytes(b"")
-    rows = read_list_file(list_file(tmp_path, "real 0\nclass.a/video 1\nb.webm 2\n"))
-    assert [Path(item["path"]).name for item in rows["video"]] == ["real", "video.mp4", "b.webm"]
-
-
-def test_a_list_file_that_is_no_text_is_named(tmp_path):
-    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"list file '.*list\.txt' cannot be read"):
-        read_list_file(tmp_path / "list.txt")
 
 
 def test_a_list_file_and_its_root_may_be_urls(memory):

@@ -345,7 +345,7 @@ def find_videos(splits: OfficialSplits, folder: str | Path, *, allow_missing: bo
 
 
 def write_lists(output: str | Path, lists: dict[str, List], label_names: Sequence[str]):
-    """Write `<name>.csv` for each list, for `mvd_hf.data.sources.read_list_file`, and `classes.txt`.
+    """Write `<name>.csv` for each list, for `mvd_hf.data.list_files.read_list_file`, and `classes.txt`.
 
     Args:
         output: the folder.
