@@ -49,7 +49,6 @@ def test_line_that_is_no_path_and_label_is_refused_by_number(tmp_path):
         ("a.mp4 0\nb.mp4 cat\n", 2),
         ("a.mp4 1.5\n", 1),
         ("a.mp4 0\nb.mp4 --1\n", 2),
-        ("a.mp4 \u00b2\n", 1),
         ("a.mp4,0\nb.mp4,1,2\n", 2),
         ("a.mp4 0 1\nb.mp4 1 2\n", 1),
         ("path,label\na.mp4,0\n", 1),
@@ -79,3 +78,39 @@ def test_a_list_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"list file '.*list\.txt' cannot be read"):
         read_list_file(tmp_path / "list.txt")
+
+
+def test_labels_may_be_class_names_which_stay_text(tmp_path):
+    for text, labels in [
+        ("a.mp4,walking\nb.mp4,open the door\n", ["walking", "open the door"]),
+        ('a.mp4 walking\nb.mp4 "open the door"\n', ["walking", "open the door"]),
+        ("a.mp4,None\nb.mp4,NA\nc.mp4,nan\n", ["None", "NA", "nan"]),
+        ("a.mp4 001\nb.mp4 010\nc.mp4 100\n", ["001", "010", "100"]),
+        ("a.mp4 wave\nb.mp4 1e3\n", ["wave", "1e3"]),
+        ("label.mp4 0\npath.mp4 1\n", [0, 1]),
+    ]:
+        assert read_list_file(list_file(tmp_path, text))["label"][:] == labels
+
+
+def test_each_mistake_is_named_with_its_line_and_remedy(tmp_path):
+    for text, line, remedy in [
+        ("path,label\na.mp4,0\n", 1, "heading.*delete"),
+        ("path;label\na.mp4;0\n", 1, "heading"),
+        ("filename\na.mp4\n", 1, "heading"),
+        ("label,youtube_id,time_start,time_end,split\nabseiling,0wR5jVB,417,427,val\n", 1, "prepare"),
+        ("abseiling,0wR5jVB,417,427,val\n", 1, "5 columns"),
+        ("a.mp4 117 140\nb.mp4 45 127\n", 1, "3 columns"),
+        ("a.mp4 0 -1\n", 1, "3 columns"),
+        ("a.mp4;0\nb.mp4;1\n", 1, "';'.*commas"),
+        ("a.mp4;jump;x\n", 1, "';'.*commas"),
+        ("v/drinking (31).mp4 1\n", 1, "quotes"),
+        ("a.mp4,0\nb.mp4,\n", 2, "no label"),
+        ("a.mp4,walk\n\nb.mp4,3\n", 3, "'3'.*'walk'"),
+    ]:
+        with pytest.raises(ValueError, match=rf"(?s)Line {line} of '.*list\.txt'.*{remedy}"):
+            read_list_file(list_file(tmp_path, text))
+
+
+def test_a_list_file_may_be_in_utf16(tmp_path):
+    (tmp_path / "list.csv").write_text("a.mp4 0\nb.mp4 1\n", encoding="utf-16")
+    assert read_list_file(tmp_path / "list.csv")["label"][:] == [0, 1]

@@ -129,6 +129,16 @@ def test_labels_and_numbers_of_classes_that_do_not_fit_are_named(classes, tmp_pa
     assert prepare(listed, tmp_path, PreparationArguments(validation_fraction=0)).num_labels == 5
 
 
+def test_labels_that_are_numbered_from_1_are_refused_unless_their_number_is_given(classes, tmp_path):
+    listed = tmp_path / "train.csv"
+    listed.write_text("".join(f"{classes}/dots/{i}.mp4 {i + 1}\n" for i in range(3)))
+    with pytest.raises(ValueError, match=r"from 1 to 3.*num_labels=4"):
+        prepare(listed, tmp_path)
+    whole = PreparationArguments(validation_fraction=0)
+    assert prepare(listed, tmp_path, whole, num_labels=4).num_labels == 4
+    assert prepare(listed, tmp_path, whole, keys=replace(KEYS, label_names=["a", "b", "c", "d"])).num_labels == 4
+
+
 def test_videos_that_belong_together_cannot_be_divided(tmp_path):
     folder = tmp_path / "one source"
     for name in NAMES[:2]:

@@ -24,6 +24,7 @@ from ..data.sources import (
     column_names,
     field_of,
     holds_images,
+    is_missing,
     media_column,
     media_name,
     num_videos,
@@ -333,6 +334,8 @@ def label_reader(rows: Rows, column: str | None) -> Callable[[dict], str]:
 
     def read(row: dict) -> str:
         label = field_of(row, column)
+        if is_missing(label):
+            return ""
         if isinstance(feature, datasets.ClassLabel) and isinstance(label, int) and label >= 0:
             label = feature.int2str(label)
         return label.decode(errors="replace") if isinstance(label, bytes) else str(label)

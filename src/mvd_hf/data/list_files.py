@@ -1,12 +1,84 @@
 """Reads list files: one `path label` per line, as for Kinetics."""
 
+import codecs
 import csv
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 import fsspec
+
+# class indices; "007" is text
+INDEX = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?")
+# words of a heading
+COLUMNS = {"path", "file", "filename", "file_name", "video", "video_path", "video_id", "clip", "name", "id"}
+COLUMNS |= {"label", "labels", "class", "class_id", "class_name", "target", "category", "action", "num_frames"}
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a text file or URL in UTF-8, or in UTF-16 with a byte order mark."""
+    try:
+        with fsspec.open(str(path), "rb") as file:
+            content = file.read()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The list file {str(path)!r} cannot be read: {error}") from error
+
+
+def is_heading(fields: Sequence[str], root: str) -> bool:
+    """Whether the fields of a first line are names of columns, not a video and its label."""
+    words = [field.strip().lower() for field in fields]
+    if os.path.exists(video_of(fields[0], root)):
+        return False
+    return words[0] in COLUMNS and all(word in COLUMNS for word in words[1:2])
+
+
+def mistake_in(fields: Sequence[str], delimiter: str) -> str | None:
+    """What is wrong with a line on its own, with the remedy."""
+    path, others = fields[0], [field.strip() for field in fields[1:]]
+    if not path:
+        return "has no path: give 'path label'."
+    if not others and re.fullmatch(r"[^;]+;\s*[^;./\\]*(;.*)?", path):
+        return "is separated by ';': write commas instead."
+    if len(others) > 1 and all(NUMBER.fullmatch(field) for field in others):
+        return f"has {len(fields)} columns {list(fields)}: keep the path and the label, and delete the other numbers."
+    if len(others) > 1 and delimiter == " ":
+        return "is more than 'path label': put a path or a class name that contains spaces in double quotes."
+    if len(others) > 1:
+        return (
+            f"has {len(fields)} columns {list(fields)}: keep the path and the label, and put a path or a class name "
+            "that contains the separator in double quotes."
+        )
+    return None
+
+
+def labels_of(labels: Sequence[str | None]) -> tuple[list[int] | list[str] | None, int, str | None]:
+    """Labels as class indices or names (`None` without labels); else the place of a wrong one and what is wrong."""
+    if all(label is None for label in labels):
+        return None, 0, None
+    missing = next((i for i, label in enumerate(labels) if not label), None)
+    if missing is not None:
+        return None, missing, "has no label while other lines have one: add it, or delete the line."
+    are_indices = [bool(INDEX.fullmatch(label)) for label in labels]
+    if all(are_indices):
+        return [int(label) for label in labels], 0, None
+    if all(re.fullmatch(r"[0-9]{1,18}", label) for label in labels):
+        return list(labels), 0, None  # codes such as 001 are names
+    odd = next(i for i, is_index in enumerate(are_indices) if is_index != are_indices[0] or not any(are_indices))
+    if any(are_indices):
+        return (
+            None,
+            odd,
+            f"has the label {labels[odd]!r} while others are like {labels[0]!r}: use integers or names only.",
+        )
+    numbers = [i for i, label in enumerate(labels) if NUMBER.fullmatch(label)]
+    if len(numbers) == len(labels):
+        return None, numbers[0], f"has the label {labels[0]!r}: a label is an integer from 0 on, or a class name."
+    return list(labels), 0, None
 
 
 def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets.Dataset:
@@ -14,45 +86,51 @@ def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets
 
     Args:
         path: a file, or URL such as `hf://datasets/...`, with one `path label` per line, separated by spaces, tabs or
-            commas. Paths that contain separators are quoted. The label (an integer) may be missing on all lines. A
-            path without a suffix gets `.mp4`.
+            commas. Paths and class names that contain separators are quoted. Labels are integers from 0 on, or class
+            names; they may be missing on all lines. A path without a suffix gets `.mp4`.
         root: folder or URL of relative paths; by default the folder of the list file.
 
     Raises:
         ValueError: if the file or a line cannot be read.
     """
-    try:
-        with fsspec.open(str(path), "rt", encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The list file {str(path)!r} cannot be read: {error}") from error
+    lines = read_lines(path)
     root = str(Path(path).parent if root is None and "://" not in str(path) else root or str(path).rpartition("/")[0])
     filled = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not filled:
         raise ValueError(f"The list file {str(path)!r} names no video.")
     delimiter = next((sign for sign in (",", "\t") if all(sign in line for _, line in filled)), " ")
+
+    def refuse(number: int, line: str, mistake: str):
+        raise ValueError(f"Line {number} of {str(path)!r} {mistake} It is {line!r}.")
+
     videos, labels = [], []
     for number, line in filled:
         try:
-            row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+            fields = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
         except csv.Error as error:
             raise ValueError(f"Line {number} of {str(path)!r} cannot be read: {error}.") from error
-        if not row[0] or len(row) > 2 or (len(row) == 2 and not re.fullmatch(r"\s*-?[0-9]{1,18}\s*", row[1])):
-            raise ValueError(
-                f"Line {number} of {str(path)!r} is not 'path label' with an integer label: {line!r}. "
-                "Put a path that contains spaces or commas in double quotes."
-            )
-        name = row[0]
-        is_whole = "://" in name or os.path.isabs(name)
-        video = name if is_whole else f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root) / name)
-        if "." not in name.rpartition("/")[2] and not os.path.exists(video):
-            video += ".mp4"  # as the official lists have it
-        videos.append(video)
-        labels.append(int(row[1]) if len(row) == 2 else None)
-    if None in labels and any(label is not None for label in labels):
-        number = filled[labels.index(None)][0]
-        raise ValueError(f"Line {number} of {str(path)!r} has no label while other lines have one.")
+        if not videos and "youtube_id" in fields:
+            refuse(number, line, "is the heading of an annotation file: run `recipes/prepare.py` for lists of videos.")
+        if not videos and is_heading(re.split(r"[;,\t]", line) if len(fields) == 1 else fields, root):
+            refuse(number, line, "is a heading: delete it.")
+        mistake = mistake_in(fields, delimiter)
+        if mistake is not None:
+            refuse(number, line, mistake)
+        videos.append(video_of(fields[0], root))
+        labels.append(fields[1].strip() if len(fields) == 2 else None)
+    known, place, mistake = labels_of(labels)
+    if mistake is not None:
+        refuse(*filled[place], mistake)
     columns = {"video": [{"path": video, "bytes": None} for video in videos]}
-    if None not in labels:
-        columns["label"] = labels
+    if known is not None:
+        columns["label"] = known
     return datasets.Dataset.from_dict(columns)
+
+
+def video_of(name: str, root: str) -> str:
+    """Path or URL of a video of a list file."""
+    is_whole = "://" in name or os.path.isabs(name)
+    video = name if is_whole else f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root) / name)
+    if "." not in name.rpartition("/")[2] and not os.path.exists(video):
+        video += ".mp4"  # as the official lists have it
+    return video

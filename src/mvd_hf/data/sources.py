@@ -4,13 +4,12 @@ import csv
 import hashlib
 import itertools
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
 
-from .list_files import read_list_file
+from .list_files import INDEX, read_list_file
 
 LIST_FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst")
 FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -197,8 +196,16 @@ def read_label_names(names: Sequence[str] | str | None) -> list[str] | None:
     return names
 
 
+def is_missing(label) -> bool:
+    """Whether a row has no label: none, blank text, or the NaN of a table of numbers."""
+    return label is None or label != label or (isinstance(label, str | bytes) and not label.strip())
+
+
 class LabelReader:
     """Reads the class index of a row from an index, a `ClassLabel` or a name.
+
+    Text is a name, unless all labels are integers as text without leading zeros, as in the `.cls` files of a
+    WebDataset.
 
     Args:
         rows: a data set with labels.
@@ -209,7 +216,7 @@ class LabelReader:
         names: names of the classes, or `None` if only indices are known.
 
     Raises:
-        ValueError: if there is no such column, or a stream has named labels and no `names`.
+        ValueError: if there is no such column, a row has no label, or a stream has named labels and no `names`.
     """
 
     def __init__(self, rows: Rows, column: str, names: Sequence[str] | str | None = None):
@@ -221,39 +228,45 @@ class LabelReader:
             self.names = list(self.known)
         top = column.partition(".")[0]
         labels = rows.select_columns(top) if top in features else rows
-        first = field_of(next(iter(labels)), column)
-        if self.names is None and isinstance(first, str | bytes) and not self._is_index(first):
-            if isinstance(rows, datasets.IterableDataset):
+        first = self._text(field_of(next(iter(labels)), column))
+        if self.names is None and isinstance(rows, datasets.IterableDataset):
+            if isinstance(first, str) and not INDEX.fullmatch(first):
                 raise ValueError(f"The labels of the stream are names such as {first!r}: give label_names.")
-            self.names = sorted({self._text(field_of(row, column)) for row in labels})
+        elif self.names is None and (isinstance(first, str | float) or is_missing(first)):
+            found = [self._text(field_of(row, column)) for row in labels]
+            missing = next((i for i, label in enumerate(found) if is_missing(label)), None)
+            if missing is not None:
+                raise ValueError(f"{media_name(rows[missing][media_column(rows)])}: {self._without_label()}")
+            if any(isinstance(label, str) and not INDEX.fullmatch(label) for label in found):
+                self.names = sorted(set(found))
         self.index = {name: i for i, name in enumerate(self.names or ())}
-
-    @staticmethod
-    def _is_index(label: str | bytes) -> bool:
-        """Whether a label is an integer as text, as in the `.cls` files of a WebDataset."""
-        return re.fullmatch(r"-?[0-9]+", LabelReader._text(label)) is not None
 
     @staticmethod
     def _text(label):
         """A label as text if it is bytes."""
         return label.decode().strip() if isinstance(label, bytes) else label
 
+    def _without_label(self) -> str:
+        return f"The row has no label in column {self.column!r}: give it one, or leave the row out."
+
     def __call__(self, row: dict) -> int:
         """Class index of a row.
 
         Raises:
-            ValueError: if the label is none of the classes.
+            ValueError: if the label is missing, or none of the classes.
         """
         label = self._text(field_of(row, self.column))
+        if is_missing(label):
+            raise ValueError(self._without_label())
         if self.known is not None and isinstance(label, int) and 0 <= label < len(self.known):
             label = self.known[label]
         if isinstance(label, str) and label in self.index:
             return self.index[label]
-        if isinstance(label, str) and self._is_index(label):
+        if isinstance(label, str) and INDEX.fullmatch(label):
             label = int(label)
         if isinstance(label, int) and (self.names is None or 0 <= label < len(self.names)):
             return label
-        known = "an integer" if self.names is None else f"one of {len(self.names)} classes"
+        known = "an integer" if self.names is None else f"one of {len(self.names)} classes, which count from 0"
         raise ValueError(f"The label {label!r} in column {self.column!r} is not {known}.")
 
 

@@ -132,6 +132,11 @@ def read_classes(
         return names, None, len(names) if names is not None else num_labels
     bound = len(names) if names is not None else num_labels or np.iinfo(np.int64).max
     labels = read_labels(rows, keys.label_column, bound, label_names=keys.label_names)
+    if names is None and num_labels is None and set(labels) == set(range(1, labels.max() + 1)):
+        raise ValueError(
+            f"The labels are numbered from 1 to {labels.max()}, but classes count from 0: subtract 1 from each, or "
+            f"give config.num_labels={labels.max() + 1} to keep an empty class 0."
+        )
     count = len(names) if names is not None else num_labels or int(labels.max()) + 1
     return names, labels, count
 

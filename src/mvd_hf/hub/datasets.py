@@ -214,7 +214,11 @@ class ShardWriter:
         column, names = media_column(split.rows), file_names(split)
         for number in numbers:
             row = split.rows[number]
-            yield names[number], read_file(row[column]), self.readers[split.name](row) if self.readers else None
+            try:
+                label = self.readers[split.name](row) if self.readers else None
+            except ValueError as error:
+                raise ValueError(f"{media_name(row[column])}: {error}") from error
+            yield names[number], read_file(row[column]), label
 
     def write(self, path: str | Path, split: Split, numbers: Sequence[int]):
         """Write a shard."""
