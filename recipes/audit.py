@@ -27,7 +27,7 @@ class AuditArguments:
     """The data set, another one that it must not overlap with, and the manifest.
 
     Args:
-        dataset, split, root, dataset_config, streaming: as in `mvd_hf.data.arguments.DataArguments`.
+        dataset, split, root, dataset_config, streaming, video_column, class_level: as in `mvd_hf.data.arguments.DataArguments`.
         label_column: column of the labels; `label`, if there is one, by default.
         against, against_split, against_root: another data set, searched for the same files.
         output: the manifest, a CSV file.
@@ -38,6 +38,8 @@ class AuditArguments:
     root: str | None = None
     dataset_config: str | None = None
     streaming: bool = False
+    video_column: str | None = None
+    class_level: str | None = None
     label_column: str | None = None
     against: str | None = None
     against_split: str = "test"
@@ -61,7 +63,8 @@ def main(arguments: list[str]) -> int:
     if any(argument.partition("=")[0] == "--ava" for argument in arguments):
         return audit_action_detection(arguments)
     audit, settings = parse_arguments(arguments, AuditArguments, AuditSettings, first="dataset")
-    rows = load_rows(audit.dataset, audit.split, audit.root, audit.dataset_config, audit.streaming)
+    choices = {"video_column": audit.video_column, "class_level": audit.class_level}
+    rows = load_rows(audit.dataset, audit.split, audit.root, audit.dataset_config, audit.streaming, **choices)
     against = None
     if audit.against is not None:
         against = load_rows(audit.against, audit.against_split, audit.against_root, streaming=audit.streaming)

@@ -42,6 +42,8 @@ class EvaluationArguments:
     dataset_config: str | None = None
     split: str = "validation"
     root: str | None = None
+    video_column: str | None = None
+    class_level: str | None = None
     streaming: bool = False
     max_samples: int | None = None
     label_column: str = "label"
@@ -65,7 +67,9 @@ def main(arguments: list[str]):
     num_clips, num_crops = PAPER_VIEWS[processor.sampling]
     processor.num_clips = num_clips if test.num_clips is None else test.num_clips
     processor.num_crops = num_crops if test.num_crops is None else test.num_crops
-    rows = evaluation_rows(test.dataset, test.split, test.root, test.dataset_config, test.streaming, test.max_samples)
+    choices = {"video_column": test.video_column, "class_level": test.class_level}
+    options = test.root, test.dataset_config, test.streaming, test.max_samples
+    rows = evaluation_rows(test.dataset, test.split, *options, **choices)
     folder = Path(test.output or Path(test.model if Path(test.model).is_dir() else "outputs") / "evaluation")
     evaluation = evaluate_views(
         model,

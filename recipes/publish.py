@@ -47,11 +47,16 @@ class ModelArguments:
 
 @dataclass
 class SourceArguments:
-    """The videos: `dataset` (a source, or one for each split), `root` of list files, `manifest` of an audit."""
+    """The videos: `dataset` (a source, or one for each split), `root` of list files, `manifest` of an audit.
+
+    `video_column` and `class_level` choose among several columns of videos and among levels of nested class folders.
+    """
 
     dataset: str | dict
     root: str | None = None
     manifest: str | None = None
+    video_column: str | None = None
+    class_level: str | None = None
 
 
 def read_row(name: str) -> dict:

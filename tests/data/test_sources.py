@@ -185,6 +185,22 @@ def test_webdataset_shards_give_undecoded_videos_and_their_fields(shards, toy):
             assert [labels(row) for row in found.values()] == [number % 3 for number in found]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_of_webdataset_members_may_hold_dots(tmp_path, toy, streaming):
+    for number, keys in enumerate([["clip_1.5s", "clip_2.5s"], ["a1", "clip_3.5s"], ["v1.0/a1", "v1.0/a.2"]]):
+        path = tmp_path / f"{number}.tar"
+        with tarfile.open(path, "w") as archive:
+            for i, key in enumerate(keys):
+                for suffix, content in (("mp4", b"video"), ("cls", str(i).encode())):
+                    member = tarfile.TarInfo(f"{key}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+        rows = list(load_rows(str(path), streaming=streaming))
+        assert [(row["__key__"], row["mp4"]["path"], row["cls"]) for row in rows] == [
+            (key, f"{key}.mp4", i) for i, key in enumerate(keys)
+        ]
+
+
 def test_webdataset_validation_split_is_found(shards):
     assert len(load_rows(str(shards), "validation")) == 2
     assert len(list(load_rows(str(shards), "validation", streaming=True))) == 2

@@ -42,16 +42,17 @@ def evaluation_rows(
     name: str | None = None,
     streaming: bool = False,
     max_samples: int | None = None,
+    **choices,
 ) -> datasets.Dataset:
     """Rows to evaluate on. A stream is read once and kept in the cache of `datasets`.
 
     Args:
-        source, split, root, name, streaming: as in `mvd_hf.data.sources.load_rows`.
+        source, split, root, name, streaming, choices: as in `mvd_hf.data.sources.load_rows`.
         max_samples: only the first so many.
     """
-    rows = load_rows(source, split, root, name, streaming)
+    rows = load_rows(source, split, root, name, streaming, **choices)
     if isinstance(rows, datasets.IterableDataset):
-        rows = cache_stream(source, split, name, max_samples)
+        rows = cache_stream(source, split, name, max_samples, **choices)
     return rows if max_samples is None else first_rows(rows, max_samples)
 
 
@@ -65,6 +66,8 @@ class DataArguments:
         split, eval_split: splits to train and to evaluate on. Without `eval_split` there is no evaluation.
         eval_dataset: another data set to evaluate on.
         root: folder of the videos of a list file.
+        video_column: the column of the videos, if there are several.
+        class_level: which sub-folders name the classes, if they are nested: the `first` or the `last`.
         max_samples: use only the first so many videos.
         manifest: train only on the files that this manifest of `recipes/audit.py` says to use.
         streaming: read the training split while training instead of downloading it first.
@@ -86,6 +89,8 @@ class DataArguments:
     eval_split: str | None = None
     eval_dataset: str | None = None
     root: str | None = None
+    video_column: str | None = None
+    class_level: str | None = None
     max_samples: int | None = None
     manifest: str | None = None
     streaming: bool = False
@@ -109,10 +114,12 @@ class DataArguments:
 
     def rows(self, evaluation: bool = False) -> Rows:
         """Rows of the evaluation split, or of the training split without files that the manifest leaves out."""
+        choices = {"video_column": self.video_column, "class_level": self.class_level}
         if evaluation:
             source, split = self.eval_dataset or self.dataset, self.eval_split or self.split
-            return evaluation_rows(source, split, self.root, self.dataset_config, self.streaming, self.max_samples)
-        rows = load_rows(self.dataset, self.split, self.root, self.dataset_config, self.streaming)
+            options = self.root, self.dataset_config, self.streaming, self.max_samples
+            return evaluation_rows(source, split, *options, **choices)
+        rows = load_rows(self.dataset, self.split, self.root, self.dataset_config, self.streaming, **choices)
         if self.manifest is not None:
             rows = keep_listed(rows, media_column(rows), read_manifest(self.manifest))
         return rows if self.max_samples is None else first_rows(rows, self.max_samples)

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import datasets
 
+from .builders import make_builder
+from .folders import AMBIGUOUS, CLASS_LEVELS, with_classes
 from .list_files import INDEX, read_list_file
 
 LIST_FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst")
 FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
-VIDEO_COLUMNS = ("video", "mp4", "webm", "avi", "mkv", "mov", "path", "file")
+VIDEO_COLUMNS = ("video", "mp4", "webm", "avi", "mkv", "mov")
+PATH_COLUMNS = ("path", "file")
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
@@ -28,7 +31,14 @@ def load_options(source: str, split: str, name: str | None) -> dict:
 
 
 def load_rows(
-    source: str, split: str = "train", root: str | None = None, name: str | None = None, streaming: bool = False
+    source: str,
+    split: str = "train",
+    root: str | None = None,
+    name: str | None = None,
+    streaming: bool = False,
+    *,
+    video_column: str | None = None,
+    class_level: str | None = None,
 ) -> Rows:
     """The undecoded videos (or images) of a source: a column of `{"path", "bytes"}`, and labels if there are any.
 
@@ -40,10 +50,15 @@ def load_rows(
         name: configuration of a Hub data set.
         streaming: read rows when they are needed instead of downloading and indexing them first. List files are not
             streamed, as each of their videos is read on its own.
+        video_column: the column of the videos, if there are several.
+        class_level: which sub-folders of a folder name the classes: the `first` or the `last` ones on the way to a
+            video. By default the folder decides.
 
     Raises:
-        ValueError: if there is no such source or split, or it is empty.
+        ValueError: if there is no such source, split or column, or it is empty.
     """
+    if class_level not in (None, *CLASS_LEVELS):
+        raise ValueError(f"There is no class_level={class_level!r}; choose {' or '.join(CLASS_LEVELS)}.")
     suffix = Path(source).suffix.lower()
     is_url = "://" in source
     is_local = suffix in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS) or source.startswith(("/", ".", "~")) or "\\" in source
@@ -51,17 +66,40 @@ def load_rows(
     if not is_url and not has_pattern and (is_local or source.count("/") > 1) and not os.path.exists(source):
         raise ValueError(f"There is no data set {source!r}: no such file or folder.")
     if suffix in LIST_FILE_SUFFIXES and (is_url or os.path.isfile(source)):
-        return read_list_file(source, root)
+        return choose_column(read_list_file(source, root), video_column)
     try:
-        rows = datasets.load_dataset(**load_options(source, split, name), split=split, streaming=streaming)
+        builder = make_builder(split, **load_options(source, split, name))
+        if streaming:
+            rows = builder.as_streaming_dataset(split)
+        else:
+            builder.download_and_prepare()
+            rows = builder.as_dataset(split)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise ValueError(f"The data set {source!r} has no split {split!r} that can be loaded: {error}") from error
     if isinstance(rows, datasets.IterableDataset) and rows.features:
-        return rows.decode(False)  # remote streams come with decoding switched on
-    for column, feature in (rows.features or {}).items():
-        if isinstance(feature, datasets.Video | datasets.Image):
-            rows = rows.cast_column(column, type(feature)(decode=False))
-    return rows
+        rows = rows.decode(False)  # remote streams come with decoding switched on
+    else:
+        for column, feature in (rows.features or {}).items():
+            if isinstance(feature, datasets.Video | datasets.Image):
+                rows = rows.cast_column(column, type(feature)(decode=False))
+    return choose_column(with_classes(rows, builder, split, source, class_level), video_column)
+
+
+def choose_column(rows: Rows, column: str | None) -> Rows:
+    """Rows whose only videos are those of a column; raises ValueError if there is no such column."""
+    if column is None:
+        return rows
+    names = column_names(rows)
+    if column not in names:
+        raise ValueError(f"There is no video_column={column!r}; the columns are {', '.join(names)}.")
+    features = rows.features or {}
+    others = [other for other in names if other != column and could_be_media(other, features.get(other))]
+    rows = rows.remove_columns(others)
+    if could_be_media(column, features.get(column)):
+        return rows
+    if features:
+        return rows.cast_column(column, datasets.Video(decode=False))
+    return rows.rename_column(column, "video")
 
 
 def split_names(source: str, name: str | None = None) -> list[str]:
@@ -81,22 +119,27 @@ def split_names(source: str, name: str | None = None) -> list[str]:
         ) from error
 
 
-def _stream(source: str, split: str, name: str | None, max_samples: int | None, version: str) -> Iterator[dict]:
+def _stream(
+    source: str, split: str, name: str | None, max_samples: int | None, version: str, choices: dict
+) -> Iterator[dict]:
     """Rows of a stream; the version makes the cache distinguish states of the source."""
-    rows = load_rows(source, split, name=name, streaming=True)
+    rows = load_rows(source, split, name=name, streaming=True, **choices)
     yield from rows if max_samples is None else rows.take(max_samples)
 
 
-def cache_stream(source: str, split: str, name: str | None = None, max_samples: int | None = None) -> datasets.Dataset:
+def cache_stream(
+    source: str, split: str, name: str | None = None, max_samples: int | None = None, **choices
+) -> datasets.Dataset:
     """Rows of one split of a source, copied to the cache of `datasets` without downloading other splits.
 
     Args:
         source, split, name: as in [`load_rows`].
         max_samples: copy only so many rows.
+        choices: `video_column` and so on, as in [`load_rows`].
     """
-    rows = load_rows(source, split, name=name, streaming=True)
-    version = datasets.load_dataset_builder(**load_options(source, split, name)).hash
-    arguments = {"source": source, "split": split, "name": name, "max_samples": max_samples, "version": version}
+    rows = load_rows(source, split, name=name, streaming=True, **choices)
+    arguments = {"source": source, "split": split, "name": name, "max_samples": max_samples, "choices": choices}
+    arguments["version"] = make_builder(split, **load_options(source, split, name)).hash
     return datasets.Dataset.from_generator(_stream, features=rows.features, gen_kwargs=arguments)
 
 
@@ -129,16 +172,36 @@ def column_names(rows: Rows) -> list[str]:
     return rows.column_names or list(next(iter(rows)))
 
 
+def could_be_media(name: str, feature) -> bool:
+    """Whether a column may hold videos or images, by type or by name."""
+    return isinstance(feature, datasets.Video | datasets.Image) or name in (
+        *VIDEO_COLUMNS,
+        *PATH_COLUMNS,
+        *IMAGE_COLUMNS,
+    )
+
+
 def media_column(rows: Rows) -> str:
-    """The column of videos or images, by type or else by name; raises ValueError if there is none."""
-    for column, feature in (rows.features or {}).items():
-        if isinstance(feature, datasets.Video | datasets.Image):
-            return column
-    names = column_names(rows)
-    for column in (*VIDEO_COLUMNS, *IMAGE_COLUMNS):
-        if column in names:
-            return column
-    raise ValueError(f"No column holds videos or images; the columns are {', '.join(names)}.")
+    """The column of videos, or else of images, by type or else by name.
+
+    Raises:
+        ValueError: if there is none, or several.
+    """
+    features, names = rows.features or {}, column_names(rows)
+    for found in (
+        [column for column in names if isinstance(features.get(column), datasets.Video)],
+        [column for column in names if isinstance(features.get(column), datasets.Image)],
+        [column for column in VIDEO_COLUMNS if column in names],
+        [column for column in PATH_COLUMNS if column in names],
+        [column for column in IMAGE_COLUMNS if column in names],
+    ):
+        if len(found) > 1:
+            raise ValueError(f"The columns {' and '.join(found)} hold videos: choose with video_column={found[0]}.")
+        if found:
+            return found[0]
+    raise ValueError(
+        f"No column holds videos or images; the columns are {', '.join(names)}. If one does, give video_column."
+    )
 
 
 def holds_images(rows: Rows, column: str) -> bool:
@@ -227,6 +290,9 @@ class LabelReader:
         if self.names is None and self.known is not None:
             self.names = list(self.known)
         top = column.partition(".")[0]
+        description = (rows.info.description or "") if top not in column_names(rows) else ""
+        if description.startswith(AMBIGUOUS):
+            raise ValueError(f"There is no column {column!r}. {description}")
         labels = rows.select_columns(top) if top in features else rows
         first = self._text(field_of(next(iter(labels)), column))
         if self.names is None and isinstance(rows, datasets.IterableDataset):

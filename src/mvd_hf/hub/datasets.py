@@ -83,7 +83,7 @@ class Split:
 
 
 def load_splits(
-    dataset: str | Mapping[str, str], root: str | None = None, manifest: str | None = None
+    dataset: str | Mapping[str, str], root: str | None = None, manifest: str | None = None, **choices
 ) -> dict[str, datasets.Dataset]:
     """Rows of a source by split.
 
@@ -93,6 +93,8 @@ def load_splits(
         root: folder of the videos of list files.
         manifest: of `recipes/audit.py`, to leave out the files that it rejects.
 
+        choices: `video_column` and so on, as in `mvd_hf.data.sources.load_rows`.
+
     Raises:
         ValueError: if a source cannot be loaded.
     """
@@ -100,7 +102,7 @@ def load_splits(
         is_file = os.path.isfile(dataset) or "*" in dataset
         names = ["train"] if is_file else datasets.get_dataset_split_names(dataset)
         dataset = dict.fromkeys(names, dataset)
-    splits = {name: load_rows(source, name, root) for name, source in dataset.items()}
+    splits = {name: load_rows(source, name, root, **choices) for name, source in dataset.items()}
     if manifest is not None:
         use = read_manifest(manifest)
         splits = {name: keep_listed(rows, media_column(rows), use) for name, rows in splits.items()}

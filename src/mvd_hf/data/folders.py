@@ -1,0 +1,135 @@
+"""Classes of a folder of videos, by the level of its sub-folders that names them."""
+
+import os
+
+import datasets
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+
+CLASS_LEVELS = ("first", "last")
+SPLIT_WORDS = {
+    "train",
+    "training",
+    "validation",
+    "valid",
+    "val",
+    "dev",
+    "test",
+    "testing",
+    "eval",
+    "evaluation",
+    "data",
+}
+# begins the description of rows whose class folders are ambiguous
+AMBIGUOUS = "The class folders are ambiguous: "
+
+
+def files_by_split(builder: datasets.DatasetBuilder) -> dict[str, list[str]] | None:
+    """Paths or URLs of the files of a folder of videos or images; `None` for other data, metadata or archives."""
+    if not isinstance(builder, FolderBasedBuilder):
+        return None
+    metadata = (*builder.METADATA_FILENAMES, *(builder.config.metadata_filenames or ()))
+    paths = {str(split): list(files) for split, files in builder.config.data_files.items()}
+    names = [os.path.basename(path) for files in paths.values() for path in files]
+    if any(name in metadata or name.lower().endswith(".zip") for name in names):
+        return None
+    return {
+        split: [path for path in files if os.path.splitext(path)[1].lower() in builder.EXTENSIONS]
+        for split, files in paths.items()
+    }
+
+
+def folders_of(files: list[str], root: str) -> list[list[str]]:
+    """The sub-folders that lead to each file, without those of a split."""
+    folders = [os.path.dirname(path)[len(root) :].strip("/").split("/") for path in files]
+    folders = [[name for name in names if name] for names in folders]
+    while folders and all(names and names[0] == folders[0][0] for names in folders):
+        if folders[0][0].lower() not in SPLIT_WORDS:
+            break
+        folders = [names[1:] for names in folders]
+    return folders
+
+
+def readings(folders: list[list[str]]) -> dict[str, list[str]]:
+    """Classes of files by the level that names them; a file outside of all folders has the class ``."""
+    return {
+        "first": [names[0] if names else "" for names in folders],
+        "last": [names[-1] if names else "" for names in folders],
+    }
+
+
+def name_some(names: list[str]) -> str:
+    """Names of classes, shortened."""
+    known = sorted(set(names))
+    return f"{len(known)} classes, {', '.join(known[:4])}{', ...' * (len(known) > 4)}"
+
+
+def find_classes(
+    by_split: dict[str, list[str]], root: str, level: str | None
+) -> tuple[dict[str, list[str]] | None, str | None]:
+    """Classes of the files of each split (`None` without any), or why they are ambiguous.
+
+    Args:
+        by_split: paths of files.
+        root: of the folder.
+        level: `first` or `last`, or `None` if the folder decides.
+    """
+    places = {split: folders_of(files, root) for split, files in by_split.items()}
+    depths = {len(names) for folders in places.values() for names in folders}
+    if depths <= {0}:
+        return None, None
+    found = {split: readings(folders) for split, folders in places.items()}
+    first, last = ([name for both in found.values() for name in both[level]] for level in CLASS_LEVELS)
+    outside = next(
+        (
+            path
+            for split, files in by_split.items()
+            for path, names in zip(files, places[split], strict=True)
+            if not names
+        ),
+        None,
+    )
+    if outside is not None:
+        return None, f"{outside!r} lies in no class folder while others do. Move it into one."
+    if level is None and first != last and (len(depths) > 1 or len(set(first)) > 1):
+        return None, (
+            f"the first level gives {name_some(first)}; the last level gives {name_some(last)}. "
+            "Choose with class_level=first or class_level=last."
+        )
+    level = level or "last"  # a single folder around those of the classes names none
+    return {split: both[level] for split, both in found.items()}, None
+
+
+def with_classes(rows, builder: datasets.DatasetBuilder, split: str, source: str, level: str | None):
+    """Rows of a folder with a column `label` of its classes, or without one if there are none or several readings."""
+    by_split = files_by_split(builder)
+    if by_split is None or split not in by_split:
+        if level is not None:
+            raise ValueError(f"class_level={level!r} is for folders of videos without metadata, not {source!r}.")
+        return rows
+    root = os.path.abspath(source) if os.path.isdir(source) else "/".join(by_split[split][0].split("/")[:5])
+    classes, reason = find_classes(by_split, root, level)
+    names = sorted({name for found in (classes or {}).values() for name in found})
+    known = (rows.features or {}).get("label")
+    if classes is None or not isinstance(known, datasets.ClassLabel) or known.names != names:
+        rows = rows.remove_columns("label") if known is not None else rows
+        if classes is not None:
+            rows = add_labels(rows, by_split[split], classes[split], datasets.ClassLabel(names=names))
+    if reason is not None:
+        rows.info.description = AMBIGUOUS + reason
+    return rows
+
+
+def add_labels(rows, files: list[str], classes: list[str], feature: datasets.ClassLabel):
+    """Rows with the column `label`, in the order of the files or, of a stream, by their paths."""
+    labels = [feature.str2int(name) for name in classes]
+    if isinstance(rows, datasets.Dataset):
+        return rows.add_column("label", labels, feature=feature)
+    (media,) = rows.features
+    by_path = dict(zip(files, labels, strict=True))
+    features = datasets.Features({**rows.features, "label": feature})
+    return rows.map(label_of_path, fn_kwargs={"media": media, "by_path": by_path}, features=features)
+
+
+def label_of_path(row: dict, media: str, by_path: dict[str, int]) -> dict:
+    """The label of a row of a stream."""
+    return {"label": by_path[row[media]["path"]]}
