@@ -27,7 +27,8 @@ class AuditArguments:
     """The data set, another one that it must not overlap with, and the manifest.
 
     Args:
-        dataset, split, root, dataset_config, streaming, video_column, class_level: as in `mvd_hf.data.arguments.DataArguments`.
+        dataset, split, root, dataset_config, streaming, video_column, class_level: as in
+            `mvd_hf.data.arguments.DataArguments`.
         label_column: column of the labels; `label`, if there is one, by default.
         against, against_split, against_root: another data set, searched for the same files.
         output: the manifest, a CSV file.

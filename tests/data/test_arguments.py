@@ -224,7 +224,7 @@ def test_the_size_of_a_stream_is_declared_or_given(parquet, monkeypatch, declare
     rows = datasets.load_dataset(parquet, split="train", streaming=True).decode(False)
     splits = None if declared is None else {"train": datasets.SplitInfo("train", num_examples=declared)}
     rows.info.splits = splits and datasets.splits.SplitDict(splits)
-    monkeypatch.setattr("mvd_hf.data.arguments.load_rows", lambda *args: rows)
+    monkeypatch.setattr("mvd_hf.data.arguments.load_rows", lambda *args, **choices: rows)
     arguments = DataArguments(dataset=parquet, streaming=True, stream_size=given, max_samples=max_samples)
     assert arguments.clips(CLIP_SAMPLER).size == size
 
