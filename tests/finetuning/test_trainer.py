@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import default_collate
 
 from mvd_hf import FinetuningArguments, FinetuningTrainer, MVDConfig, MVDForVideoClassification, MVDVideoProcessor
 from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments, finetuning_clips
@@ -304,6 +305,22 @@ def test_adapters_are_trained_merged_and_kept(data, tmp_path):
     assert not (tmp_path / "adapter_config.json").exists()
     best = MVDForVideoClassification.from_pretrained(tmp_path / "best")
     assert set(best.state_dict()) == set(merged.state_dict())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_adapters_learn_the_same_with_activation_checkpointing(use_reentrant):
+    peft = pytest.importorskip("peft")
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = peft.get_peft_model(small(), peft.LoraConfig(r=2, target_modules=["qkv", "proj"])).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model(**default_collate([OwnClips()[i] for i in range(4)])).loss.backward()
+        found = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+        assert all(found[name].abs().sum() > 0 for name in found if "lora_B" in name)
+        gradients.append(found)
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 def test_arguments_without_effect_are_refused(data, tmp_path):

@@ -277,6 +277,12 @@ class MVDDecoder(nn.Module):
         return self.head(self.norm(hidden_states[:, -masked_ids.shape[1] :]))
 
 
+def is_reentrant(layer: GradientCheckpointingLayer) -> bool:
+    """Whether a layer uses activation checkpointing of torch's reentrant kind, which needs inputs with gradients."""
+    options = getattr(getattr(layer, "_gradient_checkpointing_func", None), "keywords", {})
+    return layer.gradient_checkpointing and options.get("use_reentrant", False)
+
+
 class MVDPreTrainedModel(PreTrainedModel):
     """What all MVD models share: initialisation, masked prediction, and loading that is complete or refused."""
 
@@ -502,6 +508,8 @@ class MVDModel(MVDPreTrainedModel):
                 f"visible_ids must be ({pixel_values.shape[0]}, visible patches), got {tuple(visible_ids.shape)}."
             )
         hidden_states = self.embeddings(pixel_values, visible_ids, interpolate_pos_encoding)
+        if self.training and torch.is_grad_enabled() and is_reentrant(self.layers[0]):
+            hidden_states.requires_grad_()  # without it, adapters behind frozen embeddings get no gradients
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         if self.layernorm is not None:
