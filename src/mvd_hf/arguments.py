@@ -36,6 +36,8 @@ A mapping replaces the recipe's; dots reach inside: --config.num_frames 8. A nam
 # how entries of a docstring's "Args:" begin: names, and behind a colon their text
 ENTRY = re.compile(r"    (\w[\w, ]*?)(?: \([^)]*\))?: (.*)")
 INDENT = " " * 6
+# what has the form of a Hub id, such as `lists/train.csv`, is a file with these suffixes
+FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst", ".parquet", ".tar", ".pth", ".pt")
 # seconds after which a process that is not its machine's first reports an error that the first does not have
 PATIENCE = 10.0
 
@@ -419,6 +421,15 @@ def show_help(*kinds: type):
     """Print the running script's help and end it with exit code 0."""
     sys.stdout.write(help_text(sys.modules["__main__"].__doc__, kinds) + "\n")
     raise SystemExit(0)
+
+
+def check_path(source: str, what: str):
+    """Raise ValueError, without a look at the network, if a source is written as a path, but is not there."""
+    first, is_below, rest = source.partition("/")
+    is_path = source.startswith(("/", ".", "~")) or "\\" in source or "/" in rest
+    is_path = is_path or Path(source).suffix.lower() in FILE_SUFFIXES
+    if (is_path or (is_below and (first == "outputs" or os.path.isdir(first)))) and not os.path.exists(source):
+        raise ValueError(f"There is no {what} {source!r}: no such file or folder.")
 
 
 def is_users_mistake(error: Exception, script: str) -> bool:

@@ -25,6 +25,7 @@ from .sources import (
     LIST_FILE_SUFFIXES,
     Rows,
     cache_stream,
+    evaluation_split,
     first_rows,
     keep_listed,
     load_rows,
@@ -37,7 +38,7 @@ from .streaming import StreamingClips
 
 def evaluation_rows(
     source: str,
-    split: str,
+    split: str | None = None,
     root: str | None = None,
     name: str | None = None,
     streaming: bool = False,
@@ -47,9 +48,11 @@ def evaluation_rows(
     """Rows to evaluate on. A stream is read once and kept in the cache of `datasets`.
 
     Args:
-        source, split, root, name, streaming, choices: as in `mvd_hf.data.sources.load_rows`.
+        source, root, name, streaming, choices: as in `mvd_hf.data.sources.load_rows`.
+        split: by default that with a usual name, such as `validation`, or the only one.
         max_samples: only the first so many.
     """
+    split = evaluation_split(source, name) if split is None else split
     rows = load_rows(source, split, root, name, streaming, **choices)
     if isinstance(rows, datasets.IterableDataset):
         rows = cache_stream(source, split, name, max_samples, **choices)

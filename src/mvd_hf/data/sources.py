@@ -3,18 +3,24 @@
 import csv
 import hashlib
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
 
+from ..arguments import check_path
 from .builders import make_builder
 from .folders import AMBIGUOUS, CLASS_LEVELS, with_classes
 from .list_files import INDEX, read_list_file
 
+logger = logging.getLogger(__name__)
+
 LIST_FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst")
 FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
+# names of splits to evaluate on, in order of preference
+VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
 VIDEO_COLUMNS = ("video", "mp4", "webm", "avi", "mkv", "mov")
 PATH_COLUMNS = ("path", "file")
@@ -28,6 +34,29 @@ def load_options(source: str, split: str, name: str | None) -> dict:
     if suffix in FILE_BUILDERS:
         return {"path": FILE_BUILDERS[suffix], "data_files": {split: source}}
     return {"path": source, "name": name}
+
+
+def check_kind_of_file(source: str):
+    """Raise ValueError if a source is a file of none of the kinds that hold data sets."""
+    known = (*LIST_FILE_SUFFIXES, *FILE_BUILDERS)
+    if os.path.isfile(source) and Path(source).suffix.lower() not in known:
+        raise ValueError(f"The file {source!r} is no data set: give one of {', '.join(known)}, or a folder of videos.")
+
+
+def evaluation_split(source: str, name: str | None = None) -> str:
+    """The split of a source to evaluate on, if none is given: that with a usual name, or the only one.
+
+    Raises:
+        ValueError: if there is no such split, naming all of them.
+    """
+    known = split_names(source, name)
+    chosen = next((split for split in VALIDATION_SPLITS if split in known), None)
+    if chosen is None and len(known) > 1:
+        raise ValueError(f"{source!r} has the splits {', '.join(known)}: give split, one of them.")
+    chosen = chosen or (known[0] if known else "train")
+    if known:
+        logger.info("Evaluating on the split %r of %s.", chosen, source)
+    return chosen
 
 
 def load_rows(
@@ -61,10 +90,10 @@ def load_rows(
         raise ValueError(f"There is no class_level={class_level!r}; choose {' or '.join(CLASS_LEVELS)}.")
     suffix = Path(source).suffix.lower()
     is_url = "://" in source
-    is_local = suffix in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS) or source.startswith(("/", ".", "~")) or "\\" in source
     has_pattern = any(sign in source for sign in "*?[{")
-    if not is_url and not has_pattern and (is_local or source.count("/") > 1) and not os.path.exists(source):
-        raise ValueError(f"There is no data set {source!r}: no such file or folder.")
+    if not is_url and not has_pattern:
+        check_path(source, "data set")
+        check_kind_of_file(source)
     if suffix in LIST_FILE_SUFFIXES and (is_url or os.path.isfile(source)):
         return choose_column(read_list_file(source, root), video_column)
     try:
@@ -108,8 +137,11 @@ def split_names(source: str, name: str | None = None) -> list[str]:
     Raises:
         ValueError: if there is no such data set.
     """
-    if Path(source).suffix.lower() in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS):
+    suffix = Path(source).suffix.lower()
+    if suffix in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS):
         return []
+    check_path(source, "data set")
+    check_kind_of_file(source)
     try:
         return list(datasets.get_dataset_split_names(source, name))
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -26,13 +26,14 @@ from ..evaluation.probing import (
 )
 from ..evaluation.reports import write_report
 from ..evaluation.views import ViewResults, protocol_of
-from ..hub.loading import load_classifier
+from ..hub.loading import check_source, load_classifier
 from ..hub.run_record import RunRecord
 from ..model.configuration_mvd import ConfigFields
 from ..model.frame_sampling import PAPER_VIEWS
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..model.video_processing_mvd import MVDVideoProcessor
-from .preparation import PreparationArguments, choose_clips, prepare_videos
+from .held_out import HeldOut
+from .preparation import PreparationArguments, choose_clips, find_validation_split, prepare_videos
 from .trainer import BEST_FOLDER, EMA_FOLDER, FinetuningArguments, FinetuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -108,9 +109,13 @@ class Adaptation:
         for key in ("crop", "crop_scales"):
             if getattr(data, key) != getattr(defaults, key):
                 raise ValueError(f"{key}={getattr(data, key)!r} is for pre-training: set crop_scale.")
+        check_source(recipe.model)
         self.record = RunRecord()
         num_labels = recipe.config.get("num_labels")
         self.videos = prepare_videos(data, keys, preparation, self.folder, num_labels=num_labels, seed=training.seed)
+        if self.videos.validation is not None and PartialState().is_main_process:
+            data = replace(data, eval_split=find_validation_split(data))
+            HeldOut.of(self.videos.validation, data, keys).save(self.folder)
         config = recipe.config | ({"use_attentive_pooling": True} if recipe.method == "attentive_probe" else {})
         self.model, _ = load_classifier(recipe.model, self.videos.names or self.videos.num_labels, config)
         self.keys, self.data = choose_clips(keys, data, self.videos, self.model.config.num_frames)

@@ -21,15 +21,13 @@ from ..curation.splitting import (
 )
 from ..data.arguments import DataArguments, FinetuningClipArguments
 from ..data.decoding import open_media
-from ..data.sources import LabelReader, Rows, media_column, media_name, split_names
+from ..data.sources import VALIDATION_SPLITS, LabelReader, Rows, media_column, media_name, split_names
 from ..evaluation.multiview import read_labels
 from ..model.loading_mvd import listed
 from ..model.video_reading import VideoReadError
 
 logger = logging.getLogger(__name__)
 
-# names of validation splits, in order of preference
-VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 # most videos that are compared by content by default, and most videos whose lengths are read
 MAX_COMPARED, MAX_MEASURED = 5000, 200
 # words that begin or end with left or right, also when joined (`lefthook`, `swipeleft`), and directions of rotation

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForVideoClassification, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
+from ..arguments import check_path
 from ..model.configuration_mvd import MVDConfig
 from ..model.loading_mvd import listed, loading_problems, refuse_partial_load
 from ..model.modeling_mvd import MVDForVideoClassification
@@ -36,6 +37,7 @@ def is_published_name(source: str) -> bool:
 
 def read_stored_config(source: str) -> dict:
     """The configuration in a folder or repository of the Hub; raises ValueError if there is none."""
+    check_path(source, "model")
     try:
         stored, _ = PreTrainedConfig.get_config_dict(source)
     except (OSError, ValueError, RecursionError) as error:
@@ -81,6 +83,13 @@ def load_source(source: str, overrides: Mapping) -> tuple[MVDConfig, Weights | N
         return MVDConfig.from_pretrained(source), None
     except (StrictDataclassError, TypeError, AttributeError) as error:
         raise ValueError(f"The {CONFIG_NAME} of the model {source!r} is not valid: {error}") from error
+
+
+def check_source(source: str):
+    """Raise ValueError if there is no such model to start from, before long work: only its configuration is read."""
+    path = Path(source)
+    if not is_published_name(source) and not path.is_file() and not (path.is_dir() and any(path.glob("*.pt"))):
+        read_stored_config(source)
 
 
 def has_class_names(config: PreTrainedConfig) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 
+from ..arguments import FILE_SUFFIXES
+
 RUN_RECORD_NAME = "training_run.json"
 CARD_NAME = "README.md"
 PACKAGES = ("mvd_hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface_hub", "av")
-# a path such as `lists/train.csv` has the form of a Hub id; these suffixes mark files
-FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst", ".parquet", ".tar", ".pth", ".pt")
 # metrics that depend on the machine, not on the model
 SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "jit_compilation_time", "model_preparation_time")
 

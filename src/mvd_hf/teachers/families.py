@@ -35,6 +35,7 @@ from transformers.image_utils import (
 )
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 
+from ..arguments import check_path
 from ..model.configuration_mvd import IMAGENET_MEAN, IMAGENET_STD
 from ..model.patches_mvd import position_table, split_patches
 
@@ -361,6 +362,7 @@ def read_config(source: str) -> PreTrainedConfig:
     Raises:
         ValueError: if there is no such model, it needs custom code, or its type cannot teach.
     """
+    check_path(source, "model")
     cause = None
     try:
         stored, _ = PreTrainedConfig.get_config_dict(source)
