@@ -8,6 +8,7 @@ import logging
 import os
 import runpy
 import time
+from pathlib import Path
 
 import torch
 from transformers import AutoModel
@@ -15,10 +16,11 @@ from transformers import AutoModel
 import mvd_hf  # noqa: F401  makes the Auto classes know MVD
 from mvd_hf.data.toy import make_toy_dataset
 
+FOLDER = Path(__file__).resolve().parent
 STAGES = (
-    ("image teacher (MAE)", "recipes/pretrain.py", "recipes/tiny/image_teacher.yaml"),
-    ("video teacher (VideoMAE)", "recipes/pretrain.py", "recipes/tiny/video_teacher.yaml"),
-    ("student, co-taught", "recipes/distill.py", "recipes/tiny/distill.yaml"),
+    ("image teacher (MAE)", "pretrain.py", "image_teacher.yaml"),
+    ("video teacher (VideoMAE)", "pretrain.py", "video_teacher.yaml"),
+    ("student, co-taught", "distill.py", "distill.yaml"),
 )
 
 
@@ -30,8 +32,9 @@ def main():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     make_toy_dataset("outputs/tiny/data", height=40, width=48)
     for title, script, recipe in STAGES:
-        logging.info("\n== %s: python %s %s", title, script, recipe)
-        runpy.run_path(script)["main"]([recipe])  # as the command does, without importing everything again
+        path, values = str(FOLDER.parent / script), str(FOLDER / recipe)
+        logging.info("\n== %s: python %s %s", title, path, values)
+        runpy.run_path(path)["main"]([values])  # as the command does, without importing everything again
     student = AutoModel.from_pretrained("outputs/tiny/student")
     parameters = sum(parameter.numel() for parameter in student.parameters())
     logging.info("\n%s with %d parameters, loaded from outputs/tiny/student.", type(student).__name__, parameters)

@@ -76,6 +76,23 @@ def test_the_score_of_a_video_is_the_mean_of_its_views_probabilities(model, rows
     assert "1 more videos" in evaluation.describe()
 
 
+def test_few_videos_and_few_classes_are_reported_as_such(tmp_path, rows):
+    def perfect(count: int, classes: int) -> Evaluation:
+        labels = np.arange(count) % classes
+        logits = np.eye(classes, dtype=np.float32)[labels][:, None] * 9
+        names = [str(i) for i in range(classes)]
+        return Evaluation([str(i) for i in range(count)], list(range(count)), labels, logits, names, "4x1x1", "hash")
+
+    assert "between 61 % and 100 %" in perfect(6, 3).describe()
+    assert "top-5" not in perfect(6, 3).describe()
+    assert "95 %" not in perfect(200, 6).describe()
+    assert "top-5" in perfect(200, 6).describe()
+    (tmp_path / "mistakes.png").write_bytes(b"of an earlier test")
+    write_report(perfect(6, 3), rows, tmp_path)
+    assert (tmp_path / "confusion.png").exists()
+    assert not (tmp_path / "mistakes.png").exists()
+
+
 def test_nothing_is_left_of_a_test_without_a_folder(model, rows, processor, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     evaluation = evaluate_views(model.train(), rows, processor, num_workers=0)

@@ -139,6 +139,13 @@ def test_labels_that_are_numbered_from_1_are_refused_unless_their_number_is_give
     assert prepare(listed, tmp_path, whole, keys=replace(KEYS, label_names=["a", "b", "c", "d"])).num_labels == 4
 
 
+def test_numbers_of_classes_that_no_video_has_are_warned_of(classes, tmp_path, caplog):
+    listed = tmp_path / "train.csv"
+    listed.write_text("".join(f"{classes}/dots/{i}.mp4 {label}\n" for i, label in enumerate((0, 1, 7))))
+    assert prepare(listed, tmp_path, PreparationArguments(validation_fraction=0)).num_labels == 8
+    assert "5 (2, 3, 4, 5" in caplog.text
+
+
 def test_videos_that_belong_together_cannot_be_divided(tmp_path):
     folder = tmp_path / "one source"
     for name in NAMES[:2]:

@@ -99,6 +99,14 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     return float(top_k_hits(scores, labels, k).mean())
 
 
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Bounds of the true share, by default with 95 % confidence, where `share` of `count` samples are right."""
+    middle = share + z * z / (2 * count)
+    spread = z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5
+    scale = 1 + z * z / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
 def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts of each true class (row) and predicted class (column), (K, K) int64.
 

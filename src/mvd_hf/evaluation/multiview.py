@@ -23,12 +23,14 @@ from ..data.hashing import hash_of_weights
 from ..data.sources import LabelReader, column_names, media_column, media_name
 from ..model.loading_mvd import listed
 from ..model.video_processing_mvd import MVDVideoProcessor
-from .metrics import class_accuracies, confusion_matrix, mean_class_accuracy, softmax, top_k_hits
+from .metrics import class_accuracies, confusion_matrix, mean_class_accuracy, softmax, top_k_hits, wilson_interval
 from .views import VideoViews, map_views, protocol_of
 
 logger = logging.getLogger(__name__)
 
 FOLDER_OF_VIEWS = "views"
+# number of videos below which a test reports how uncertain its accuracy is
+FEW_VIDEOS = 200
 
 
 @dataclass
@@ -119,12 +121,19 @@ class Evaluation:
     def describe(self) -> str:
         """The metrics in words, with the test protocol."""
         figures = {key: f"{100 * value:.2f} %" for key, value in self.metrics().items() if isinstance(value, float)}
+        top5 = ", top-5 {}" if len(self.names) > 5 else ""  # with at most five classes every answer is right
         lines = [
             f"{len(self.videos)} videos, {self.protocol} (frames x clips x crops):",
-            f"  over videos: top-1 {figures['video_top1']}, top-5 {figures['video_top5']}, mean over classes "
+            f"  over videos: top-1 {figures['video_top1']}{top5.format(figures['video_top5'])}, mean over classes "
             f"{figures['mean_class_accuracy']}",
-            f"  over single views: top-1 {figures['clip_top1']}, top-5 {figures['clip_top5']}",
+            f"  over single views: top-1 {figures['clip_top1']}{top5.format(figures['clip_top5'])}",
         ]
+        if len(self.videos) < FEW_VIDEOS:
+            low, high = wilson_interval(self.metrics()["video_top1"], len(self.videos))
+            lines.append(
+                f"  {len(self.videos)} videos are few: with 95 % confidence the true top-1 is between "
+                f"{100 * low:.0f} % and {100 * high:.0f} %"
+            )
         if self.missing:
             lines.append(f"  {len(self.missing)} more videos could not be read and are excluded")
         return "\n".join(lines)

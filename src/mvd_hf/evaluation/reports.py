@@ -95,14 +95,11 @@ def shorten(text: str, length: int = 30) -> str:
 
 
 def draw_mistakes(evaluation: Evaluation, rows: datasets.Dataset, number: int = NUM_MISTAKES) -> Figure:
-    """The most confident mistakes: the middle frame of each video, its label and its prediction."""
+    """The most confident mistakes, at least one: the middle frame of each video, its label and its prediction."""
     mistakes = evaluation.mistakes()[:number]
-    num_lines = max(1, -(-len(mistakes) // NUM_COLUMNS))
+    num_lines = -(-len(mistakes) // NUM_COLUMNS)
     figure = Figure((3.1 * NUM_COLUMNS, 3.3 * num_lines + 0.4), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12)
-    if not mistakes:
-        figure.suptitle(f"No mistake among {len(evaluation.videos)} videos ({evaluation.protocol})")
-        return figure
     figure.suptitle(f"The most confident of {(evaluation.predictions != evaluation.labels).sum()} mistakes")
     for axes, mistake in zip(figure.subplots(num_lines, NUM_COLUMNS, squeeze=False).flat, mistakes, strict=False):
         frame = middle_frame(rows, mistake["row"])
@@ -127,7 +124,7 @@ def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | P
 
     `metrics.json` (see `Evaluation.metrics`), `predictions.parquet` (a row per video), `per_class.csv`,
     `confusion.csv` (rows: true classes), `confused_pairs.csv`, `mistakes.csv`, `missing.csv`, and the figures
-    `confusion.png` and `mistakes.png`.
+    `confusion.png` and, if there are mistakes, `mistakes.png`.
 
     Args:
         evaluation: the test.
@@ -150,4 +147,7 @@ def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | P
     write_table(folder / "missing.csv", missing, ["video", "reason"])
     if figures:
         draw_confusion(evaluation).savefig(folder / "confusion.png", dpi=130)
-        draw_mistakes(evaluation, rows).savefig(folder / "mistakes.png", dpi=130)
+        if evaluation.mistakes():
+            draw_mistakes(evaluation, rows).savefig(folder / "mistakes.png", dpi=130)
+        else:
+            (folder / "mistakes.png").unlink(missing_ok=True)  # of an earlier test

@@ -136,6 +136,14 @@ def read_classes(
             f"give config.num_labels={labels.max() + 1} to keep an empty class 0."
         )
     count = len(names) if names is not None else num_labels or int(labels.max()) + 1
+    unused = sorted(set(range(count)) - set(labels.tolist()))
+    if names is None and num_labels is None and unused:
+        logger.warning(
+            "The largest label is %d, so there are %d classes, of which %s have no training video.",
+            count - 1,
+            count,
+            listed([str(label) for label in unused]),
+        )
     return names, labels, count
 
 
