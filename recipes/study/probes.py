@@ -1,6 +1,6 @@
-"""What a frozen encoder knows of the scenes, from features read once.
+"""Linear, attentive and k-NN probes of a frozen encoder on every label of the scenes.
 
-Linear, attentive and k-NN probes on every label, and how alike the features of a clip's frames are.
+Features are computed once. The similarity of features between the time slots of a clip is measured, too.
 """
 
 import json
@@ -37,16 +37,16 @@ PROBES, SIMILARITY, FEATURES = "probes.json", "similarity.json", "features"
 
 @dataclass
 class SceneProbeArguments:
-    """The encoder and the scenes, as a recipe's keys.
+    """The encoder and the scenes: keys of a recipe.
 
     Args:
-        model: folder of an encoder, or a published size for one that has not learned anything.
+        model: folder of an encoder, or a published size for an untrained one.
         config: `MVDConfig` fields that differ.
         dataset: folder of the scenes.
-        train_videos: probes learn from the first so many training videos; by default from all.
-        stride: every `stride`-th frame of a video is in a clip.
-        views_per_pass: clips that the encoder sees at once.
-        seed: of the attentive probe and of an encoder that has not learned anything.
+        train_videos: number of training videos, the first ones, that probes are fitted on; by default all.
+        stride: distance between the frames of a clip.
+        views_per_pass: clips per forward pass.
+        seed: of the attentive probe and of an untrained encoder.
         output_dir: folder for the accuracies.
     """
 
@@ -65,7 +65,7 @@ class SceneProbes:
 
     Args:
         arguments: the encoder and the scenes.
-        probe: how probes learn.
+        probe: how probes are fitted.
     """
 
     def __init__(self, arguments: SceneProbeArguments, probe: ProbeArguments):
@@ -82,14 +82,14 @@ class SceneProbes:
         return np.array(self.rows[split][column])
 
     def model(self, num_labels: int, attentive: bool) -> MVDForVideoClassification:
-        """A classifier on the encoder, its head new."""
+        """A classifier with a new head on the encoder."""
         torch.manual_seed(self.arguments.seed)
         config = self.arguments.config | {"use_attentive_pooling": attentive}
         model, _ = load_classifier(self.arguments.model, num_labels, config)
         return model.to(self.device)
 
     def features(self, model: MVDForVideoClassification, kind: str) -> dict[str, ViewResults]:
-        """Features of each split; of training videos several clips."""
+        """Features of each split, with several clips per training video."""
         results = {}
         for split, rows in self.rows.items():
             processor = MVDVideoProcessor.for_model(
@@ -106,7 +106,7 @@ class SceneProbes:
     def read(
         self, model: MVDForVideoClassification, rows: datasets.Dataset, processor: MVDVideoProcessor, folder: Path
     ) -> ViewResults:
-        """Features of the views of videos, all of which must be readable."""
+        """Features of the views of all videos; each video must be readable."""
         per_pass = self.arguments.views_per_pass
         results = cache_features(model, rows, processor, folder, views_per_pass=per_pass, num_workers=0)
         if results.problems:
@@ -123,7 +123,7 @@ class SceneProbes:
         return {split: top_k_accuracy(part.numpy(), self.labels(split, column), 1) for split, part in logits.items()}
 
     def knn(self, features: Mapping[str, ViewResults], column: str) -> dict[str, float]:
-        """Accuracies of the nearest training clips' votes, by split."""
+        """Accuracies of the votes of the nearest training clips, by split."""
         known, count = self.labels("train", column), len(class_names(column))
         votes = {
             split: nearest_neighbours(features["train"], known, features[split], count, self.probe)
@@ -145,13 +145,13 @@ class SceneProbes:
         return accuracies
 
     def similarity(self, features: Mapping[str, ViewResults], config: MVDConfig) -> dict[str, list]:
-        """Cosine similarity (t, t) of the time slots of the test's clips, by average (`visualization.similarity`)."""
+        """Mean cosine similarity (t, t) between time slots of the test clips, see [`slot_similarity`]."""
         tokens = torch.from_numpy(features["test"].stack("tokens"))[:, 0].float()
         found = {average: slot_similarity(tokens, config.grid, average) for average in ("place", "slot")}
         return {average: matrices.mean(dim=0).tolist() for average, matrices in found.items()}
 
     def run(self):
-        """Fit and test all probes, and drop the features.
+        """Fit and test all probes, then delete the features.
 
         Writes `probes.json` (method, split, column: accuracy) and `similarity.json` (average: matrix).
         """

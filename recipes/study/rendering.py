@@ -1,4 +1,4 @@
-"""The study's report, rendered from its results and from nothing else: text, tables, pictures."""
+"""The study's report, rendered from its results alone: text, tables and figures."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from mvd_hf.visualization.similarity import FeatureSimilarity, draw_similarity
 
-from .results import METHODS, Comparison, chance_bound, compare, compare_labels
+from .results import ENOUGH_SEEDS, METHODS, Comparison, chance_bound, compare, compare_labels
 from .scenes import PARTS, TASKS, SceneSettings, class_names, scenes
 from .stages import ARMS
 
@@ -19,12 +19,16 @@ METHOD_TITLES = {
     "linear": "linear probe",
     "knn": "k-NN",
 }
-# colours of the arms, told apart by those who do not see red and green alike (Okabe and Ito)
+# colours of the arms, distinguishable for readers with colour blindness (Okabe and Ito)
 COLORS = dict(zip(ARMS, ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
-PICTURES = ("scenes", "accuracies", "similarity", "losses", "compute")
-# what the cosines of features of two time slots are averaged over
-AVERAGES = {"place": "cosine at the same place, mean over places", "slot": "cosine of the means over all places"}
-PAPER_TABLE = """| student | image teacher | video teacher | Kinetics-400: looks | Something-Something v2: motion |
+FIGURES = ("scenes", "accuracies", "similarity", "losses", "compute")
+# how the similarity of two time slots is averaged
+AVERAGES = {
+    "place": "cosine at the same position, mean over positions",
+    "slot": "cosine of the means over all positions",
+}
+PAPER_TABLE = """\
+| student | image teacher | video teacher | Kinetics-400: appearance | Something-Something v2: motion |
 |---|---|---|---|---|
 | ViT-S | x | | 80.4 | 69.4 |
 | ViT-S | | x | 80.1 | 70.0 |
@@ -35,7 +39,7 @@ PAPER_TABLE = """| student | image teacher | video teacher | Kinetics-400: looks
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its header first."""
+    """A Markdown table; the first row is the header."""
     header, *body = rows
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *body])
 
@@ -47,10 +51,10 @@ def spread(values: Sequence[float]) -> str:
 
 
 def accuracy_table(columns: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str]) -> str:
-    """Accuracies of all arms; the last row is chance.
+    """Accuracies of all arms, and chance in the last row.
 
     Args:
-        columns: column, arm: a list over seeds.
+        columns: by column and arm, a list over seeds.
         names: the columns to show.
     """
     rows = [["", *names]]
@@ -61,13 +65,13 @@ def accuracy_table(columns: Mapping[str, Mapping[str, Sequence[float]]], names: 
 
 
 def comparisons_of(results: Mapping) -> list[Comparison]:
-    """The paper's claims on fine-tuned accuracies."""
+    """The paper's claims, checked on fine-tuned accuracies."""
     split = tested_split(results)
     return compare(results["accuracies"]["finetune"][split], results["study"]["scenes"][split])
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
-    """The paper's claims, seed by seed, with their exact tests."""
+    """A row per claim of the paper: difference of each seed, mean and p."""
     rows = [["claim", "difference, seed by seed (points)", "mean", "p", "paper (ViT-S, ViT-B)", "here"]]
     for comparison in comparisons:
         each = ", ".join(f"{value:+.1f}" for value in comparison.differences)
@@ -77,39 +81,40 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def label_comparisons_of(results: Mapping) -> dict[str, list[Comparison]]:
-    """What the linear probe finds in frozen features of the test's videos, label by label and pair by pair."""
+    """Comparisons of the linear probe on frozen features of the test videos, by label."""
     return compare_labels(results["accuracies"]["linear"]["test"], results["study"]["scenes"]["test"])
 
 
 def label_table(labels: Mapping[str, Sequence[Comparison]]) -> str:
-    """Differences between arms, a row per label: mean, seeds above and below 0, p; none without arms to compare."""
+    """A row per label: mean difference of each pair of arms, seeds above and below 0, p."""
     if not any(labels.values()):
-        return "No two of the arms that are compared were run."
+        return "This run has no pair of arms to compare."
     rows = [["", *(comparison.title for comparison in next(iter(labels.values())))]]
     for label, comparisons in labels.items():
         cells = []
         for item in comparisons:
             above, below = (sum(sign * value > 0 for value in item.differences) for sign in (1, -1))
-            told = f"{item.mean:+.1f} ({above} up, {below} down), p = {item.p:.3f}"
-            cells.append("at chance" if item.at_chance else told)
+            difference = f"{item.mean:+.1f} ({above} up, {below} down), p = {item.p:.3f}"
+            cells.append("at chance" if item.at_chance else difference)
         rows.append([label, *cells])
     return markdown_table(rows)
 
 
 def label_summary(labels: Mapping[str, Sequence[Comparison]]) -> str:
-    """The differences between frozen features on which all seeds agree, in sentences."""
+    """Sentences on the differences between frozen features on which all seeds agree."""
     count = sum(len(comparisons) for comparisons in labels.values())
     if not count:
-        return "No frozen features are compared: no two of the arms that are were run."
+        return "Frozen features are not compared: this run has no pair of arms to compare."
     agreed = [(label, item) for label, comparisons in labels.items() for item in comparisons if item.is_unanimous]
-    told = [f"- {item.title}, on {label}: {item.mean:+.1f} points, p = {item.p:.3f}." for label, item in agreed]
-    verdict = "all seeds agree on these" if agreed else "there is none on which all of five or more seeds agree"
-    lines = [f"Of the {count} comparisons of frozen features (linear probe, label by label) {verdict}:", "", *told]
-    return "\n".join(lines) if agreed else lines[0].removesuffix(":") + "."
+    compared = f"{count} comparisons of frozen features (linear probe, label by label)"
+    if not agreed:
+        return f"In none of the {compared} do all of at least {ENOUGH_SEEDS} seeds agree."
+    items = [f"- {item.title}, on {label}: {item.mean:+.1f} points, p = {item.p:.3f}." for label, item in agreed]
+    return "\n".join([f"Of the {compared}, all seeds agree on these:", "", *items])
 
 
 def method_table(accuracies: Mapping, split: str) -> str:
-    """Accuracies of both tasks by every method."""
+    """Accuracies of both tasks with every method."""
     methods = [method for method in METHODS if split in accuracies[method]]
     rows = [["", *(f"{METHOD_TITLES[method]}, {task}" for method in methods for task in TASKS)]]
     for arm in accuracies["linear"][split]["motion"]:
@@ -119,9 +124,9 @@ def method_table(accuracies: Mapping, split: str) -> str:
 
 
 def cost_table(results: Mapping) -> str:
-    """Arithmetic and time of pre-training, and the accuracy it leads to."""
+    """Compute and time of pre-training, and the accuracy after it."""
     finetuned = results["accuracies"]["finetune"][tested_split(results)]
-    rows = [["", "TFLOPs, its teachers' passes included", "its teachers' training", "seconds", *TASKS]]
+    rows = [["", "TFLOPs, teachers' forward passes included", "TFLOPs of the teachers' training", "seconds", *TASKS]]
     for arm, cost in results["tflops"].items():
         kind = f"pretrain {arm}" if ARMS[arm].pixels else f"distill {arm}"
         teachers = f"{cost['teachers']:.1f}" if cost["teachers"] else ""
@@ -147,70 +152,79 @@ def summary(results: Mapping) -> str:
         for item in comparisons
     ]
     if comparisons and all(item.at_chance for item in comparisons):
-        lines = ["**Nothing about the paper's claims: in this setting no arm has learned either task.**"]
-    if num_seeds < 5:
+        lines = ["**This run says nothing about the paper's claims: no arm has learned either task.**"]
+    if num_seeds < ENOUGH_SEEDS:
         lines.append(
             f"With {num_seeds} seed{'s' * (num_seeds > 1)} no comparison can have a p below {2 ** (1 - num_seeds):g}: "
-            "such a run shows that the whole chain works, it establishes nothing."
+            "such a run shows that all stages work; it cannot support or refute a claim."
         )
     return "\n".join(lines)
 
 
 def above_chance(results: Mapping, method: str, split: str) -> str:
-    """Which arms learned a task at all: those whose mean is more than two standard errors above chance."""
+    """Which arms learned a task: their mean is more than two standard errors above chance."""
     sentences = []
     for task in TASKS:
         chance = 1 / len(class_names(task))
         bound = chance_bound(task, results["study"]["scenes"][split] * len(results["seeds"]))
         arms = results["accuracies"][method][split][task]
         below = [ARMS[arm].title for arm, values in arms.items() if statistics.fmean(values) <= bound]
-        share = f"{100 * chance:.1f} %"
         if not below:
-            sentences.append(f"On {task} every arm is above chance ({share}) by more than two standard errors.")
+            subject = "every arm is"
+        elif len(below) == len(arms):
+            subject = "no arm is"
         else:
-            named = "reached by no arm" if len(below) == len(arms) else f"not reached by: {'; '.join(below)}"
-            sentences.append(f"On {task} more than chance ({share} and two standard errors) was {named}.")
+            subject = f"all arms but these ({'; '.join(below)}) are"
+        above = f"more than two standard errors above chance ({100 * chance:.1f} %)"
+        sentences.append(f"On {task}, {subject} {above}.")
     return " ".join(sentences)
 
 
 def introduction(results: Mapping) -> str:
-    """The question, and the commands that answer it again."""
+    """The question, and the commands that repeat the study."""
     return f"""# What each teacher teaches
 
-The paper's claim: students of image teachers are better where looks decide, students of video teachers where motion
-decides, and co-teaching gives both. Does this code bring that out, at a scale that anyone can run again? This page is
-rendered from [results.json](results.json) by `report.py`; nothing in it is written by hand.
+The MVD paper claims that students of image teachers are better at tasks that depend on appearance, that students of
+video teachers are better at tasks that depend on motion, and that students of both are better at both. This study
+tests that with `mvd_hf` at a scale that anyone can repeat. `report.py` renders this page from
+[results.json](results.json); do not edit it by hand.
 
 ```bash
 python recipes/study/run.py recipes/study/{results["setting"]}.yaml
 python recipes/study/report.py recipes/study/results.json
 ```
 
-The first command draws the videos, trains everything and writes a report like this one into its output folder; started
-again, it goes on where it was. The second renders this page. Settings, by what they take:
-[small.yaml](small.yaml) nine minutes and [hour.yaml](hour.yaml) two hours of two CPU cores; [night.yaml](night.yaml),
-for a night of these, and [gpu.yaml](gpu.yaml), for half an hour of a GPU, have not been run."""
+The first command makes the videos, trains all models and writes a report like this one to its output folder. Run it
+again to continue a run that stopped. The second command renders this page. There are four settings:
+
+| setting | cost |
+| --- | --- |
+| [small.yaml](small.yaml) | nine minutes on two CPU cores |
+| [hour.yaml](hour.yaml) | two hours on two CPU cores |
+| [night.yaml](night.yaml) | planned for a night on two CPU cores; not run yet |
+| [gpu.yaml](gpu.yaml) | planned for half an hour on a GPU; not run yet |"""
 
 
-OUTLOOK = f"""## To see an effect where none shows
+OUTLOOK = f"""## What could make an effect visible
 
-A teacher can only pass on what it has learned. What would have to change, in this order:
+A teacher can only pass on what it has learned. In order of importance:
 
-1. Longer training of teachers, students and classifiers: accuracies at chance compare nothing. The loss of a video
-   autoencoder stays where it is for hundreds of steps and then falls; sooner with plainer surroundings, crops of one
-   scale and a wider decoder. Classifiers stay at chance for hundreds of steps, too; fewer if the encoder's fresh
-   weights are spread wider (`encoder_init_std`) and the head does not begin near zero (`head_init_scale`).
-2. More seeds: with five the least possible p is {2 ** (1 - 5):g}, six are needed for one below 0.05.
-3. More test videos: the standard error above falls with the root of their number.
-4. An image teacher that knows more than the videos show, as the paper's, which was trained on ImageNet. Here both
-   teachers learn from the same videos, which takes away much of what an image teacher has to give."""
+1. Train teachers, students and classifiers for longer: accuracies at chance cannot be compared. The loss of a video
+   autoencoder is flat for hundreds of steps before it falls. It falls sooner with plainer backgrounds, crops of one
+   scale and a wider decoder. Classifiers stay at chance for hundreds of steps, too; for fewer steps if the encoder's
+   initial weights have a larger standard deviation (`encoder_init_std`) and if the head does not start near zero
+   (`head_init_scale`).
+2. Run more seeds: with five seeds p cannot be below {2 ** (1 - 5):g}; a p below 0.05 needs six.
+3. Use more test videos: the standard error falls with the square root of their number.
+4. Use an image teacher that knows more than these videos show. The paper's image teacher was trained on ImageNet. Here
+   both teachers learn from the same videos, so the image teacher has little to add."""
 
 
 def setting(results: Mapping) -> str:
-    """What was run: setting, seeds, videos, models, epochs, protocol."""
+    """What was run: setting, seeds, videos, models, epochs, evaluation."""
     study, seeds, unfinished = results["study"], len(results["seeds"]), results["unfinished_seeds"]
     scenes_of, encoder, split = study["scenes"], study["encoder"], tested_split(results)
-    left = f" Seeds that have not ended and are not counted: {', '.join(map(str, unfinished))}." if unfinished else ""
+    left = f" Unfinished seeds, not counted: {', '.join(map(str, unfinished))}." if unfinished else ""
     missing = [ARMS[arm].title for arm in ARMS if arm not in study["arms"]]
     without = f" Not in this run: {', '.join(missing)}." if missing else ""
     lengths = {
@@ -222,8 +236,8 @@ def setting(results: Mapping) -> str:
     epochs = ", ".join(f"{title} {keys['num_train_epochs']:g}" for title, keys in lengths.items())
     masked = "".join(
         f"\n- {ARMS[arm].title}: epochs {study['student']['num_train_epochs'] / ARMS[arm].masks:g}, batches of "
-        f"{study['student']['per_device_train_batch_size'] // ARMS[arm].masks} clips: as many updates\n  "
-        f"of as many masked clips as the others, from {ARMS[arm].masks} times fewer clips."
+        f"{study['student']['per_device_train_batch_size'] // ARMS[arm].masks} clips: the same number of\n  "
+        f"updates and of masked clips as the other students, from 1/{ARMS[arm].masks} of the clips."
         for arm in study["arms"]
         if ARMS[arm].masks > 1
     )
@@ -231,34 +245,36 @@ def setting(results: Mapping) -> str:
     tasks = " and ".join(
         f"`{task}` ({len(class_names(task))} classes: {' x '.join(parts)})" for task, parts in TASKS.items()
     )
-    remarks = "".join(f"- {remark}\n" for remark in results["remarks"])  # of those who ran it, kept with the numbers
+    remarks = "".join(
+        f"- {remark}\n" for remark in results["remarks"]
+    )  # written by whoever ran it, and kept with the numbers
     return f"""## This run
 
 The setting `{results["setting"]}` with {seeds} seed{"s" * (seeds > 1)} on {results["device"]}, torch
 {results["versions"]["torch"]}, transformers {results["versions"]["transformers"]}.{left}{without}
 No other setting has results here.
 
-- Videos: {scenes_of["train"]} to train on, {scenes_of["validation"]} for validation, {scenes_of["test"]} in the test;
-  {scenes_of["frames"]} frames of {size} pixels. The test has unseen textures and ways.
+- Videos: {scenes_of["train"]} to train on, {scenes_of["validation"]} for validation, {scenes_of["test"]} for the test;
+  {scenes_of["frames"]} frames of {size} pixels. The test shows other variants of textures and trajectories.
 - Tasks: {tasks} of the
-  largest object, independent of each other; a single frame says nothing about motion (`recipes.study.scenes`).
+  largest object. Both are independent, and a single frame says nothing about motion (`recipes.study.scenes`).
 - Encoders: width {encoder["hidden_size"]}, {encoder["num_hidden_layers"]} layers, clips of {encoder["num_frames"]}
   frames of {side}x{side} pixels.
-- Epochs: {epochs}. Each seed trains teachers of its own; all
-  seeds share the videos.{masked}
-- Protocol: last weights, one view per video, no setting chosen on the test, every finished seed of
+- Epochs: {epochs}. Each seed trains its own teachers; all seeds
+  share the videos.{masked}
+- Evaluation: the last weights, one view per video. No setting was chosen on the test videos. Every finished seed of
   the setting is counted.
-- One accuracy of one seed rests on {scenes_of[split]} videos: its standard error is up to
+- An accuracy of one seed is measured on {scenes_of[split]} videos: its standard error is at most
   {100 * (0.25 / scenes_of[split]) ** 0.5:.1f} points.
-- Its {results["stages"]["count"]} stages took {results["stages"]["seconds"] / 60:.0f} minutes of wall-clock time
-  together, {study["processes"]} at a time, on a machine that may have had other work; of a stage that was cut off its
-  last part counts.
+- The {results["stages"]["count"]} stages took {results["stages"]["seconds"] / 60:.0f} minutes in sum,
+  {study["processes"]} at a time, on a machine that also did other work. Of a resumed stage, only the last run
+  counts.
 {remarks}
-![Scenes: each row a video, every third frame; below it the same scene played backwards](pictures/scenes.png)"""
+![Scenes: each row is a video, every third frame; the row below plays the same scene backwards](figures/scenes.png)"""
 
 
 def findings(results: Mapping) -> str:
-    """Fine-tuned accuracies, and what they say about the paper's claims."""
+    """Fine-tuned accuracies, and the paper's claims."""
     finetuned = results["accuracies"]["finetune"][tested_split(results)]
     comparisons = comparisons_of(results)
     return f"""## What was found
@@ -269,28 +285,29 @@ def findings(results: Mapping) -> str:
 
 {label_summary(label_comparisons_of(results))}
 
-Fine-tuned, differences paired by seed; p is that of the exact two-sided sign-flip test, each comparison taken
-alone: it is not corrected for their being {len(comparisons)}.
+Differences after fine-tuning, paired by seed. p is that of the exact two-sided sign-flip test of each comparison, not
+corrected for the number of comparisons ({len(comparisons)}):
 
 {comparison_table(comparisons)}
 
 ## Fine-tuned
 
-Top-1 in percent on the test, mean ± sample standard deviation over seeds:
+Top-1 accuracy on the test videos in percent, mean ± sample standard deviation over seeds:
 
 {accuracy_table(finetuned, list(TASKS))}
 
-Parts of the same predictions (probabilities summed over the other parts):
+The same predictions, part by part (probabilities are summed over the other parts):
 
 {accuracy_table(finetuned, [name for name in finetuned if name in PARTS])}
 
-![Accuracies, a dot per seed](pictures/accuracies.png)
+![Accuracies, a dot per seed](figures/accuracies.png)
 
 The paper's Table 1 (ViT-B teachers, 400 epochs, top-1; not reproduced here):
 
 {PAPER_TABLE}
 
-Its differences between teachers are 0.2 to 1.3 points; a run of this size can only see effects many times as large."""
+The paper's differences between teachers are 0.2 to 1.3 points. A run of this size can only show effects many times as
+large."""
 
 
 def frozen(results: Mapping) -> str:
@@ -301,33 +318,33 @@ def frozen(results: Mapping) -> str:
     learned = "\n".join(f"- {METHOD_TITLES[name]}: {above_chance(results, name, 'test')}" for name in probed)
     return f"""## Frozen
 
-Probes learn from the features of {known} training videos.
+Probes are fitted on the features of {known} training videos. Top-1 accuracy on the test videos:
 
 {method_table(results["accuracies"], "test")}
 
 {learned}
 
-The linear probe, label by label, on the test:
+The linear probe on the test videos, label by label:
 
 {accuracy_table(linear["test"], list(PARTS))}
 
-Paired by seed: mean difference in points, seeds above and below 0, and p of the sign-flip test, each comparison taken
-alone. All labels and pairs are shown.
+Paired by seed: mean difference in points, number of seeds above and below 0, and p of the sign-flip test of each
+comparison. All labels and pairs are shown.
 
 {label_table(labels)}
 
-The linear probe on validation, whose textures and ways were seen in training:
+The linear probe on the validation videos, whose variants of textures and trajectories training shows:
 
 {accuracy_table(linear["validation"], [*PARTS, *TASKS])}"""
 
 
 def similarities_of(results: Mapping, average: str) -> FeatureSimilarity:
-    """Similarities between frames: per arm a matrix of each seed."""
+    """Similarity between time slots: for each arm a matrix per seed."""
     return FeatureSimilarity({arm: np.array(seeds) for arm, seeds in results["similarities"][average].items()})
 
 
 def similarity_table(results: Mapping) -> str:
-    """Mean similarities of different time slots, over seeds."""
+    """Mean similarity of different time slots, over seeds."""
     rows = [["", *AVERAGES.values()]]
     found = {average: similarities_of(results, average) for average in AVERAGES}
     for arm in results["study"]["arms"]:
@@ -340,38 +357,38 @@ def similarity_table(results: Mapping) -> str:
 
 
 def similarity_verdict(results: Mapping) -> str:
-    """Whether the features of the image teacher's student are the more alike, seed by seed."""
+    """Whether features of the image teacher's student are more similar between time slots, seed by seed."""
     if not {"image", "video"} <= set(results["study"]["arms"]):
         return ""
     sentences = [
-        "The paper says that features of an image teacher's student are more alike from frame to frame than those of "
-        "a video teacher's student."
+        "The paper reports that features of different frames are more similar for students of image teachers than for "
+        "students of video teachers."
     ]
     for average, title in AVERAGES.items():
         found = similarities_of(results, average)
         differences = tuple(found.off_diagonal("image") - found.off_diagonal("video"))
         each = ", ".join(f"{value:+.3f}" for value in differences)
         comparison = Comparison("", differences)
-        sentences.append(f"Image less video, {title}: {each}; p = {comparison.p:.3f}, {comparison.verdict}.")
+        sentences.append(f"Image minus video, {title}: {each}; p = {comparison.p:.3f}, {comparison.verdict}.")
     return " ".join(sentences)
 
 
 def similarity(results: Mapping) -> str:
-    """How alike features are from frame to frame."""
+    """Similarity of features between time slots."""
     return f"""## Similarity of features between frames
 
-Of the last layer's features in different time slots (tubelets) of a clip, mean over slots and the test's clips; mean ±
-sample standard deviation over seeds:
+Similarity of the last layer's features in different time slots (tubelets) of a clip, averaged over slots and test
+clips; mean ± sample standard deviation over seeds:
 
 {similarity_table(results)}
 
 {similarity_verdict(results)}
 
-![Similarity of features between time slots, at the same place](pictures/similarity.png)"""
+![Similarity of features between time slots, at the same position](figures/similarity.png)"""
 
 
 def losses_and_costs(results: Mapping) -> str:
-    """Loss curves, and accuracy against arithmetic."""
+    """Loss curves, and accuracy against compute."""
     last = {
         name.replace("_", " "): parts["loss"][-1][1]
         for name, parts in results["losses"].items()
@@ -380,18 +397,18 @@ def losses_and_costs(results: Mapping) -> str:
     ends = ", ".join(f"{name} {loss:.3f}" for name, loss in last.items())
     return f"""## Losses of each teacher
 
-![Training losses, means over seeds](pictures/losses.png)
+![Training losses, means over seeds](figures/losses.png)
 
-The autoencoders' losses ended at: {ends}. They predict pixels that are normalised patch by patch: an autoencoder
-that has learned nothing has a loss of 1, and a student of such a teacher learns what a random network has to say.
+Final losses of the autoencoders: {ends}. They predict pixels that are normalised patch by patch, so the loss of an
+untrained autoencoder is 1. A student of such a teacher would learn the features of a random network.
 
 ## Accuracy against compute
 
 {cost_table(results)}
 
-![Accuracy against the arithmetic of pre-training; open dots with that of the teachers](pictures/compute.png)
+![Accuracy against the compute of pre-training; open dots include the training of the teachers](figures/compute.png)
 
-Counted as in `mvd_hf.training.costs`. The arms take as many updates as each other, not as much arithmetic."""
+`mvd_hf.training.costs` counts the FLOPs. All arms take the same number of updates, but not the same compute."""
 
 
 def render(results: Mapping) -> str:
@@ -413,7 +430,7 @@ def draw_scenes(settings: SceneSettings, num_pairs: int = 3) -> Figure:
 
 
 def draw_accuracies(results: Mapping) -> Figure:
-    """Fine-tuned and attentively probed accuracies of all arms, a dot per seed, chance as a line."""
+    """Accuracies after fine-tuning and of the attentive probe: a dot per seed, chance as a line."""
     figure = Figure((9, 5.6), layout="constrained")
     grid = figure.subplots(2, len(TASKS))
     for line, method in zip(grid, METHODS[:2], strict=True):
@@ -432,7 +449,7 @@ def draw_accuracies(results: Mapping) -> Figure:
 
 
 def draw_losses(results: Mapping) -> Figure:
-    """Training losses: of the autoencoders, and of the students against each teacher."""
+    """Training losses of the autoencoders, and of the students for each teacher."""
     figure = Figure((9, 3.2), layout="constrained")
     panels = dict(zip(("loss", "loss_image", "loss_video"), figure.subplots(1, 3), strict=True))
     styles = {"image_teacher": ("#56B4E9", "--"), "video_teacher": ("#F0A080", "--")}
@@ -453,9 +470,9 @@ def draw_losses(results: Mapping) -> Figure:
 
 
 def draw_compute(results: Mapping) -> Figure:
-    """Fine-tuned and attentively probed accuracy against the arithmetic of pre-training.
+    """Accuracy after fine-tuning and of the attentive probe against the compute of pre-training.
 
-    A filled dot is an arm without its teachers' training, the line to the open dot adds that.
+    A filled dot is an arm without the training of its teachers, the open dot includes it.
     """
     figure = Figure((9, 5.6), layout="constrained")
     split = tested_split(results)
@@ -476,19 +493,19 @@ def draw_compute(results: Mapping) -> Figure:
 
 
 def write_report(results: Mapping, folder: str | Path):
-    """Write `README.md` and its pictures into a folder."""
+    """Write `README.md` and its figures to a folder."""
     folder = Path(folder)
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     figures = {
         "scenes": draw_scenes(SceneSettings(**results["study"]["scenes"])),
         "accuracies": draw_accuracies(results),
         "similarity": draw_similarity(
             similarities_of(results, "place"),
-            f"Similarity of features between time slots, at the same place, mean of {len(results['seeds'])} seeds",
+            f"Similarity of features between time slots, at the same position, mean of {len(results['seeds'])} seeds",
         ),
         "losses": draw_losses(results),
         "compute": draw_compute(results),
     }
-    for name in PICTURES:
-        figures[name].savefig(folder / "pictures" / f"{name}.png", dpi=90)
+    for name in FIGURES:
+        figures[name].savefig(folder / "figures" / f"{name}.png", dpi=90)
     (folder / "README.md").write_text(render(results), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Render the study's report from its results: README.md and pictures.
+"""Render the study's report from its results: README.md and figures.
 
     python recipes/study/report.py outputs/study/small/results.json [--more other.json ...] [--output recipes/study]
 
-Seeds of one setting that were run apart are counted together. The results are written beside the report.
+`--more` adds results of other seeds of the same setting. The combined results are written beside the report.
 """
 
 import json
@@ -21,11 +21,11 @@ from recipes.study.results import merge_results, write_results
 
 @dataclass
 class ReportArguments:
-    """The results and the report.
+    """Where the results are and where the report goes.
 
     Args:
         results: the `results.json` of a study.
-        more: those of other seeds of the same setting.
+        more: further `results.json` files, of other seeds of the same setting.
         output: folder of the report.
     """
 
@@ -36,7 +36,7 @@ class ReportArguments:
     def __post_init__(self):
         for path in (self.results, *self.more):
             if not Path(path).is_file():
-                raise ValueError(f"There are no results {path!r}: give the results.json of a study.")
+                raise ValueError(f"There are no results {path!r}: give the path of a study's results.json.")
 
 
 def main(arguments: list[str]):

@@ -1,4 +1,4 @@
-"""What the study found: accuracies of every arm and seed, losses, costs, and comparisons paired by seed."""
+"""The results of the study: accuracies of every arm and seed, losses, costs, and comparisons paired by seed."""
 
 import itertools
 import json
@@ -21,9 +21,9 @@ from .scenes import PARTS, TASKS, class_names
 from .stages import ARMS, Plan, Stage, read_record
 
 METHODS = ("finetune", "attentive", "linear", "knn")
-# points of a loss curve
+# most points of a loss curve
 MAX_POINTS = 40
-# seeds below which no agreement of all of them is called a finding
+# fewer seeds are not called a finding, even if all agree
 ENOUGH_SEEDS = 5
 
 
@@ -39,7 +39,7 @@ def part_predictions(probabilities: np.ndarray, task: str) -> dict[str, np.ndarr
 
 
 def part_labels(labels: np.ndarray, task: str) -> dict[str, np.ndarray]:
-    """Labels (N,) of each part of a task, from those of its classes."""
+    """Labels (N,) of each part of a task, from the labels (N,) of its classes."""
     parts = TASKS[task]
     return dict(zip(parts, np.unravel_index(labels, [len(PARTS[part]) for part in parts]), strict=True))
 
@@ -56,7 +56,7 @@ def finetuned_accuracies(folder: Path, task: str) -> dict[str, float]:
 
 @dataclass
 class Collection:
-    """The stages of a study that have ended, by seed.
+    """The finished seeds of a study, with their stages and records.
 
     Args:
         plan: the study.
@@ -74,14 +74,14 @@ class Collection:
                 self.stages[seed] = {stage.name.partition("/")[2]: stage for stage in stages}
                 self.records |= records
         if not self.stages:
-            raise ValueError(f"No seed of {str(self.plan.folder)!r} has ended: run the study to its end.")
+            raise ValueError(f"No seed of {str(self.plan.folder)!r} has finished: run the study again to continue it.")
 
     def folder(self, seed: int, name: str) -> Path:
         """The folder of a stage."""
         return self.plan.folder / f"seed{seed}" / name
 
     def accuracies(self) -> dict:
-        """Accuracies by method, split, column, arm: a list over seeds."""
+        """Accuracies by method, split, column and arm: a list over seeds."""
         found: dict = {}
         split = self.plan.study.finetune.get("eval_split", "test")
         for seed, arm in itertools.product(self.stages, self.plan.study.arms):
@@ -97,7 +97,7 @@ class Collection:
         return found
 
     def similarities(self) -> dict:
-        """Similarities of features between frames by average, arm: a list over seeds of matrices (t, t)."""
+        """Similarity of features between time slots by average and arm: a list over seeds of matrices (t, t)."""
         found: dict = {}
         for seed, arm in itertools.product(self.stages, self.plan.study.arms):
             matrices = json.loads((self.folder(seed, f"{arm}/probe") / SIMILARITY).read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ class Collection:
         return found
 
     def curves(self) -> dict:
-        """Losses of each training by name: [step, mean over seeds], at most `MAX_POINTS` of them."""
+        """Loss curves of each training run by name: at most `MAX_POINTS` pairs of step and mean over seeds."""
         found = {}
         for name in (name for name in next(iter(self.stages.values())) if name.endswith(("_teacher", "/encoder"))):
             histories = [self.records[f"seed{seed}/{name}"]["history"] for seed in self.stages]
@@ -124,12 +124,12 @@ class Collection:
         return found
 
     def clips(self, keys: Mapping) -> int:
-        """Clips of a training with these keys."""
+        """Number of clips that a training run with these keys reads."""
         videos, batch = self.plan.study.scenes["train"], keys["per_device_train_batch_size"]
         return int(videos // batch * batch * keys["num_train_epochs"])
 
     def costs(self) -> dict:
-        """TFLOPs of each arm's pre-training: `own`, its teachers' passes included, and `teachers`, their training."""
+        """TFLOPs of pre-training by arm: `own`, with the teachers' forward passes; `teachers`, of their training."""
         study, seed = self.plan.study, next(iter(self.stages))
         trained = {}
         for name in {teacher for arm in study.arms for teacher in ARMS[arm].teachers}:
@@ -150,11 +150,11 @@ class Collection:
         return costs
 
     def parts(self, arm: str, config: MVDConfig, teachers: Mapping[str, str]):
-        """Arithmetic of a student's training, per clip."""
+        """FLOPs of a student's training, per clip."""
         return distillation_parts(config, teachers, ARMS[arm].masks)
 
     def totals(self) -> dict[str, float]:
-        """How many stages there are, and how many seconds they took together."""
+        """Number of stages and the sum of their seconds."""
         seconds = [record["seconds"] for record in self.records.values()]
         return {"count": len(seconds), "seconds": round(sum(seconds))}
 
@@ -168,14 +168,14 @@ class Collection:
 
 
 def collect(plan: Plan, setting: str) -> dict:
-    """The results of all seeds that have ended, as they are kept in `results.json`.
+    """The results of all finished seeds: the content of `results.json`.
 
     Args:
         plan: the study.
-        setting: what its sizes are called.
+        setting: name of its setting.
 
     Raises:
-        ValueError: if no seed has ended.
+        ValueError: if no seed has finished.
     """
     collection = Collection(plan)
     study = asdict(plan.study)
@@ -198,20 +198,20 @@ def collect(plan: Plan, setting: str) -> dict:
 
 
 def joined(one, other, join: Callable):
-    """Two nested mappings of the same keys as one, whose values are joined where they end."""
+    """Merge two nested mappings with the same keys by joining their leaves."""
     if isinstance(one, Mapping):
         return {key: joined(one[key], other[key], join) for key in one}
     return join(one, other)
 
 
 def merge_results(first: Mapping, second: Mapping) -> dict:
-    """The results of one setting whose seeds were run apart, on other days or machines.
+    """Merge results of different seeds of one setting, for example from two machines.
 
     Args:
-        first, second: contents of a `results.json` each.
+        first, second: the content of a `results.json` each.
 
     Raises:
-        ValueError: if they are of different sizes, or have a seed in common.
+        ValueError: if the settings differ, or if both have a seed.
     """
     one, other = (
         {key: value for key, value in part["study"].items() if key != "processes"} for part in (first, second)
@@ -219,7 +219,7 @@ def merge_results(first: Mapping, second: Mapping) -> dict:
     differing = sorted(key for key in one | other if one.get(key) != other.get(key))
     if differing or first["setting"] != second["setting"]:
         what = ", ".join(differing) or f"{first['setting']} and {second['setting']}"
-        raise ValueError(f"The results are of two settings ({what}): only seeds of one can be counted together.")
+        raise ValueError(f"The results are of two settings ({what}): only seeds of one setting can be merged.")
     twice = sorted(set(first["seeds"]) & set(second["seeds"]))
     if twice:
         raise ValueError(f"Both results have the seeds {twice}: leave out one of them.")
@@ -252,7 +252,7 @@ def merge_results(first: Mapping, second: Mapping) -> dict:
 
 
 def write_results(results: Mapping, path: Path):
-    """Write results as JSON, all or nothing."""
+    """Write results as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".new")
     unfinished.write_text(json.dumps(results) + "\n", encoding="utf-8")
@@ -260,7 +260,7 @@ def write_results(results: Mapping, path: Path):
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the exact sign-flip test: the part of all sign patterns whose mean is at least as far from 0."""
+    """Two-sided p of the exact sign-flip test: the share of sign patterns with a mean at least as far from 0."""
     values = np.array(differences, dtype=float)
     signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
     means = abs(signs @ values)
@@ -273,9 +273,9 @@ class Comparison:
 
     Args:
         title: what is compared.
-        differences: one per seed, in points of percent; positive is what the paper claims.
-        paper: the paper's differences, where its tables have such a pair.
-        at_chance: whether neither arm has learned the task.
+        differences: one per seed, in percentage points; positive agrees with the paper's claim.
+        paper: the differences in the paper's tables, if they have such a pair.
+        at_chance: whether both arms are at chance.
     """
 
     title: str
@@ -290,56 +290,55 @@ class Comparison:
 
     @property
     def p(self) -> float:
-        """p of the exact sign-flip test, two-sided."""
+        """p of [`sign_flip_p`]."""
         return sign_flip_p(self.differences)
 
     @property
     def is_unanimous(self) -> bool:
-        """Whether all seeds, and enough of them, differ in the same direction."""
+        """Whether all of at least `ENOUGH_SEEDS` seeds differ in the same direction."""
         one_way = all(value > 0 for value in self.differences) or all(value < 0 for value in self.differences)
         return one_way and len(self.differences) >= ENOUGH_SEEDS and not self.at_chance
 
     @property
     def verdict(self) -> str:
-        """What may be said of the claim."""
+        """Whether the claim was found."""
         if self.at_chance:
-            return "nothing to compare, both are at chance"
+            return "not comparable, both are at chance"
         agreeing, count = sum(value > 0 for value in self.differences), len(self.differences)
         if self.mean > 0 and agreeing == count:
-            return (
-                "found in every seed" if count >= ENOUGH_SEEDS else f"seen in {count} of {count} seeds, which are few"
-            )
+            few = f"seen in {count} of {count} seeds, too few to conclude"
+            return "found in every seed" if count >= ENOUGH_SEEDS else few
         if self.mean < 0 and not any(value >= 0 for value in self.differences):
             return f"the opposite in {count} of {count} seeds"
         return f"not found: {agreeing} of {count} seeds agree"
 
 
-# (title, arm, other arm, task, the paper's differences): the first arm is claimed to be better
+# (title, arm, other arm, task, the paper's differences): the claim is that the first arm is better
 CLAIMS = (
-    ("image teacher's student above video teacher's, on looks", "image", "video", "appearance", "+0.3, +0.2"),
+    ("image teacher's student above video teacher's, on appearance", "image", "video", "appearance", "+0.3, +0.2"),
     ("video teacher's student above image teacher's, on motion", "video", "image", "motion", "+0.6, +0.4"),
-    ("co-taught above the image teacher's student, on looks", "both", "image", "appearance", "+0.2, +0.4"),
+    ("co-taught above the image teacher's student, on appearance", "both", "image", "appearance", "+0.2, +0.4"),
     ("co-taught above the video teacher's student, on motion", "both", "video", "motion", "+0.7, +0.7"),
-    ("co-taught above the video MAE, on looks", "both", "videomae", "appearance", "+1.6, +1.2"),
+    ("co-taught above the video MAE, on appearance", "both", "videomae", "appearance", "+1.6, +1.2"),
     ("co-taught above the video MAE, on motion", "both", "videomae", "motion", "+4.3, +2.8"),
-    ("co-taught above from scratch, on looks", "both", "scratch", "appearance", ""),
+    ("co-taught above from scratch, on appearance", "both", "scratch", "appearance", ""),
     ("co-taught above from scratch, on motion", "both", "scratch", "motion", ""),
-    ("two masks above one, on looks", "both_two_masks", "both", "appearance", ""),
+    ("two masks above one, on appearance", "both_two_masks", "both", "appearance", ""),
     ("two masks above one, on motion", "both_two_masks", "both", "motion", ""),
 )
 
-# (title, arm, other arm): what frozen features hold of each label, one arm's less another's
+# (title, arm, other arm): pairs whose frozen features are compared, label by label
 LABEL_PAIRS = (
-    ("image teacher's student less video teacher's", "image", "video"),
-    ("co-taught less image teacher's student", "both", "image"),
-    ("co-taught less video teacher's student", "both", "video"),
-    ("co-taught less video MAE", "both", "videomae"),
-    ("co-taught less from scratch", "both", "scratch"),
+    ("image teacher's student minus video teacher's", "image", "video"),
+    ("co-taught minus image teacher's student", "both", "image"),
+    ("co-taught minus video teacher's student", "both", "video"),
+    ("co-taught minus video MAE", "both", "videomae"),
+    ("co-taught minus from scratch", "both", "scratch"),
 )
 
 
 def chance_bound(task: str, num_predictions: int) -> float:
-    """Accuracy that guessing reaches or falls short of 98 times in 100: chance and two standard errors."""
+    """Chance plus two standard errors: guessing stays at or below this accuracy 98 times in 100."""
     chance = 1 / len(class_names(task))
     return chance + 2 * (chance * (1 - chance) / num_predictions) ** 0.5
 
@@ -347,7 +346,7 @@ def chance_bound(task: str, num_predictions: int) -> float:
 def compare_arms(
     title: str, one: Sequence[float], other: Sequence[float], bound: float, paper: str = ""
 ) -> Comparison:
-    """Accuracies over seeds of one arm against those of another; `bound` is what guessing reaches."""
+    """Compare the accuracies of two arms, seed by seed; `bound` is that of [`chance_bound`]."""
     at_chance = max(statistics.fmean(one), statistics.fmean(other)) <= bound
     differences = tuple(round(100 * (first - second), 3) for first, second in zip(one, other, strict=True))
     return Comparison(title, differences, paper, at_chance)
@@ -356,7 +355,7 @@ def compare_arms(
 def compare_labels(
     accuracies: Mapping[str, Mapping[str, Sequence[float]]], num_videos: int
 ) -> dict[str, list[Comparison]]:
-    """Every label by name, with those pairs of `LABEL_PAIRS` that were run, seed by seed.
+    """Compare the pairs of `LABEL_PAIRS` that were run, for every label and seed by seed.
 
     Args:
         accuracies: as in [`compare`].
@@ -373,7 +372,7 @@ def compare_labels(
 
 
 def compare(accuracies: Mapping[str, Mapping[str, Sequence[float]]], num_videos: int) -> list[Comparison]:
-    """The paper's claims, seed by seed.
+    """Check the paper's claims, seed by seed.
 
     Args:
         accuracies: of one method and split: column, arm: a list over seeds.
@@ -390,5 +389,5 @@ def compare(accuracies: Mapping[str, Mapping[str, Sequence[float]]], num_videos:
     if len(singles) == 2:
         sums = tuple(round(sum(values), 3) for values in zip(*(item.differences for item in singles), strict=True))
         at_chance = all(item.at_chance for item in singles)
-        comparisons.insert(2, Comparison("both of these together", sums, "+0.9, +0.6", at_chance))
+        comparisons.insert(2, Comparison("sum of these two", sums, "+0.9, +0.6", at_chance))
     return comparisons

@@ -1,8 +1,8 @@
-"""What each teacher teaches: the whole study, from drawn videos to tables and pictures, in one command.
+"""Run the study of what each teacher teaches: make the videos, train, test, and write the report.
 
     python recipes/study/run.py recipes/study/small.yaml [--key value ...]
 
-Started again it goes on where it was. Keys: `recipes.study.stages.StudyArguments`.
+Run it again to continue where it stopped. Keys: `recipes.study.stages.StudyArguments`.
 """
 
 import logging

@@ -1,9 +1,9 @@
-"""Scenes of moving objects whose looks and whose motion are independent labels: videos for the study of teachers.
+"""Videos for the study of teachers: moving objects with independent labels of appearance and motion.
 
-A scene is periodic at the borders of the frame, so that where an object is says nothing about where it goes. Scenes
-come in pairs, the second of which is the first played backwards: both have the same frames and another motion.
+A scene is periodic at the borders of the frame, so that the position of an object does not reveal its direction.
+Scenes come in pairs; the second plays the first backwards: the frames are the same, the motion differs.
 
-Letters in shapes: T frames of H x W pixels. Lengths are parts of the frame's short side, angles are in radians.
+Letters in shapes: T frames of H x W pixels. Lengths are fractions of the frame's short side, angles are in radians.
 """
 
 import csv
@@ -20,9 +20,9 @@ from mvd_hf.data.toy import sizes, write_video
 
 SHAPES = ("disc", "square", "triangle", "cross")
 TEXTURES = ("stripes", "checkerboard", "dots", "rings")
-# hues, as parts of the colour circle, of the object's two colours
+# range of hues, as fractions of the colour circle
 PALETTES = {"red": (0.95, 0.05), "yellow": (0.12, 0.2), "green": (0.3, 0.42), "blue": (0.55, 0.68)}
-# (rows, columns) of a step, and what plays it backwards
+# (rows, columns) of a step
 DIRECTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 ROTATIONS = {"clockwise": 1, "anticlockwise": -1}
 SPEEDS = ("faster", "slower")
@@ -38,26 +38,26 @@ PARTS = {
     "order": ORDERS,
 }
 TASKS = {"appearance": ("texture", "shape"), "motion": ("direction", "rotation", "speed")}
-LOOKS, MOVES = ("texture", "shape", "palette"), ("direction", "rotation", "speed", "order")
-# each texture and each direction has so many variants in training and validation, and as many others in the test
+APPEARANCE_PARTS, MOTION_PARTS = ("texture", "shape", "palette"), ("direction", "rotation", "speed", "order")
+# variants of each texture and direction in training and validation; the test has as many others
 NUM_VARIANTS = 12
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass
 class SceneSettings:
-    """How many videos there are, and of which size.
+    """Number and size of the videos, and what their backgrounds show.
 
     Args:
-        train, validation, test: videos of each split, even numbers.
+        train, validation, test: number of videos, even.
         frames: frames of a video.
-        height, width: pixels of a frame, even numbers.
-        clutter: small objects that no label speaks of.
-        waves: most periods that a wave of the background has along a side.
-        drift: how far the background moves at most, along either side.
-        shake: standard deviation of the camera's steps from frame to frame, along either side.
-        crf: what compression loses, see `mvd_hf.data.toy.write_video`.
-        seed: seed of everything.
+        height, width: pixels of a frame, even.
+        clutter: number of small objects without labels.
+        waves: largest number of periods of the background's waves along a side.
+        drift: largest motion of the background along either side.
+        shake: standard deviation of the camera's motion between frames, along either side.
+        crf: constant rate factor of H.264, see `mvd_hf.data.toy.write_video`.
+        seed: seed of all random choices.
     """
 
     train: int = 512
@@ -77,19 +77,19 @@ class SceneSettings:
         for name in (*SPLITS, "height", "width"):
             value = getattr(self, name)
             if value < 2 or value % 2:
-                raise ValueError(f"{name}={value} of the scenes must be an even number above 0.")
+                raise ValueError(f"{name}={value} of the scenes must be a positive even number.")
         for name in ("clutter", "waves", "drift", "shake"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} of the scenes must not be below 0.")
         if not 0 <= self.crf <= 51:
             raise ValueError(f"crf={self.crf} of the scenes must be from 0 to 51.")
         if self.frames < 2:
-            raise ValueError(f"frames={self.frames}: there is no motion in fewer than 2 frames.")
+            raise ValueError(f"frames={self.frames} of the scenes must be at least 2.")
 
 
 @dataclass(frozen=True)
 class TextureVariant:
-    """One look of a texture: period (parts of the object's radius), bright part of a period, phase (2,), angle."""
+    """Parameters of a texture: period (in radii of the object), bright fraction of a period, phase (2,), angle."""
 
     period: float
     duty: float
@@ -99,7 +99,7 @@ class TextureVariant:
 
 @dataclass(frozen=True)
 class TrajectoryVariant:
-    """One way to go in a direction: deviation from it (angle), length of the way, bend to a side, turn (angle)."""
+    """Parameters of a trajectory: deviation from its direction (angle), length, sideways bend, rotation (angle)."""
 
     deviation: float
     length: float
@@ -108,7 +108,7 @@ class TrajectoryVariant:
 
 
 def texture_variant(texture: str, number: int) -> TextureVariant:
-    """A variant of a texture; those from `NUM_VARIANTS` on have periods and duties that no earlier one has."""
+    """A variant of a texture; from `NUM_VARIANTS` on, periods and duties lie outside the range of the earlier ones."""
     rng = np.random.default_rng((1, TEXTURES.index(texture), number))
     is_seen = number < NUM_VARIANTS
     coarse = rng.random() < 0.5
@@ -118,8 +118,8 @@ def texture_variant(texture: str, number: int) -> TextureVariant:
 
 
 def trajectory_variant(direction: str, number: int) -> TrajectoryVariant:
-    """A variant of a way; those from `NUM_VARIANTS` on deviate and bend more than any earlier one."""
-    # played backwards it is a variant of the opposite direction: both have the same ones
+    """A variant of a trajectory; from `NUM_VARIANTS` on, all deviate and bend more than the earlier ones."""
+    # opposite directions share their variants: played backwards, a variant is one of the opposite direction
     axis = int(direction in ("left", "right"))
     rng = np.random.default_rng((2, axis, number))
     deviation, bend = (rng.uniform(0, 0.2), rng.uniform(0, 0.04))
@@ -141,7 +141,7 @@ def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def brightness(texture: str, variant: TextureVariant, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Whether points, in radii from an object's centre, have the brighter of a texture's two colours."""
+    """Whether points, in radii from an object's centre, have the brighter colour of a texture."""
     cosine, sine = np.cos(variant.angle), np.sin(variant.angle)
     a = (cosine * u + sine * v) / variant.period + variant.phase[0]
     b = (cosine * v - sine * u) / variant.period + variant.phase[1]
@@ -151,19 +151,19 @@ def brightness(texture: str, variant: TextureVariant, u: np.ndarray, v: np.ndarr
         return (a % 1 < variant.duty) ^ (b % 1 < 0.5)
     if texture == "dots":
         return (a % 1 - 0.5) ** 2 + (b % 1 - 0.5) ** 2 < 0.32 * variant.duty
-    # off the centre, so that their rotation is seen
+    # off-centre, so that a rotation is visible
     shift_u, shift_v = 0.5 * (variant.phase[0] - 0.5) + 0.3, 0.5 * (variant.phase[1] - 0.5)
     return np.hypot(u - shift_u, v - shift_v) / variant.period % 1 < variant.duty
 
 
 def hue_color(hue: float, saturation: float, value: float) -> np.ndarray:
-    """RGB (3,), 0 to 255, of a hue (part of the circle), saturation and value."""
+    """RGB (3,), 0 to 255, of a hue (fraction of the circle), saturation and value."""
     distance = abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3)
     return 255 * value * (1 - saturation * (1 - np.clip(distance - 1, 0, 1)))
 
 
 class Canvas:
-    """Frames (T, 2H, 2W, 3) of twice the resolution, on which objects are painted, periodic at the borders."""
+    """Frames (T, 2H, 2W, 3) at twice the resolution, periodic at the borders, to paint objects on."""
 
     def __init__(self, num_frames: int, height: int, width: int):
         self.shape = np.array([2 * height, 2 * width])
@@ -172,12 +172,12 @@ class Canvas:
         self.rows, self.columns = np.mgrid[: self.shape[0], : self.shape[1]].astype(np.float32)
 
     def fill(self, image: np.ndarray, offsets: np.ndarray):
-        """Lay an image (2H, 2W, 3) below everything, moved by offsets (T, 2)."""
+        """Paint an image (2H, 2W, 3), moved by offsets (T, 2), over all frames."""
         for frame, (row, column) in zip(self.frames, np.round(offsets * self.side).astype(int), strict=True):
             frame[:] = np.roll(image, (row, column), axis=(0, 1))
 
     def points(self, centres: np.ndarray, angles: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-        """Where the pixels (T, 2H, 2W) are, in radii from an object's centres (T, 2) and along its axes."""
+        """Coordinates (T, 2H, 2W) of the pixels along the axes of an object, in radii from its centres (T, 2)."""
         places = [centres[:, i, None, None] * self.side for i in (0, 1)]
         height, width = self.shape
         down = (self.rows - places[0] + height / 2) % height - height / 2
@@ -186,7 +186,7 @@ class Canvas:
         return cosine * right + sine * down, cosine * down - sine * right
 
     def paint(self, mask: np.ndarray, colors: np.ndarray):
-        """Paint pixels (T, 2H, 2W) with a colour (3,) or a colour for each of them."""
+        """Paint the pixels of a mask (T, 2H, 2W) in one colour (3,) or in a colour for each pixel."""
         self.frames[mask] = colors
 
     def pixels(self) -> np.ndarray:
@@ -197,7 +197,7 @@ class Canvas:
 
 
 def background(canvas: Canvas, most_waves: int, rng: np.random.Generator) -> np.ndarray:
-    """A periodic image (2H, 2W, 3) of waves of random colours, each of so many periods along a side or fewer."""
+    """A periodic image (2H, 2W, 3) of waves in random colours, with at most `most_waves` periods along a side."""
     image = np.full((*canvas.shape, 3), rng.uniform(70, 150, 3), dtype=np.float32)
     for _ in range(5):
         waves = rng.integers(-most_waves, most_waves + 1, 2)
@@ -207,13 +207,13 @@ def background(canvas: Canvas, most_waves: int, rng: np.random.Generator) -> np.
 
 
 def paint_surroundings(canvas: Canvas, settings: SceneSettings, shake: np.ndarray, rng: np.random.Generator):
-    """Paint what no label speaks of: a drifting background and small objects.
+    """Paint what has no label: a drifting background and small objects.
 
     Args:
-        canvas: where to paint.
-        settings: of the scenes.
-        shake: (T, 2), how far the camera has moved everything.
-        rng: draws looks and motion.
+        canvas: canvas to paint on.
+        settings: settings of the scenes.
+        shake: motion (T, 2) of the camera since the first frame.
+        rng: draws appearance and motion.
     """
     time, extent = np.linspace(0, 1, len(shake))[:, None], canvas.shape / canvas.side
     image = background(canvas, settings.waves, rng)
@@ -227,7 +227,7 @@ def paint_surroundings(canvas: Canvas, settings: SceneSettings, shake: np.ndarra
 
 
 def paint_object(canvas: Canvas, scene: "Scene", centres: np.ndarray, angles: np.ndarray, rng: np.random.Generator):
-    """Paint the object that carries the labels, at centres (T, 2), turned by angles (T,)."""
+    """Paint the labelled object at centres (T, 2), rotated by angles (T,)."""
     u, v = canvas.points(centres, angles, 0.3)
     low, high = PALETTES[scene.labels["palette"]]
     hue = low + rng.uniform() * ((high - low) % 1)
@@ -239,12 +239,12 @@ def paint_object(canvas: Canvas, scene: "Scene", centres: np.ndarray, angles: np
 
 
 def scene_frames(scene: "Scene", settings: SceneSettings, rng: np.random.Generator) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 of a scene: surroundings, a partner, the object; all seen by a shaking camera.
+    """Frames (T, H, W, 3) uint8 of a scene: surroundings, partner and object, seen by a shaking camera.
 
     Args:
-        scene: what it shows.
-        settings: of the scenes.
-        rng: draws all that no label speaks of.
+        scene: labels and variants.
+        settings: settings of the scenes.
+        rng: draws everything without a label.
     """
     canvas = Canvas(settings.frames, settings.height, settings.width)
     time, labels = np.linspace(0, 1, settings.frames), scene.labels
@@ -261,7 +261,7 @@ def scene_frames(scene: "Scene", settings: SceneSettings, rng: np.random.Generat
     middle = rng.uniform(0, canvas.shape / canvas.side) + shake
     centres = middle + (progress - 0.5)[:, None] * way.length * ahead + bend
 
-    # the partner falls behind or gets ahead; in the middle of the video it is beside the object
+    # the partner falls behind or moves ahead; in the middle of the video it is beside the object
     gap = (0.5 - time) * (0.5 if labels["order"] == "passes" else -0.5)
     partner = centres + gap[:, None] * ahead + rng.choice([-1, 1]) * 0.16 * aside
     u, v = canvas.points(partner, np.zeros(settings.frames), 0.16)
@@ -274,7 +274,7 @@ def scene_frames(scene: "Scene", settings: SceneSettings, rng: np.random.Generat
 
 
 def balanced(parts: tuple[str, ...], count: int, rng: np.random.Generator) -> list[dict[str, str]]:
-    """`count` combinations of values in random order, all equally often, give or take one."""
+    """`count` combinations of values in random order; their frequencies differ by at most one."""
     sizes_of_parts = [len(PARTS[part]) for part in parts]
     total = int(np.prod(sizes_of_parts))
     cells = np.concatenate([rng.permutation(total) for _ in range(-(-count // total))])[:count]
@@ -283,7 +283,7 @@ def balanced(parts: tuple[str, ...], count: int, rng: np.random.Generator) -> li
 
 
 def class_number(task: str, labels: dict[str, str]) -> int:
-    """The class of a task: its parts' values as digits, the first part's first."""
+    """The class of a task: the values of its parts as digits, the first part first."""
     number = 0
     for part in TASKS[task]:
         number = number * len(PARTS[part]) + PARTS[part].index(labels[part])
@@ -301,39 +301,40 @@ def class_names(column: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a scene shows: a value of each part in `PARTS`, and which variants of its texture and of its way."""
+    """What a scene shows: a value of each part in `PARTS`, and the variants of its texture and trajectory."""
 
     labels: dict[str, str]
     texture_id: int
     trajectory_id: int
 
     def backwards(self) -> "Scene":
-        """The scene played backwards; who passes whom stays, as the faster one stays the faster."""
+        """The scene played backwards; `order` stays, as the faster object stays the faster one."""
         pairs = (("up", "down"), ("left", "right"), tuple(ROTATIONS), SPEEDS)
         opposite = {one: other for pair in pairs for one, other in (pair, pair[::-1])}
         labels = {part: opposite.get(value, value) for part, value in self.labels.items()}
         return Scene(labels, self.texture_id, self.trajectory_id)
 
     def row(self) -> dict[str, int]:
-        """Its row in `metadata.csv`: class numbers."""
+        """Class numbers: its row in `metadata.csv`."""
         numbers = {"texture_id": self.texture_id, "trajectory_id": self.trajectory_id}
         numbers |= {part: PARTS[part].index(value) for part, value in self.labels.items()}
         return numbers | {task: class_number(task, self.labels) for task in TASKS}
 
 
 def plan_scenes(split: str, settings: SceneSettings) -> list[Scene]:
-    """The scenes of a split, without their reverses."""
+    """The scenes of a split, without those played backwards."""
     rng = np.random.default_rng((settings.seed, SPLITS.index(split)))
     num_pairs = getattr(settings, split) // 2
-    # drawn one by one, looks and moves are independent of each other
-    looks, moves = balanced(LOOKS, num_pairs, rng), balanced(MOVES, num_pairs, rng)
+    # drawn separately, so that appearance and motion are independent
+    appearances, motions = balanced(APPEARANCE_PARTS, num_pairs, rng), balanced(MOTION_PARTS, num_pairs, rng)
     first = NUM_VARIANTS if split == "test" else 0
     variants = first + rng.integers(NUM_VARIANTS, size=(num_pairs, 2))
-    return [Scene(look | move, *ids) for look, move, ids in zip(looks, moves, variants.tolist(), strict=True)]
+    drawn = zip(appearances, motions, variants.tolist(), strict=True)
+    return [Scene(appearance | motion, *ids) for appearance, motion, ids in drawn]
 
 
 def scenes(split: str, settings: SceneSettings) -> Iterator[tuple[dict[str, int], np.ndarray]]:
-    """Row of `metadata.csv`, without the file's name, and frames (T, H, W, 3) uint8 of each video of a split."""
+    """Yield each video of a split: its row in `metadata.csv`, without `file_name`, and frames (T, H, W, 3) uint8."""
     for pair, scene in enumerate(plan_scenes(split, settings)):
         rng = np.random.default_rng((settings.seed, SPLITS.index(split), pair))
         frames = scene_frames(scene, settings, rng)
@@ -344,8 +345,8 @@ def scenes(split: str, settings: SceneSettings) -> Iterator[tuple[dict[str, int]
 def make_scenes(folder: str | Path, settings: SceneSettings) -> Path:
     """Write a `videofolder` data set of H.264 files with a card, and return its folder.
 
-    Each split's folder holds mp4 files and a `metadata.csv`; the columns are told in `README.md`. Splits that are
-    there, complete and of the same settings, are left as they are.
+    Each split has a folder of mp4 files with a `metadata.csv`; `README.md` describes the columns. Complete splits with
+    the same settings are kept.
     """
     folder = Path(folder)
     for split in SPLITS:
@@ -365,12 +366,12 @@ def make_scenes(folder: str | Path, settings: SceneSettings) -> Path:
             writer.writeheader()
             writer.writerows(rows)
         (folder / "README.md").write_text(scene_card(settings), encoding="utf-8")
-        seal.write_text(json.dumps({**stamp, "bytes": sizes(target)}))  # last: the split is complete
+        seal.write_text(json.dumps({**stamp, "bytes": sizes(target)}))  # last: it marks the split as complete
     return folder
 
 
 def scene_card(settings: SceneSettings) -> str:
-    """The data set's card: fields, counts, how it was made."""
+    """The card of the data set: columns, counts, how it was made."""
     classes = "\n".join(f"| `{part}` | {', '.join(values)} |" for part, values in PARTS.items())
     tasks = "\n".join(
         f"| `{task}` | {len(class_names(task))} classes: {' x '.join(parts)}, the first part first |"
@@ -379,30 +380,31 @@ def scene_card(settings: SceneSettings) -> str:
     return f"""---
 license: apache-2.0
 task_categories: [video-classification]
-pretty_name: Scenes of moving objects with independent labels of looks and motion
+pretty_name: Scenes of moving objects with independent labels of appearance and motion
 ---
 # Scenes of moving objects
 
-{settings.train} videos to train on, {settings.validation} for validation, {settings.test} for the test; each has
-{settings.frames} frames of {settings.width}x{settings.height} pixels (H.264 of rate factor {settings.crf}, 25 frames
-per second). Drawn by `recipes.study.scenes` from seed {settings.seed}.
+{settings.train} videos to train on, {settings.validation} for validation, {settings.test} for the test. Each has
+{settings.frames} frames of {settings.width}x{settings.height} pixels (H.264 with rate factor {settings.crf}, 25 frames
+per second). `recipes.study.scenes` made them from seed {settings.seed}.
 
-The largest object carries the labels. A black and white disc is its partner, which it passes or by which it is passed.
-{settings.clutter} small objects, the background and a shaking camera move on their own. What leaves the frame on
-one side comes back on the other: where an object is says nothing about where it goes. In parts of the short side,
-the background drifts by up to {settings.drift:g} and the camera shakes by {settings.shake:g} per frame; the waves of
-the background have at most {settings.waves} periods along a side.
+The labels describe the largest object. It passes a black and white disc, its partner, or is passed by it.
+{settings.clutter} small objects, the background and a shaking camera move independently. What leaves the frame on one
+side returns on the other, so that the position of an object does not reveal its direction. As fractions of the short
+side, the background drifts by up to {settings.drift:g} and the camera shakes by {settings.shake:g} per frame. The
+waves of the background have at most {settings.waves} periods along a side.
 
 | column of `metadata.csv` | class numbers, from 0 |
 |---|---|
 {classes}
 {tasks}
-| `pair`, `is_reversed` | two videos of one number are the same scene, one of them played backwards |
-| `texture_id`, `trajectory_id` | variant of the texture and of the way; the test has variants of its own |
+| `pair`, `is_reversed` | two videos with the same `pair` show the same scene, one of them backwards |
+| `texture_id`, `trajectory_id` | variants of the texture and of the trajectory; those of the test occur nowhere else |
 
-- Looks (texture, shape, palette) and moves (direction, rotation, speed, order) are balanced and drawn independently.
-- A single frame tells no motion: a video and its reverse have the same frames, but another direction, rotation and
-  speed.
-- The test has unseen textures (finer and coarser, with other parts of dark and bright) and unseen ways (with larger
-  deviations and bends). Training and validation share theirs.
+- Appearance (texture, shape, palette) and motion (direction, rotation, speed, order) are balanced and drawn
+  independently.
+- A single frame says nothing about motion: a video and its reverse have the same frames, but a different direction,
+  rotation and speed.
+- The test has finer and coarser textures with other fractions of dark and bright, and trajectories with larger
+  deviations and bends. Training and validation share their variants.
 """

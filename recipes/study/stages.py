@@ -1,7 +1,7 @@
-"""The study of what each teacher teaches: its arms, the stages of each, and a run that goes on where it was cut off.
+"""The stages of the study, and a run that continues where it stopped.
 
-A stage is a recipe's script with its keys; all stages of a seed hang together, seeds do not. A stage that has
-ended leaves `stage.json` in its folder.
+The study compares arms: ways to obtain an encoder. A stage runs one recipe script with its own keys. Stages of one
+seed depend on each other; seeds are independent. A finished stage leaves `stage.json` in its folder.
 """
 
 import importlib.util
@@ -33,9 +33,9 @@ from .scenes import TASKS, SceneSettings, class_names, make_scenes
 
 logger = logging.getLogger(__name__)
 
-# files of a stage: its keys, what is left when it has ended, and what it printed; and the folder of the videos
+# files of a stage: its keys, its record once it has finished, its output; and the folder of the videos
 RECIPE, RECORD, LOG, SCENES = "recipe.yaml", "stage.json", "log.txt", "scenes"
-# keys of the student's training that a video MAE of its size shares, so that it takes as many updates
+# keys of the student's training that the video MAE shares, so that both take the same number of updates
 SCHEDULE = (
     *("num_train_epochs", "warmup_epochs", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "schedule_epochs"),
@@ -44,14 +44,14 @@ SCHEDULE = (
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to come to an encoder.
+    """One way to obtain an encoder.
 
     Args:
-        title: what it is called in the report.
-        teachers: the teachers that a student is distilled from.
-        pixels: whether the encoder is trained to reconstruct pixels instead (VideoMAE).
-        masks: masks under which the student sees each clip. It takes as many updates of as many masked clips as with
-            one mask, at the same rates, from so many times fewer clips.
+        title: name in the report.
+        teachers: teachers that the student is distilled from.
+        pixels: whether the encoder reconstructs pixels instead (VideoMAE).
+        masks: masks per clip. The number of updates, the number of masked clips and the learning rates stay the same;
+            the number of clips is divided by `masks`.
     """
 
     title: str
@@ -72,19 +72,19 @@ ARMS = {
 
 @dataclass
 class StudyArguments:
-    """The sizes of the study, as a recipe's keys.
+    """The keys of a study's recipe.
 
     Args:
-        output: folder of everything.
-        seeds: one repetition of all training each, teachers included.
+        output: folder of the study.
+        seeds: each repeats all training, teachers included.
         processes: stages that run at the same time.
         arms: names from `ARMS`.
-        scenes: fields of `recipes.study.scenes.SceneSettings`.
-        encoder: `MVDConfig` fields of every arm's encoder.
-        training: keys of every training.
+        scenes: fields of [`SceneSettings`].
+        encoder: `MVDConfig` fields of the encoder, the same in every arm.
+        training: keys of every training run.
         image_teacher, video_teacher: keys of `recipes/pretrain.py`.
         student: keys of `recipes/distill.py`.
-        videomae: keys of `recipes/pretrain.py` for the arm without a teacher; its schedule is the student's.
+        videomae: keys of `recipes/pretrain.py` for the arm without a teacher; it shares the student's schedule.
         finetune: keys of `recipes/finetune.py`.
         probe: keys of `recipes/study/probe.py`.
     """
@@ -113,17 +113,17 @@ class StudyArguments:
             raise ValueError(f"processes={self.processes} must be at least 1.")
         missing = [key for key in SCHEDULE[:3] if key not in self.student]
         if missing:
-            raise ValueError(f"student has no {missing[0]}, which the video MAE of its size shares.")
+            raise ValueError(f"student needs {missing[0]}, which the video MAE shares.")
         batch, masks = self.student["per_device_train_batch_size"], max(ARMS[arm].masks for arm in self.arms)
         videos = self.scenes.get("train", SceneSettings.train)
         if batch % masks or videos % batch:
             raise ValueError(
-                f"{videos} videos in batches of {batch}, with {masks} masks per clip, do not give every arm as many "
-                "updates: choose a batch that divides the videos and is a multiple of the masks."
+                f"{videos} videos in batches of {batch}, with {masks} masks per clip, give the arms different numbers "
+                "of updates: choose a batch size that divides the videos and is a multiple of the masks."
             )
 
     def schedule(self, arm: str) -> dict:
-        """Keys of a student's training that depend on the number of its masks."""
+        """The student's schedule, adapted to the number of masks per clip."""
         masks = ARMS[arm].masks
         keys = {key: self.student[key] for key in SCHEDULE if key in self.student}
         if masks > 1:
@@ -135,14 +135,14 @@ class StudyArguments:
 
 @dataclass(frozen=True)
 class Stage:
-    """A recipe's script with its keys.
+    """A recipe script with its keys.
 
     Args:
-        name: its folder, inside that of the study.
-        kind: what it does; stages of one kind take about as long as each other.
-        script: path of the script, whose `main` takes the arguments of its command line.
-        keys: what its YAML file holds.
-        needs: names of the stages that must have ended before.
+        name: its folder, inside the folder of the study.
+        kind: what it does; stages of one kind take about equally long.
+        script: path of the script, whose `main` takes command line arguments.
+        keys: content of its YAML file.
+        needs: names of the stages that must have finished before.
     """
 
     name: str
@@ -156,19 +156,19 @@ class Plan:
     """The stages of a study.
 
     Args:
-        study: its sizes.
-        recipes: the folder of the scripts.
+        study: the keys of its recipe.
+        recipes: folder of the recipe scripts.
     """
 
     def __init__(self, study: StudyArguments, recipes: str | Path):
         self.study, self.recipes, self.folder = study, Path(recipes), Path(study.output)
 
     def stages(self) -> list[Stage]:
-        """All stages, each behind those it needs."""
+        """All stages, each after those it needs."""
         return [stage for seed in self.study.seeds for stage in self.of_seed(seed)]
 
     def of_seed(self, seed: int) -> Iterator[Stage]:
-        """The stages of one seed: teachers, then arm by arm encoder, fine-tuning and probes."""
+        """The stages of one seed: the teachers, then encoder, fine-tuning and probes of each arm."""
         taught = {name for arm in self.study.arms for name in ARMS[arm].teachers}
         for name in sorted(taught):
             yield self.teacher(seed, name)
@@ -180,7 +180,7 @@ class Plan:
             yield self.probe(seed, arm)
 
     def stage(self, seed: int, name: str, kind: str, keys: Mapping, needs: Sequence[str] = ()) -> Stage:
-        """A stage of a seed, with what all stages share."""
+        """A stage of a seed, with the keys that all stages share."""
         name = f"seed{seed}/{name}"
         script = "study/probe" if kind == "probe" else kind.split()[0]
         shared = {"dataset": str(self.folder / SCENES), "output_dir": str(self.folder / name), "seed": seed}
@@ -190,7 +190,7 @@ class Plan:
         return Stage(name, kind, path, merge(keys, shared), tuple(f"seed{seed}/{n}" for n in needs))
 
     def sizes(self, *names: str) -> dict:
-        """Fields of the encoder that others take over."""
+        """These fields of the encoder, for a teacher."""
         return {name: self.study.encoder[name] for name in names if name in self.study.encoder}
 
     def teacher(self, seed: int, name: str) -> Stage:
@@ -213,19 +213,19 @@ class Plan:
         return self.stage(seed, f"{arm}/encoder", f"distill {arm}", keys, needs)
 
     def pixels(self, seed: int, arm: str) -> Stage:
-        """The video MAE of the student's size, trained for as many updates."""
+        """The video MAE, of the student's size and with the same number of updates."""
         schedule = {key: self.study.student[key] for key in SCHEDULE if key in self.study.student}
         keys = merge({"model": "videomae-b", "config": self.study.encoder}, merge(self.study.videomae, schedule))
         return self.stage(seed, f"{arm}/encoder", f"pretrain {arm}", keys)
 
     def encoder_of(self, seed: int, arm: str) -> tuple[str, list[str]]:
-        """The model that an arm is fine-tuned from, and the stages it comes from."""
+        """The model that an arm is fine-tuned from, and the stages that produce it."""
         if arm == "scratch":
             return "mvd-b", []
         return str(self.folder / f"seed{seed}/{arm}/encoder"), [f"{arm}/encoder"]
 
     def finetuning(self, seed: int, arm: str, task: str) -> Stage:
-        """Fine-tuning on a task, and the test."""
+        """Fine-tuning and testing on a task."""
         model, needs = self.encoder_of(seed, arm)
         keys = {"model": model, "config": self.study.encoder, "eval_split": "test"}
         labels = {"label_column": task, "label_names": class_names(task)}
@@ -240,10 +240,10 @@ class Plan:
 
 
 def read_record(stage: Stage, folder: Path) -> dict | None:
-    """What a stage left when it ended; `None` if it has not.
+    """The record of a finished stage, otherwise `None`.
 
     Raises:
-        ValueError: if it had other keys.
+        ValueError: if the stage ran with different keys.
     """
     path = folder / stage.name / RECORD
     if not path.exists():
@@ -253,14 +253,14 @@ def read_record(stage: Stage, folder: Path) -> dict | None:
     if stored != keys:
         differing = sorted(key for key in stored | keys if stored.get(key) != keys.get(key))
         raise ValueError(
-            f"{str(path.parent)!r} was made with another {', '.join(differing)}: give another output, or delete that "
-            "folder and those of the stages that follow from it."
+            f"{str(path.parent)!r} was made with different keys ({', '.join(differing)}): choose another output, or "
+            "delete that folder and those of the stages that depend on it."
         )
     return record
 
 
 def load_script(path: str) -> ModuleType:
-    """A recipe's script as a module."""
+    """A recipe script as a module."""
     name = f"mvd_hf_recipe_{Path(path).stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
@@ -271,7 +271,7 @@ def load_script(path: str) -> ModuleType:
 
 @contextmanager
 def output_to(path: Path) -> Iterator[None]:
-    """Append what is logged and printed to a file."""
+    """Append logs and printed text to a file."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
@@ -285,12 +285,12 @@ def output_to(path: Path) -> Iterator[None]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """A training's checkpoints, the oldest first."""
+    """Checkpoints of a training run, the oldest first."""
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
 def training_history(folder: Path) -> list[dict]:
-    """What a training logged, step by step, as its last checkpoint tells."""
+    """The log history in the last checkpoint of a training run."""
     if not checkpoints(folder):
         return []
     state = json.loads((checkpoints(folder)[-1] / "trainer_state.json").read_text(encoding="utf-8"))
@@ -298,7 +298,7 @@ def training_history(folder: Path) -> list[dict]:
 
 
 def run_stage(stage: Stage, folder: Path):
-    """Run a stage, or what is left of it, keep what it logged, and remove its checkpoints."""
+    """Run a stage or resume it, keep its log history, and remove its checkpoints."""
     target = folder / stage.name
     target.mkdir(parents=True, exist_ok=True)
     recipe = target / RECIPE
@@ -310,21 +310,21 @@ def run_stage(stage: Stage, folder: Path):
         except SystemExit:
             parent = multiprocessing.parent_process()
             if parent is not None and not parent.is_alive():
-                os._exit(128 + signal.SIGTERM)  # no one waits for this process any more
+                os._exit(128 + signal.SIGTERM)  # the study was killed: nobody waits for this process
             raise
     seconds = round(time.perf_counter() - start, 1)
     record = {"keys": stage.keys, "seconds": seconds, "history": training_history(target)}
     unfinished = target / f"{RECORD}.new"
     unfinished.write_text(json.dumps(record), encoding="utf-8")
-    unfinished.replace(target / RECORD)  # last: the stage has ended
+    unfinished.replace(target / RECORD)  # last: it marks the stage as finished
     for path in checkpoints(target):
         shutil.rmtree(path)
 
 
 def begin_process():
-    """Prepare a process that runs stages: it ends with the study, after saving a checkpoint."""
+    """Prepare a process that runs stages: it saves a checkpoint and ends when the study ends."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 8))  # networks this small are fastest on one core
-    transformers_logging.disable_default_handler()  # it would write past the stage's file
+    transformers_logging.disable_default_handler()  # it would bypass the stage's log file
     transformers_logging.enable_propagation()
     parent = multiprocessing.parent_process()
 
@@ -336,11 +336,11 @@ def begin_process():
 
 
 def seconds_left(stages: Sequence[Stage], seconds: Mapping[str, float], processes: int) -> float | None:
-    """Estimate of the time until all stages have ended; `None` as long as none has.
+    """Estimated seconds until all stages have finished; `None` until the first has.
 
     Args:
         stages: all stages.
-        seconds: of those that have ended, by name.
+        seconds: duration of each finished stage, by name.
         processes: stages that run at the same time.
     """
     if not seconds:
@@ -355,15 +355,15 @@ def seconds_left(stages: Sequence[Stage], seconds: Mapping[str, float], processe
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, pool: Executor, processes: int):
-    """Run stages that have not ended yet, each when those it needs have; tells the progress.
+    """Run all unfinished stages in the order of their needs, and log the progress.
 
     Raises:
-        ValueError: if the folder holds stages of other keys.
-        RuntimeError: naming a stage that failed; those that run beside it are ended first.
+        ValueError: if the folder holds stages with different keys.
+        RuntimeError: if a stage fails; it names the stage.
     """
     records = {stage.name: read_record(stage, folder) for stage in stages}
     seconds = {name: record["seconds"] for name, record in records.items() if record is not None}
-    logger.info("%d of %d stages have ended before.", len(seconds), len(stages))
+    logger.info("%d of %d stages had finished before.", len(seconds), len(stages))
     waiting = [stage for stage in stages if stage.name not in seconds]
     running = {}
     start = time.perf_counter()
@@ -378,8 +378,8 @@ def run_stages(stages: Sequence[Stage], folder: Path, pool: Executor, processes:
             if error is not None:
                 log = folder / stage.name / LOG
                 raise RuntimeError(
-                    f"{stage.name} failed ({type(error).__name__}: {error}); {str(log)!r} says more. The same command "
-                    "goes on from there."
+                    f"{stage.name} failed ({type(error).__name__}: {error}), see {str(log)!r}. Run the same command "
+                    "again to continue from there."
                 ) from error
             seconds[stage.name] = read_record(stage, folder)["seconds"]
             left = seconds_left(stages, seconds, processes)
@@ -395,11 +395,11 @@ def run_stages(stages: Sequence[Stage], folder: Path, pool: Executor, processes:
 
 
 def run_study(study: StudyArguments, recipes: str | Path) -> Plan:
-    """Make the scenes and run every stage that has not ended yet.
+    """Make the scenes and run every unfinished stage.
 
     Args:
-        study: the sizes.
-        recipes: the folder of the scripts.
+        study: the keys of the study's recipe.
+        recipes: folder of the recipe scripts.
     """
     plan, folder = Plan(study, recipes), Path(study.output)
     make_scenes(folder / SCENES, SceneSettings(**study.scenes))

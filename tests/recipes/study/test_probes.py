@@ -1,7 +1,6 @@
-"""Probes of the study's scenes: what a frozen encoder shows is found, what it cannot show is not."""
+"""Probes find what a frozen encoder's features show, and nothing else."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -10,23 +9,19 @@ import torch
 from mvd_hf import MVDConfig, MVDModel
 from mvd_hf.evaluation.probing import ProbeArguments
 from recipes.study.probes import FEATURES, PROBES, SIMILARITY, SceneProbeArguments, SceneProbes
-from recipes.study.scenes import PARTS, SPLITS, TASKS, SceneSettings, class_names, make_scenes
+from recipes.study.scenes import PARTS, SPLITS, TASKS, SceneSettings, make_scenes
 
 SIZES = {
-    "image_size": 32,
-    "patch_size": 8,
-    "num_frames": 4,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
+    **{"image_size": 32, "patch_size": 8, "num_frames": 4},
+    **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Scenes and an encoder that has not learned anything."""
+    """Scenes and an untrained encoder."""
     folder = tmp_path_factory.mktemp("probes")
-    make_scenes(folder / "scenes", SceneSettings(train=64, validation=16, test=16, frames=10, height=32, width=40))
+    make_scenes(folder / "scenes", SceneSettings(train=32, validation=8, test=8, frames=10, height=32, width=40))
     torch.manual_seed(0)
     MVDModel(MVDConfig.from_name("mvd-b", **SIZES)).save_pretrained(folder / "encoder")
     return folder
@@ -39,6 +34,8 @@ def probes(folder, output, **keys) -> SceneProbes:
     return SceneProbes(arguments, ProbeArguments(probe_clips=1, probe_epochs=2, neighbours=5))
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_all_probes_are_fitted_and_tested_on_both_splits(folder, tmp_path):
     probes(folder, tmp_path).run()
     found = json.loads((tmp_path / PROBES).read_text())
@@ -52,14 +49,17 @@ def test_all_probes_are_fitted_and_tested_on_both_splits(folder, tmp_path):
     similarity = json.loads((tmp_path / SIMILARITY).read_text())
     assert set(similarity) == {"place", "slot"}
     for matrix in map(np.array, similarity.values()):
-        assert matrix.shape == (SIZES["num_frames"] // 2,) * 2
         assert np.allclose(np.diag(matrix), 1, atol=1e-3)
         assert np.allclose(matrix, matrix.T)
-        assert (matrix < 0.9999).sum() == matrix.size - len(matrix)
+        assert (matrix < 0.9999).sum() == matrix.size - SIZES["num_frames"] // 2
+
+    (folder / "scenes" / "test" / "00003.mp4").write_bytes(b"nothing")  # last in this folder: the scenes stay broken
+    with pytest.raises(ValueError, match="scenes'"):
+        probes(folder, tmp_path / "output").run()
 
 
 class Known:
-    """Features of a split that say nothing but the label of a column."""
+    """Features of a split that depend on the label of one column only."""
 
     shapes = {"pooled": [1, 4], "tokens": [1, 3, 32]}
 
@@ -75,26 +75,17 @@ class Known:
         return self.pooled[:, None]
 
 
-def test_what_the_features_say_is_found_and_nothing_else(folder, tmp_path):
+def test_probes_find_what_the_features_show_and_nothing_else(folder, tmp_path):
     these = probes(folder, tmp_path)
     features = {split: Known(these.labels(split, "texture")) for split in SPLITS}
     for probe in (these.linear, these.knn):
         assert probe(features, "texture") == {"validation": 1.0, "test": 1.0}
         assert max(probe(features, "direction").values()) < 0.7
-    assert len(class_names("texture")) == 4
 
 
-def test_probes_learn_from_the_first_training_videos(folder, tmp_path):
+def test_train_videos_limits_the_training_split_alone(folder, tmp_path):
     every, first = (probes(folder, tmp_path, train_videos=count) for count in (None, 24))
     assert first.labels("train", "motion").tolist() == every.labels("train", "motion").tolist()[:24]
-    assert [len(first.labels(split, "motion")) for split in SPLITS] == [24, 16, 16]
-    with pytest.raises(ValueError, match="train_videos=0 must be at least 1"):
+    assert [len(first.labels(split, "motion")) for split in SPLITS] == [24, 8, 8]
+    with pytest.raises(ValueError, match="train_videos=0"):
         probes(folder, tmp_path, train_videos=0)
-
-
-def test_scenes_that_cannot_be_read_are_an_error(folder, tmp_path):
-    shutil.copytree(folder / "scenes", tmp_path / "scenes")
-    shutil.copytree(folder / "encoder", tmp_path / "encoder")
-    (tmp_path / "scenes" / "test" / "00003.mp4").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="1 scenes cannot be read: delete"):
-        probes(tmp_path, tmp_path / "output").run()
