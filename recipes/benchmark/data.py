@@ -1,8 +1,8 @@
-"""Benchmarks of the data path, from video files to batches of uint8 clips: ours, decord, torchcodec, plain PyAV.
+"""Benchmarks from video files to batches of uint8 clips: ours, decord, torchcodec, plain PyAV.
 
 The methods of a table take turns in random order within one run, on the same frames and crops, so that their ratios
-hold on a machine that does other things too. Each has a fresh process of its own, and profits from no memory that
-another one freed. CPU time is that of the whole process, with the threads of its decoders.
+are valid on a machine with other work. Each method runs in its own fresh process and cannot reuse memory that another
+one freed. CPU time is that of the whole process, decoder threads included.
 """
 
 import itertools
@@ -38,7 +38,7 @@ from .videos import make_videos
 logger = logging.getLogger(__name__)
 
 STAGES = (
-    "open and scan packets", "decode", "colours of the crop", "resize", "layout (channels first)",
+    "open and scan packets", "decode", "colors of the crop", "resize", "layout (channels first)",
     "mask", "close", "whole clip", "collate",
 )  # fmt: skip
 DATA_TITLES = {
@@ -50,23 +50,23 @@ DATA_TITLES = {
     "kept": "Frames kept in memory: CPU time per clip of a later epoch",
     "memory": "Memory of one process that reads clip after clip",
 }
-# frames, height and width of videos whose frames fit into memory: those of `recipes/study`, and a second or two
+# frames, height and width of videos whose frames fit into memory: those of `recipes/study`, and clips of a second
 KEPT_SIZES = ((10, 40, 48), (32, 240, 320))
 
 
 @dataclass
 class DataBenchmarkArguments:
-    """What to measure, as a recipe's keys.
+    """Keys of the benchmark of the data.
 
     Args:
-        output: folder of the report and of the videos that are made for it.
-        videos: files to measure on, instead of those made here (340x256, 300 frames, GOP 250 and 12).
-        parts: tables to measure, of `recipes.benchmark.data.DATA_TITLES`; `memory` only where clips are asked for.
-        rounds: clips per file, drawn at random, that each method reads.
+        output: folder of the report and of the generated videos.
+        videos: files to measure on instead of generated ones (340x256, 300 frames, GOP 250 and 12).
+        parts: tables to measure, keys of `DATA_TITLES`.
+        rounds: random clips per file that each method reads.
         workers, batch_size: of the DataLoader.
-        loader_rounds, loader_clips: passes through the DataLoader, of which the median counts, and clips of each.
-        memory: number of clips to read one after another.
-        num_frames, stride, size: frames of a clip, every how many-th frame, pixels of the square clip.
+        loader_rounds, loader_clips: passes through the DataLoader (the median is reported), and clips per pass.
+        memory: clips to read for the table `memory`; 0 leaves it out.
+        num_frames, stride, size: frames of a clip, distance between them, side of the clip in pixels.
         seed: seed of all random choices.
     """
 
@@ -87,7 +87,7 @@ class DataBenchmarkArguments:
     def __post_init__(self):
         unknown = sorted(set(self.parts) - set(DATA_TITLES))
         if unknown:
-            raise ValueError(f"There is no part {', '.join(unknown)}; choose {', '.join(DATA_TITLES)}.")
+            raise ValueError(f"parts has {', '.join(unknown)}; choose from {', '.join(DATA_TITLES)}.")
         if self.rounds < 1 or self.loader_rounds < 1:
             raise ValueError(f"rounds={self.rounds} and loader_rounds={self.loader_rounds} must be at least 1.")
 
@@ -96,7 +96,7 @@ class DataBenchmarkArguments:
         return pretraining_frames(total_frames, self.num_frames, self.stride, generator=generator)[0]
 
     def clip_sampler(self, num_clips: int = 1, with_mask: bool = True, memory_gib: float = 0.0) -> ClipSampler:
-        """Ours: `num_clips` clips of a video and their masks; `memory_gib` of [`ClipSampler`]."""
+        """Our [`ClipSampler`], which draws `num_clips` clips of a video and their masks."""
         grid = (max(self.num_frames // 2, 1), self.size // 16, self.size // 16)
         return ClipSampler(
             partial(pretraining_frames, num_frames=self.num_frames, stride=self.stride, num_clips=num_clips),
@@ -106,14 +106,14 @@ class DataBenchmarkArguments:
         )
 
 
-# clips by other means
+# other ways to make clips
 
 
 def official_views(frames: np.ndarray, box: tuple[int, int, int, int], size: int) -> dict[str, torch.Tensor]:
-    """What the official program makes of frames, as it is described: two float views (3, T, size, size) of one crop.
+    """Two float views (3, T, size, size) of one crop, made as in the description of the official program.
 
-    Each frame becomes a Pillow image and is cropped. Then, once per view: resized, stacked, made a float in [0, 1] and
-    normalised.
+    Each frame becomes a Pillow image and is cropped. Then, once per view, it is resized, stacked, converted to floats
+    in [0, 1] and normalised.
     """
     top, left, height, width = box
     images = [Image.fromarray(frame).convert("RGB") for frame in frames]
@@ -131,7 +131,7 @@ def official_views(frames: np.ndarray, box: tuple[int, int, int, int], size: int
 
 
 def uint8_view(frames: np.ndarray, box: tuple[int, int, int, int], size: int) -> dict[str, torch.Tensor]:
-    """One uint8 clip (T, 3, size, size) of frames, resized by torchvision."""
+    """One uint8 clip (T, 3, size, size), resized by torchvision."""
     top, left, height, width = box
     return {
         "pixel_values": resize_frames(np.ascontiguousarray(frames[:, top : top + height, left : left + width]), size)
@@ -139,12 +139,12 @@ def uint8_view(frames: np.ndarray, box: tuple[int, int, int, int], size: int) ->
 
 
 class OtherClips(torch.utils.data.Dataset):
-    """Clips with the frames and crops that [`ClipDataset`] draws, by other means.
+    """Clips with the frames and crops of [`ClipDataset`], made in another way.
 
     Args:
         paths: the files.
-        decode: reads frames, as those of [`decoders`] do.
-        transform: makes tensors of frames, a box and a size.
+        decode: one of [`decoders`].
+        transform: makes tensors from frames, a box and a size.
         arguments: frames and size of a clip, and the seed.
     """
 
@@ -163,12 +163,12 @@ class OtherClips(torch.utils.data.Dataset):
 
 
 def video_rows(paths: Sequence[str]) -> datasets.Dataset:
-    """Files as the rows of a source."""
+    """Files as the rows of a data set."""
     return datasets.Dataset.from_dict({"video": [{"path": path, "bytes": None} for path in paths]})
 
 
 def clip_methods(paths: Sequence[str], arguments: DataBenchmarkArguments) -> dict[str, Callable | None]:
-    """Data sets of the same clips: `dataset[(epoch, index)]`; `None` for what is not installed."""
+    """Data sets of the same clips, indexed by (epoch, index); `None` for packages that are not installed."""
     exhaustive = partial(decode_everything, convert_all=False)
     installed = decoders()
     others = {
@@ -187,17 +187,16 @@ def clip_methods(paths: Sequence[str], arguments: DataBenchmarkArguments) -> dic
 
 
 def measure(call: Callable) -> tuple[float, float]:
-    """CPU and wall milliseconds of a call, with what freeing its result takes."""
+    """CPU and wall milliseconds of a call, including the time to free its result."""
     cpu, wall = time.process_time(), time.perf_counter()
     call()
     return 1e3 * (time.process_time() - cpu), 1e3 * (time.perf_counter() - wall)
 
 
 def fresh_processes():
-    """Context of processes that inherit this package's modules and nothing that happened since.
+    """Context of processes that inherit imported modules and nothing else.
 
-    How often memory is handed back to the system, and so the time of large temporaries, depends on what a process has
-    freed before.
+    The time of large temporaries depends on memory that a process has freed before.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -205,7 +204,7 @@ def fresh_processes():
 
 
 def serve(method: Callable, tasks: Sequence[tuple], pipe):
-    """Measure a method on the tasks whose numbers come through a pipe; send back costs or errors."""
+    """Measure a method on tasks whose indices come through a pipe; send back costs or errors."""
     torch.set_num_threads(1)
     while True:
         task = tasks[pipe.recv()]
@@ -223,9 +222,9 @@ def compare(
     The methods take turns in random order on each task.
 
     Args:
-        methods: called with the tasks' values; `None` for what is not installed gives `None`, and so does what fails.
-        tasks: the methods' arguments.
-        num_warm_up: so many tasks, the first ones, do not count.
+        methods: functions of the values of a task; the cost of `None` (not installed) and of failing ones is `None`.
+        tasks: arguments of the methods.
+        num_warm_up: number of first tasks that are not measured.
         seed: seed of the order.
 
     Raises:
@@ -263,7 +262,7 @@ def compare(
 
 
 def rows_of(files: str, costs: dict[str, np.ndarray | None], reference: str) -> list[dict]:
-    """A table's rows: means per clip, and CPU time over that of the reference with its 95 % interval (bootstrap)."""
+    """Rows of a table: means per clip, and CPU time relative to the reference with its 95 % bootstrap interval."""
     base = costs[reference][:, 0]
     draws = np.random.default_rng(0).integers(len(base), size=(2000, len(base)))
     rows = []
@@ -280,7 +279,7 @@ def rows_of(files: str, costs: dict[str, np.ndarray | None], reference: str) -> 
 
 
 def measure_decode(groups: dict[str, list[str]], arguments: DataBenchmarkArguments) -> list[dict]:
-    """Table of the decoders, with whether their frames are those of an exhaustive decode."""
+    """Table of the decoders, and whether their frames equal those of an exhaustive decode."""
     rows = []
     for files, paths in groups.items():
         methods = {**decoders(), FLOOR: DecoderFloor()}
@@ -297,14 +296,14 @@ def measure_decode(groups: dict[str, list[str]], arguments: DataBenchmarkArgumen
 
 
 class StageClock:
-    """CPU milliseconds of named stages, added up."""
+    """Total CPU milliseconds of named stages."""
 
     def __init__(self):
         self.total: Counter[str] = Counter()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add what happens inside to a stage."""
+        """Context whose CPU time counts for a stage."""
         start = time.process_time()
         try:
             yield
@@ -313,7 +312,7 @@ class StageClock:
 
 
 def staged_clip(path: str, clock: StageClock, key: tuple[int, int], arguments: DataBenchmarkArguments) -> dict:
-    """The clip that [`ClipDataset`] makes for a key (epoch, index), every stage by the clock."""
+    """The clip that [`ClipDataset`] makes for a key (epoch, index), with a clock for every stage."""
     generator = sample_generator(arguments.seed, *key)
     clip_sampler = arguments.clip_sampler()
     with clock.stage("whole clip"):
@@ -323,7 +322,7 @@ def staged_clip(path: str, clock: StageClock, key: tuple[int, int], arguments: D
             indices = arguments.choose(len(reader), generator)
             with clock.stage("decode"):
                 decoded = reader.decode(indices)
-            with clock.stage("colours of the crop"):
+            with clock.stage("colors of the crop"):
                 frames = decoded.rgb(clip_sampler.augmentation.crop(*decoded.size, generator))
             with clock.stage("resize"):
                 batch = torch.from_numpy(frames).permute(0, 3, 1, 2)
@@ -339,7 +338,7 @@ def staged_clip(path: str, clock: StageClock, key: tuple[int, int], arguments: D
 
 
 def measure_stages(groups: dict[str, list[str]], arguments: DataBenchmarkArguments) -> list[dict]:
-    """Table of the stages of our path, in CPU milliseconds per clip and as parts of the whole clip."""
+    """Table of our stages: CPU milliseconds per clip, and their share of the whole clip."""
     rows = []
     for files, paths in groups.items():
         clock, batch, count = StageClock(), [], 0
@@ -372,7 +371,7 @@ def measure_clips(groups: dict[str, list[str]], arguments: DataBenchmarkArgument
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of its living children, which are data workers."""
+    """CPU time of this process and of its data workers."""
     total = time.process_time()
     for child in psutil.Process().children(recursive=True):
         times = child.cpu_times()
@@ -381,7 +380,7 @@ def cpu_seconds() -> float:
 
 
 def measure_loader(groups: dict[str, list[str]], arguments: DataBenchmarkArguments) -> list[dict]:
-    """Table of a DataLoader over all files: medians over passes that the methods take in turns."""
+    """Table of a DataLoader over all files: medians over passes; the methods take turns."""
     paths = [path for group in groups.values() for path in group]
     data = clip_methods(paths, arguments)
     keys = [divmod(i, len(paths)) for i in range(arguments.loader_clips)]
@@ -430,7 +429,7 @@ def measure_loader(groups: dict[str, list[str]], arguments: DataBenchmarkArgumen
 
 
 def measure_clips_per_video(groups: dict[str, list[str]], arguments: DataBenchmarkArguments) -> list[dict]:
-    """Table of one, two and four clips cut from a video that is decoded once: means per clip."""
+    """Table of one, two and four clips from a video that is decoded once: means per clip."""
     rows = []
     for files, paths in groups.items():
         counts = {"1 clip": 1, "2 clips": 2, "4 clips": 4}
@@ -446,7 +445,7 @@ def measure_clips_per_video(groups: dict[str, list[str]], arguments: DataBenchma
 
 
 def measure_kept(groups: dict[str, list[str]], arguments: DataBenchmarkArguments) -> list[dict]:
-    """Table of frames decoded in every epoch, and kept in memory since an earlier one: small videos, made here."""
+    """Table of frames decoded in every epoch, and kept in memory from an earlier one, for small generated videos."""
     if not arguments.videos:
         folder, groups = Path(arguments.output) / "videos", {}
         for num_frames, height, width in KEPT_SIZES:
@@ -469,7 +468,7 @@ def measure_kept(groups: dict[str, list[str]], arguments: DataBenchmarkArguments
 def measure_memory(arguments: DataBenchmarkArguments) -> list[dict]:
     """Table of memory and open files while one process reads clips of small videos, as paths and as bytes.
 
-    One file is cut off and one damaged; both are substituted, so that errors are among what may leak.
+    One file is truncated and one damaged; both are substituted, so that leaks in the handling of errors show.
     """
     folder = make_toy_dataset(Path(arguments.output) / "small", num_train=8, num_validation=0, num_frames=24)
     paths = sorted((folder / "train").glob("*.mp4"))
@@ -500,9 +499,9 @@ def measure_memory(arguments: DataBenchmarkArguments) -> list[dict]:
 def data_benchmark(arguments: DataBenchmarkArguments) -> dict:
     """The report: `about`, and a table (a list of rows) for every part, see `DATA_TITLES`.
 
-    CPU and wall times are milliseconds per clip; `cpu_ratio` is CPU time over ours (over that of the first
-    row in `clips_per_video` and `kept`), from `low` to `high` with 95 % confidence. What is not installed has `None`
-    for numbers.
+    CPU and wall times are milliseconds per clip. `cpu_ratio` is the CPU time relative to ours (in `clips_per_video`
+    and `kept`: to the first row), with its 95 % interval from `low` to `high`. Packages that are not installed have
+    `None` for numbers.
     """
     report: dict = {"about": about(), "arguments": vars(arguments)}
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Ways to decode the frames of a clip: ours, decord, torchcodec, plain PyAV, and the least that libav needs.
+"""Ways to decode the frames of a clip: ours, decord, torchcodec, plain PyAV, and the minimal time of libav.
 
 T frames of H x W pixels.
 """
@@ -18,12 +18,12 @@ from .reports import NOT_MEASURED
 
 OURS, FLOOR = "mvd_hf", "floor: bare decoding of the packets needed"
 
-# gives the frame numbers (T,) to read of a video with so many frames
+# maps the number of frames of a video to the frame numbers (T,) to read
 ChooseFrames = Callable[[int], np.ndarray]
 
 
 def optional(name: str):
-    """A package, or `None` if it is missing or cannot load its libraries."""
+    """A package, or `None` if it cannot be imported."""
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError, OSError):
@@ -48,7 +48,7 @@ def decode_ours(path: str, choose: ChooseFrames) -> np.ndarray:
 
 
 def decode_decord(path: str, choose: ChooseFrames) -> np.ndarray:
-    """Frames read by decord with one decoder thread, as the official program reads them."""
+    """Frames read by decord with one decoder thread, as in the official program."""
     reader = decord.VideoReader(path, num_threads=1)
     return reader.get_batch(choose(len(reader))).asnumpy()
 
@@ -64,9 +64,9 @@ def decode_everything(path: str, choose: ChooseFrames, convert_all: bool) -> np.
 
     Args:
         path: the file.
-        choose: gives the frame numbers to keep.
-        convert_all: convert every frame to RGB with PyAV's defaults, as many a tutorial does (though those not kept
-            are dropped at once here), instead of the kept ones with one converter and one thread.
+        choose: returns the frame numbers to keep.
+        convert_all: convert every frame to RGB with PyAV's defaults, as many tutorials do, instead of only the kept
+            ones with one converter and one thread.
     """
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -89,9 +89,9 @@ def decode_everything(path: str, choose: ChooseFrames, convert_all: bool) -> np.
 
 
 class DecoderFloor:
-    """The decoder's own time: packets read beforehand, no needless one decoded, no colours converted.
+    """The time of the decoder alone: packets are in memory, only needed ones are decoded, colors are not converted.
 
-    A file's packets are read when it is first decoded.
+    The packets of a file are read when it is first decoded.
     """
 
     def __init__(self):
@@ -102,7 +102,7 @@ class DecoderFloor:
         """Container, packets, and packets of the frames in display order.
 
         Raises:
-            ValueError: if the packets have no times to plan by.
+            ValueError: if the packets have no timestamps.
         """
         container = av.open(path)
         stream = container.streams.best("video")
@@ -111,12 +111,12 @@ class DecoderFloor:
         times = [packet.pts for packet in packets if not packet.is_discard]
         if None in times or len(set(times)) != len(times) or not packets[0].is_keyframe:
             container.close()
-            raise ValueError(f"The packets of {path!r} have no times to plan by.")
+            raise ValueError(f"The packets of {path!r} have no timestamps; choose another file.")
         order = sorted((i for i, packet in enumerate(packets) if not packet.is_discard), key=lambda i: packets[i].pts)
         return container, packets, order
 
     def __call__(self, path: str, choose: ChooseFrames) -> set[int]:
-        """Decode what the frames need; gives the numbers of those that came out."""
+        """Decode the packets that the frames need; return the numbers of the decoded frames."""
         if path not in self.videos:
             self.videos[path] = self.open(path)
         _, packets, order = self.videos[path]
@@ -135,7 +135,7 @@ class DecoderFloor:
 
     @staticmethod
     def _runs(packets: list, wanted: list[int]) -> list[list[int]]:
-        """Ranges of packets from the key packet before wanted ones to the last of them."""
+        """Ranges of packets from the key packet before wanted packets to the last of them."""
         runs: list[list[int]] = []
         for i in wanted:
             start = max(j for j in range(i + 1) if packets[j].is_keyframe and packets[j].pts <= packets[i].pts)
@@ -146,13 +146,13 @@ class DecoderFloor:
         return runs
 
     def close(self):
-        """Free the files and decoders."""
+        """Close all files."""
         for container, *_ in self.videos.values():
             container.close()
 
 
 def decoders() -> dict[str, Callable | None]:
-    """The ways to decode that are compared; `None` for what is not installed."""
+    """All ways to decode, by name; `None` for packages that are not installed."""
     return {
         OURS: decode_ours,
         "decord, 1 thread": decord and decode_decord,
@@ -163,7 +163,7 @@ def decoders() -> dict[str, Callable | None]:
 
 
 def check_frames(method: Callable | None, tasks: Sequence[tuple]) -> str:
-    """Whether a decoder gives the frames of an exhaustive decode: `same`, `other frames`, or why it fails."""
+    """Compare a decoder with an exhaustive decode: `same`, `other frames`, or its error."""
     if method is None:
         return NOT_MEASURED
     for path, choose in tasks:

@@ -1,4 +1,4 @@
-"""Speed of single networks: student, teacher and classifier, in training and inference, against transformers."""
+"""Speed of single networks: student, teacher and classifier, in training and inference, compared with transformers."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -27,21 +27,21 @@ NETWORKS = ("student", "teacher", "classifier")
 
 @dataclass
 class ModelBenchmarkArguments:
-    """What to measure of single networks, as a recipe's keys; every combination is a row.
+    """Keys of the benchmark of single networks; every combination is a row.
 
     Args:
         output: folder of the report.
         networks: `student` (encoder and decoders, 90 % of the patches masked), `teacher` (VideoMAE's encoder on all
             patches, forward only), `classifier`.
-        sizes: of the encoder, of `s`, `b`, `l`, `h`.
-        dtypes: `float32`, `bfloat16` or `float16`: of a teacher's weights; for what is trained, of autocast.
-        attention: implementations, such as `eager`, `sdpa`, `flash_attention_2`; the first is what the others of a
-            network are compared with.
-        compile: whether `torch.compile` is used: `[false, true]` measures both.
-        batch_size: clips of a call.
-        config: fields of the models' `MVDConfig` that differ from the published ones.
-        device: `cuda` or `cpu`; by default a GPU if there is one.
-        rounds: calls of each that count.
+        sizes: of the encoder: `s`, `b`, `l`, `h`.
+        dtypes: `float32`, `bfloat16` or `float16`, of a teacher's weights and of autocast for the other networks.
+        attention: implementations, such as `eager`, `sdpa`, `flash_attention_2`; the others are compared with the
+            first.
+        compile: whether to use `torch.compile`; `[false, true]` measures both.
+        batch_size: clips per call.
+        config: `MVDConfig` fields that differ from those of the published model.
+        device: `cuda` or `cpu`; by default `cuda` if available.
+        rounds: measured calls of each row.
         seed: seed of all random choices.
     """
 
@@ -65,17 +65,17 @@ class ModelBenchmarkArguments:
 
 @dataclass
 class InferenceBenchmarkArguments:
-    """What to measure of inference, as a recipe's keys; every combination of size, dtype and compilation is a group.
+    """Keys of the benchmark of inference; every combination of size and dtype is a group of rows.
 
     Args:
         output: folder of the report.
-        sizes: of the encoder, of `s`, `b`, `l`, `h`.
+        sizes: of the encoder: `s`, `b`, `l`, `h`.
         dtypes: of the weights.
-        compile: whether `torch.compile` is used for a row more of ours.
-        batch_size: clips of a call.
-        config: fields of the models' `MVDConfig` that differ from the published ones.
-        device: `cuda` or `cpu`; by default a GPU if there is one.
-        rounds: calls of each that count.
+        compile: whether to add rows with `torch.compile`.
+        batch_size: clips per call.
+        config: `MVDConfig` fields that differ from those of the published model.
+        device: `cuda` or `cpu`; by default `cuda` if available.
+        rounds: measured calls of each row.
         seed: seed of all random choices.
     """
 
@@ -98,7 +98,7 @@ def check_choices(name: str, chosen: Sequence[str], known: Sequence[str] | dict)
     """Raise ValueError for a choice that is not known."""
     unknown = [str(value) for value in chosen if value not in known]
     if unknown:
-        raise ValueError(f"{name} has {', '.join(unknown)}; choose among {', '.join(known)}.")
+        raise ValueError(f"{name} has {', '.join(unknown)}; choose from {', '.join(known)}.")
 
 
 def check_counts(**counts: int):
@@ -136,11 +136,11 @@ def network_flops(name: str, config: MVDConfig) -> int:
 
 
 def network_contender(arguments: ModelBenchmarkArguments, device: torch.device, columns: dict) -> Contender:
-    """A network's passes over a batch.
+    """A network and its passes over a batch.
 
     Args:
         arguments: batch size, configuration and seed.
-        device: where it computes.
+        device: device of the network.
         columns: `network`, `size`, `dtype`, `attention`, `compile` and `passes`.
     """
     name, dtype = columns["network"], DTYPES[columns["dtype"]]
@@ -178,9 +178,9 @@ def network_contender(arguments: ModelBenchmarkArguments, device: torch.device, 
 
 
 def model_benchmark(arguments: ModelBenchmarkArguments) -> dict:
-    """The report on single networks: rows of one network, size, dtype and kind of pass take turns.
+    """The report on single networks: rows with the same network, size, dtype and passes take turns.
 
-    `speedup` is over the first of them; for the other figures see `recipes.benchmark.timing.speed`.
+    `speedup` is relative to the first of them; see [`speed`] for the other figures.
     """
     device = choose_device(arguments.device)
     report: dict = {"about": about(torch.get_num_threads()), "arguments": vars(arguments), "models": []}
@@ -199,7 +199,7 @@ def model_benchmark(arguments: ModelBenchmarkArguments) -> dict:
 
 
 def videomae_config(config: MVDConfig) -> VideoMAEConfig:
-    """The configuration of transformers' VideoMAE of the same sizes."""
+    """The configuration of transformers' VideoMAE with the same sizes."""
     return VideoMAEConfig(
         image_size=config.frame_size[0],
         patch_size=config.patch_size,
@@ -219,7 +219,7 @@ def videomae_config(config: MVDConfig) -> VideoMAEConfig:
 def inference_contenders(
     kind: str, config: MVDConfig, columns: dict, arguments: InferenceBenchmarkArguments
 ) -> list[Contender]:
-    """VideoMAE of transformers, then ours on normalised floats and on bytes; each keeps a batch on the device."""
+    """VideoMAE of transformers, then ours on normalised floats and on uint8; the batch is on the device."""
     device, dtype = choose_device(arguments.device), DTYPES[columns["dtype"]]
     theirs, ours = {
         "classifier": (VideoMAEForVideoClassification, MVDForVideoClassification),
@@ -251,7 +251,7 @@ def inference_contenders(
 
 
 def inference_benchmark(arguments: InferenceBenchmarkArguments) -> dict:
-    """The report on inference; `speedup` is over transformers' VideoMAE with sdpa, of the same size."""
+    """The report on inference; `speedup` is relative to transformers' VideoMAE with sdpa, of the same size."""
     device = choose_device(arguments.device)
     report: dict = {"about": about(torch.get_num_threads()), "arguments": vars(arguments)}
     for kind in INFERENCE_TITLES:

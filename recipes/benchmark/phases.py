@@ -1,4 +1,4 @@
-"""Where the time of a step goes: its phases, one inside the other, and how often it waits for the device."""
+"""Time of the nested phases of a step, and how often the host waits for the device."""
 
 import time
 from collections import Counter
@@ -11,21 +11,21 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 OTHER = "other"
-# operators that give the host values of the device, or shapes that depend on them
+# operators that copy values of the device to the host, or whose output shapes depend on such values
 WAITING_OPERATORS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
-# those that do so if they are given a mask
+# operators that do so if they get a mask
 PICKING_OPERATORS = ("index", "index_put", "index_put_", "_unsafe_index")
-# what reads a tensor of a CPU without an operator
+# methods that read a CPU tensor without an operator
 WAITING_METHODS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu)
 
 
 class PhaseClock:
-    """Milliseconds per phase; what happens inside an inner phase is not counted in the outer one.
+    """Milliseconds per phase; time of an inner phase does not count for the outer one.
 
-    On a CUDA device marks are events in its stream, so that nothing waits before the phases are read.
+    On a CUDA device the marks are events in its stream, so that nothing waits until the phases are read.
 
     Args:
-        device: where the work is done.
+        device: device of the measured work.
     """
 
     def __init__(self, device: torch.device):
@@ -34,7 +34,7 @@ class PhaseClock:
         self.marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def mark(self, phase: str):
-        """Say which phase comes next."""
+        """Mark the start of a phase."""
         if self.device.type == "cuda":
             now = torch.cuda.Event(enable_timing=True)
             now.record()
@@ -43,23 +43,23 @@ class PhaseClock:
         self.marks.append((phase, now))
 
     def restart(self):
-        """Forget what was until now; the present phase goes on."""
+        """Forget all times; the current phase goes on."""
         self.marks.clear()
         self.mark(self.open[-1])
 
     def enter(self, phase: str):
-        """Begin a phase inside the present one."""
+        """Start a phase inside the current one."""
         self.open.append(phase)
         self.mark(phase)
 
     def leave(self):
-        """End the present phase: the one around it goes on."""
+        """End the current phase; the one around it goes on."""
         self.open.pop()
         self.mark(self.open[-1])
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What happens inside is this phase."""
+        """Context that is a phase."""
         self.enter(name)
         try:
             yield
@@ -72,7 +72,7 @@ class PhaseClock:
         module.register_forward_hook(lambda *_: self.leave())
 
     def read(self) -> dict[str, float]:
-        """Milliseconds of each phase since the last call, in the order of their beginning; forgets them."""
+        """Milliseconds of each phase since the last call, in the order of their starts; forgets them."""
         total: Counter[str] = Counter()
         if self.marks and self.device.type == "cuda":
             self.marks[-1][1].synchronize()
@@ -83,7 +83,7 @@ class PhaseClock:
 
 
 class WaitingOperators(TorchDispatchMode):
-    """Counts the operators that give the host values of a device."""
+    """Counts operators that copy values of a device to the host."""
 
     def __init__(self, counts: Counter[str], device: torch.device):
         super().__init__()
@@ -107,17 +107,17 @@ class WaitingOperators(TorchDispatchMode):
         return torch.is_tensor(value) and value.device.type == self.device.type
 
     def is_host(self, device: torch.device | None) -> bool:
-        """Whether a copy to a device leaves this one for the host."""
+        """Whether a copy to a device is one from ours to the host."""
         return device is not None and torch.device(device).type == "cpu" != self.device.type
 
 
 def is_mask(index) -> bool:
-    """Whether an index is a mask, from which the number of elements does not follow without looking."""
+    """Whether an index is a mask, so that the number of elements depends on its values."""
     return torch.is_tensor(index) and index.dtype in (torch.bool, torch.uint8)
 
 
 class WaitingMethods(TorchFunctionMode):
-    """Counts the methods of tensors on a CPU that give their values without an operator."""
+    """Counts methods that read CPU tensors without an operator."""
 
     def __init__(self, counts: Counter[str]):
         super().__init__()
@@ -131,9 +131,9 @@ class WaitingMethods(TorchFunctionMode):
 
 @contextmanager
 def host_waits(device: torch.device) -> Iterator[Counter[str]]:
-    """Count, by operator, what makes the host wait for values of a device.
+    """Count, by operator, how often the host waits for values of a device.
 
-    On a CPU nothing waits, but the same operators run: what is counted there would wait on a GPU.
+    On a CPU nothing waits, but the same operators run: those counted there would wait on a GPU.
     """
     counts: Counter[str] = Counter()
     with ExitStack() as stack:

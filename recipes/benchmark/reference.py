@@ -1,9 +1,9 @@
-"""A naive distillation step, what ours is compared with: the official program's way, written from its description.
+"""A naive distillation step to compare ours with; it follows the description of the official program, not its code.
 
-Float clips come from the data loader, the student's and the teachers'. Attention keeps its weights (N, N), masked
-patches are embedded and then dropped, masks are boolean indices, the optimizer takes one parameter after the other,
-and the host reads the loss and the gradients' norm and waits for the device in every step. The numbers are those of
-our step on the same weights (`tests/test_benchmark_reference.py`).
+The data loader provides float clips for the student and for the teachers. Attention materializes its weights (N, N),
+masked patches are embedded and then dropped, masks are boolean indices, the optimizer updates one parameter after the
+other, and the host waits for the loss and the gradient norm in every step. Losses and gradients equal those of our
+step with the same weights (`tests/recipes/benchmark/test_reference.py`).
 
 Letters in shapes: B clips, T frames, C channels, S x S pixels, L patches, N tokens, D their width.
 """
@@ -20,7 +20,7 @@ from mvd_hf.training.optimization import parameter_groups
 
 
 def attend(attention: MVDAttention, tokens: torch.Tensor) -> torch.Tensor:
-    """Self-attention of tokens (B, N, D) with explicit weights (B, heads, N, N)."""
+    """Self-attention of tokens (B, N, D) with materialized weights (B, heads, N, N)."""
     batch, count, width = tokens.shape
     qkv = attention.qkv
     key_bias = torch.zeros_like(qkv.q_bias) if qkv.k_bias is None else qkv.k_bias
@@ -40,18 +40,18 @@ def run_layers(layers: nn.ModuleList, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def kept(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, L, D) where a mask (B, L) is True, as (B, n, D): each row has n."""
+    """Tokens (B, n, D) of tokens (B, L, D) where a mask (B, L) with n True values per row is True."""
     return tokens[mask].reshape(tokens.shape[0], -1, tokens.shape[-1])
 
 
 def encode(model: MVDModel, clips: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Features of clips (B, C, T, S, S): of all patches (B, L, D), or of those that a mask (B, L) leaves visible."""
+    """Features (B, L, D) of clips (B, C, T, S, S); with a mask (B, L), only those of visible patches."""
     embeddings = model.embeddings
     projection, positions = embeddings.projection, embeddings.positions.table
     tokens = nn.functional.conv3d(clips, projection.weight, projection.bias, projection.stride)
     tokens = tokens.flatten(2).transpose(1, 2)
     has_class_token = embeddings.class_token is not None
-    # MAE's positions are a float32 parameter, with which the stream of its tokens stays in float32
+    # MAE's positions are a float32 parameter, so that its tokens stay in float32
     tokens = tokens + (positions if has_class_token else positions.to(tokens.dtype))
     if mask is not None:
         tokens = kept(tokens, ~mask)
@@ -62,7 +62,7 @@ def encode(model: MVDModel, clips: torch.Tensor, mask: torch.Tensor | None = Non
 
 
 def decode(decoder: MVDDecoder, encoded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Predictions (B, M, D_teacher) for the masked patches of a mask (B, L), from the visible ones (B, V, D)."""
+    """Predictions (B, M, D_teacher) of the masked patches of a mask (B, L) from visible tokens (B, V, D)."""
     visible = decoder.embed(encoded)
     positions = decoder.positions.table.to(visible.dtype).expand(len(mask), -1, -1)
     masked = decoder.mask_token + kept(positions, mask)
@@ -71,7 +71,7 @@ def decode(decoder: MVDDecoder, encoded: torch.Tensor, mask: torch.Tensor) -> to
 
 
 def teach(teacher: Teacher, clips: torch.Tensor) -> torch.Tensor:
-    """Targets (B, L, D) of clips (B, C, T, S, S)."""
+    """Targets (B, L, D) from clips (B, C, T, S, S)."""
     seen = clips[:, :, :: teacher.frame_step]
     batch, channels, frames, *size = seen.shape
     if teacher.input_frames == 1:  # images: time goes into the batch
@@ -81,26 +81,26 @@ def teach(teacher: Teacher, clips: torch.Tensor) -> torch.Tensor:
 
 
 def check_teacher(name: str, teacher: Teacher):
-    """Raise ValueError if a teacher is none of those of the official program."""
+    """Raise ValueError if the official program has no such teacher."""
     is_plain = isinstance(teacher.model, MVDModel) and teacher.final_norm is None
     if not is_plain or teacher.config.loss != "smooth_l1" or teacher.config.target_norm != "none":
         raise ValueError(
-            f"The naive step knows MAE's and VideoMAE's encoders as MVD models, before their final norm, and "
-            f"smooth_l1: the teacher {name!r} ({teacher.config.model}) is another."
+            f"The naive step does not support the teacher {name!r} ({teacher.config.model}): use an MVDModel of MAE "
+            "or VideoMAE without final norm, loss: smooth_l1 and target_norm: none."
         )
 
 
 class NaiveStep:
-    """A training step on a batch of the official program's data loader.
+    """A training step on a batch as the official data loader makes it.
 
     Args:
         student: the student, trained in place.
         teachers: MAE and VideoMAE encoders by name.
         learning_rate, weight_decay: of AdamW.
-        precision: `float32`, or `bfloat16` or `float16` for autocast (the latter with scaled gradients).
+        precision: `float32`, or `bfloat16` or `float16` for autocast; `float16` scales gradients.
 
     Raises:
-        ValueError: if a teacher is another one.
+        ValueError: if a teacher is not supported.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class NaiveStep:
             }
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> float:
-        """Train on a batch (see [`losses`]) that is still on the host; gives the loss."""
+        """Train on a batch on the host, see [`losses`], and return the loss."""
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         losses = self.losses(batch)
         loss = sum(teacher.config.weight * losses[name] for name, teacher in self.teachers.items())

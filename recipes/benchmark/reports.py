@@ -1,4 +1,4 @@
-"""Reports of benchmarks: hardware, versions and date, then tables, as Markdown and as JSON."""
+"""Benchmark reports: hardware, versions and date, then tables, as Markdown and as JSON."""
 
 import datetime
 import importlib.metadata
@@ -33,10 +33,10 @@ def version_of(package: str) -> str:
 
 
 def about(threads: int = 1) -> dict[str, str]:
-    """Hardware, versions and date, which every report starts with.
+    """Hardware, versions and date: the start of every report.
 
     Args:
-        threads: of the CPU that the measured programs use.
+        threads: CPU threads that the measured programs use.
     """
     return {
         "date": datetime.date.today().isoformat(),
@@ -51,7 +51,7 @@ def about(threads: int = 1) -> dict[str, str]:
 
 
 def cell(value) -> str:
-    """A table's value as text."""
+    """A value of a table as text."""
     if value is None:
         return NOT_MEASURED
     return f"{value:.2f}" if isinstance(value, float) else str(value)
@@ -74,7 +74,7 @@ def as_table(rows: list[dict]) -> str:
 
 
 def as_text(report: Mapping, titles: Mapping[str, str]) -> str:
-    """A report as a header and a table for each of its parts that has a title."""
+    """A report as text: a header, then a table for each part with a title."""
     header = ", ".join(f"{name} {value}" for name, value in report["about"].items())
     tables = [f"{title}\n\n{as_table(report[part])}" for part, title in titles.items() if report.get(part)]
     return "\n\n".join([header, *tables])

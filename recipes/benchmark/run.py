@@ -1,11 +1,12 @@
-"""Benchmarks, by name; the report goes to the terminal and, as JSON, into a folder.
+"""Run a benchmark by name; the report goes to the terminal and, as JSON, to a folder.
 
     python recipes/benchmark/run.py data [--videos a.mp4 b.mp4] [--memory 20000] [--output outputs/benchmarks]
     python recipes/benchmark/run.py step recipes/mvd-vit-s-from-vit-b/distill.yaml [--variants "" masks_per_clip=4]
 
-`data`: from video files to batches. `model`: single networks. `inference`: classifier and features, against
-transformers. `step`: a recipe's distillation step on random clips, against a naive one. `train`: a run of a recipe.
-Keys: the arguments of `mvd_hf.benchmark_{data,models,steps,training}`; `step` and `train` take a recipe, too.
+`data`: from video files to batches. `model`: single networks. `inference`: classifier and features, compared with
+transformers. `step`: the distillation step of a recipe on random clips, compared with a naive one. `train`: a training
+run of a recipe. Keys: the `...BenchmarkArguments` of `recipes.benchmark.{data,models,steps,training}`; `step` and
+`train` also take a recipe and its keys.
 """
 
 import logging
@@ -42,12 +43,12 @@ def distillation(recipe: StudentArguments, training: MVDTrainingArguments) -> Di
 
 
 def step(recipe: StudentArguments, _, training: MVDTrainingArguments, benchmark: StepBenchmarkArguments) -> dict:
-    """The report on a recipe's step."""
+    """The report on the distillation step of a recipe."""
     return step_benchmark(distillation(recipe, training), benchmark)
 
 
 def train(recipe, data: DataArguments, training: MVDTrainingArguments, benchmark: TrainBenchmarkArguments) -> dict:
-    """The report on a run of a recipe."""
+    """The report on a training run of a recipe."""
     built = distillation(recipe, training)
     benchmark.apply(training)
     if benchmark.make_videos:
@@ -59,7 +60,7 @@ def train(recipe, data: DataArguments, training: MVDTrainingArguments, benchmark
     return train_benchmark(trainer, built, benchmark)
 
 
-# per name: the kinds of its keys, what measures, the titles of its tables
+# by name: dataclasses of the keys, function that measures, titles of the tables
 BENCHMARKS = {
     "data": ((DataBenchmarkArguments,), data_benchmark, DATA_TITLES),
     "model": ((ModelBenchmarkArguments,), model_benchmark, MODEL_TITLES),

@@ -1,4 +1,4 @@
-"""Speed of the whole distillation step on random clips, against a naive one, and where its time goes."""
+"""Speed and phases of the distillation step on random clips, compared with a naive step."""
 
 import copy
 from collections import Counter
@@ -31,13 +31,13 @@ REFERENCE = "naive reference"
 
 @dataclass
 class StepVariant:
-    """What a step does otherwise than its recipe; `None` is as the recipe says.
+    """Changes of a recipe's step; `None` keeps the recipe's value.
 
     Args:
         masks_per_clip, decoder_keep: see `mvd_hf.MVDTrainingArguments` and `mvd_hf.MVDConfig`.
-        teacher_dtype: of the weights of all teachers.
-        compile_teachers: whether they are compiled.
-        compile: whether the student and the comparison with the teachers are.
+        teacher_dtype: dtype of the weights of all teachers.
+        compile_teachers: whether the teachers are compiled.
+        compile: whether the student and the loss are compiled.
         attention: implementation of the student's attention.
     """
 
@@ -53,7 +53,7 @@ class StepVariant:
         """A variant from `key=value` words, such as `masks_per_clip=4 compile=true`.
 
         Raises:
-            ValueError: for a word or a key that is not known.
+            ValueError: for any other word and for unknown keys.
         """
         types, values = keys_of(cls), {}
         for word in text.split():
@@ -66,16 +66,16 @@ class StepVariant:
 
 @dataclass
 class StepBenchmarkArguments:
-    """What to measure of the step, as a recipe's keys.
+    """Keys of the benchmark of the step.
 
     Args:
         output: folder of the report.
-        variants: steps to measure, `key=value` words of a [`StepVariant`]; an empty one is the recipe's own step.
-        with_reference: whether the naive step is measured, too; the others are compared with it.
+        variants: steps to measure, as `key=value` words of a [`StepVariant`]; an empty string is the recipe's step.
+        with_reference: whether to measure the naive step, too, and to compare the others with it.
         dtype: `float32`, or `bfloat16` or `float16` for autocast.
-        batch_size: clips of a step.
-        device: `cuda` or `cpu`; by default a GPU if there is one.
-        rounds: steps of each that count.
+        batch_size: clips per step.
+        device: `cuda` or `cpu`; by default `cuda` if available.
+        rounds: measured steps of each variant.
         seed: seed of all random choices.
     """
 
@@ -97,12 +97,12 @@ class StepBenchmarkArguments:
 
 @dataclass
 class Distillation:
-    """A recipe's student and teachers, to be built as often as needed.
+    """The student and teachers of a recipe, to build models from.
 
     Args:
         config: the student's configuration.
-        teachers: per name a model or the fields of a `mvd_hf.TeacherConfig`.
-        masks_per_clip: masks of each clip.
+        teachers: by name, a model or the fields of a `mvd_hf.TeacherConfig`.
+        masks_per_clip: masks per clip.
     """
 
     config: MVDConfig
@@ -117,7 +117,7 @@ class Distillation:
         return cls(config, teachers, masks_per_clip)
 
     def varied(self, variant: StepVariant) -> "Distillation":
-        """The same with what a variant does otherwise."""
+        """The same with the changes of a variant."""
         config, teachers = copy.deepcopy(self.config), {}
         if variant.decoder_keep is not None:
             config.decoder_keep = variant.decoder_keep
@@ -130,10 +130,10 @@ class Distillation:
         return Distillation(config, teachers, variant.masks_per_clip or self.masks_per_clip)
 
     def load_teachers(self) -> dict[str, Teacher]:
-        """The teachers; a folder that does not exist yet but has the name of a published size gets random weights.
+        """The teachers; a missing folder with the name of a published size gives a teacher with random weights.
 
         Raises:
-            ValueError: if a teacher cannot be loaded and its size is unknown.
+            ValueError: if a teacher cannot be loaded and its name is no published size.
         """
         loaded = {}
         for name, entry in self.teachers.items():
@@ -156,7 +156,7 @@ class Distillation:
         return sum(part.training for part in distillation_parts(self.config, self.teachers, self.masks_per_clip))
 
     def batch(self, count: int, sizes: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
-        """A random batch as of the collator: masks, and clips of the student's size and the teachers' `sizes`."""
+        """A random batch as from the collator: masks, and clips of the student's size and the teachers' `sizes`."""
         config, masks = self.config, self.masks_per_clip
         clips = random_clips(config, count, torch.device("cpu"), seed)
         batch = {"pixel_values": clips}
@@ -174,7 +174,7 @@ class Distillation:
 
 
 def official_batch(batch: Mapping[str, torch.Tensor], config: MVDConfig) -> dict[str, torch.Tensor]:
-    """A batch as the official data loader gives it: normalised float clips (B, C, T, S, S), and masks (B, L)."""
+    """A batch as the official data loader makes it: normalised float clips (B, C, T, S, S) and masks (B, L)."""
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (config.image_mean, config.image_std))
     views = [value for name, value in batch.items() if name.startswith("pixel_values")]
     student, teacher = (((view / 255 - mean) / std).transpose(1, 2).contiguous() for view in (views[0], views[-1]))
@@ -182,12 +182,12 @@ def official_batch(batch: Mapping[str, torch.Tensor], config: MVDConfig) -> dict
 
 
 def pinned(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch in memory from which a GPU can copy."""
+    """The batch in pinned memory, if the device is a GPU."""
     return {name: value.pin_memory() if device.type == "cuda" else value for name, value in batch.items()}
 
 
 class TrainerStep:
-    """Our training step: the trainer's loss, backward pass and optimizer, on the same batch in every call.
+    """Our training step: loss, backward pass and optimizer of the trainer, on the same batch in every call.
 
     Args:
         distillation: student and teachers.
@@ -218,7 +218,7 @@ class TrainerStep:
         self.compiles = compiles
 
     def phase(self, name: str):
-        """A phase of the clock, if there is one."""
+        """A phase of the clock, if it runs."""
         return nullcontext() if self.clock is None else self.clock.phase(name)
 
     def __call__(self):
@@ -227,7 +227,7 @@ class TrainerStep:
             model = partial(self.watched_forward, model)
         with self.phase("host to device"):
             inputs = trainer._prepare_inputs(self.batch)
-        with self.phase("loss and health"):
+        with self.phase("loss and diagnostics"):
             loss = trainer.compute_loss(model, inputs)
         with self.phase("backward"):
             trainer.accelerator.backward(loss)
@@ -242,7 +242,7 @@ class TrainerStep:
             return model(**inputs)
 
     def phases(self, rounds: int) -> dict[str, float]:
-        """Milliseconds of each phase of a step, means over some steps."""
+        """Mean milliseconds of each phase over `rounds` steps."""
         self.clock = PhaseClock(self.trainer.args.device)
         watch(self.clock, self.trainer.teachers, None if self.compiles else self.trainer.model)
         for _ in range(rounds):
@@ -254,7 +254,7 @@ class TrainerStep:
 
 
 def watch(clock: PhaseClock, teachers: Mapping[str, Teacher], student: MVDForFeatureDistillation | None):
-    """Make phases of the teachers, and of the student's encoder and decoders unless they are compiled."""
+    """Make the teachers and the student's encoder and decoders phases; pass `None` for a compiled student."""
     for name, teacher in teachers.items():
         clock.watch(teacher, f"teacher {name}")
     if student is not None:
@@ -264,7 +264,7 @@ def watch(clock: PhaseClock, teachers: Mapping[str, Teacher], student: MVDForFea
 
 
 class ReferenceStep:
-    """The naive step, on the batch that ours gets, as the official data loader gives it."""
+    """The naive step, on the same batch as ours in the format of the official data loader."""
 
     compiles = False
 
@@ -286,13 +286,13 @@ class ReferenceStep:
 
 
 def phase_rows(columns: Mapping, phases: Mapping[str, float]) -> list[dict]:
-    """A row for each phase of a step: its milliseconds and its share."""
+    """A row for each phase of a step: milliseconds and share."""
     total = sum(phases.values())
     return [{**columns, "phase": name, "ms": value, "share": value / total} for name, value in phases.items()]
 
 
 def count_waits(step: TrainerStep | ReferenceStep, device: torch.device) -> int:
-    """How often a step waits for values of the device; the optimizer's own counters lie on the host."""
+    """How often a step waits for values of the device, without the optimizer, whose counters are on the host."""
     before: Counter[str] = Counter()
     with host_waits(device) as counts:
 
@@ -315,10 +315,10 @@ def count_waits(step: TrainerStep | ReferenceStep, device: torch.device) -> int:
 
 
 def step_benchmark(distillation: Distillation, arguments: StepBenchmarkArguments) -> dict:
-    """The report on the step; `clips_per_s` counts clips, `masked_clips_per_s` how often the student saw one.
+    """The report on the step: `masked_clips_per_s` counts each clip once per mask.
 
-    `host_waits` is how often the host waits for the device in a step (not counted where it is compiled). For the other
-    figures see `recipes.benchmark.timing.speed`.
+    `host_waits` is how often the host waits for the device in a step; it is not counted for compiled steps. See
+    [`speed`] for the other figures.
     """
     device = choose_device(arguments.device)
     steps: dict[str, TrainerStep | ReferenceStep] = {}

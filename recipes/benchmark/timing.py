@@ -1,7 +1,7 @@
-"""How fast programs compute that take turns on one device: time, share of the device's own rate, peak memory.
+"""Speed of programs that take turns on one device: time, model FLOPs utilization, peak memory.
 
-On a CPU, ratios rest on the CPU time of the process, which other programs disturb little; on a CUDA device, on the
-time until the device is done.
+On a CPU, ratios are based on the CPU time of the process, which depends little on other programs; on a CUDA device, on
+the time until the device has finished.
 """
 
 import logging
@@ -17,30 +17,30 @@ import torch
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# side of the square matrices whose product gives a device's rate
+# side of the square matrices whose product measures the FLOPs per second of a device
 MATRIX_SIZES = {"cpu": 1536, "cuda": 8192}
 
 
 def choose_device(name: str | None) -> torch.device:
-    """A device by name; by default the CUDA device, or the CPU where there is none.
+    """A device by name; by default CUDA if available, otherwise the CPU.
 
     Raises:
-        ValueError: if there is no such device.
+        ValueError: if the device is not available.
     """
     device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type not in MATRIX_SIZES or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"There is no device {name!r} to measure here; choose cpu, or cuda where there is one.")
+        raise ValueError(f"The device {name!r} is not available; choose cpu, or cuda on a machine with a GPU.")
     return device
 
 
 def synchronize(device: torch.device):
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Wall and CPU milliseconds of a call, until the device is done."""
+    """Wall and CPU milliseconds of a call, until the device has finished."""
     synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     call()
@@ -51,7 +51,7 @@ def timed(call: Callable[[], object], device: torch.device) -> tuple[float, floa
 def take_turns(
     calls: Sequence[Callable[[], object]], rounds: int, device: torch.device, seed: int = 0
 ) -> list[np.ndarray]:
-    """Wall and CPU milliseconds (rounds, 2) of each call; in every round they take turns in random order."""
+    """Wall and CPU milliseconds (rounds, 2) of each call; each round runs the calls in random order."""
     rng = np.random.default_rng(seed)
     times = np.zeros((len(calls), rounds, 2))
     for i in range(rounds):
@@ -61,11 +61,11 @@ def take_turns(
 
 
 class MatrixProduct:
-    """The product of two random square matrices: what the device's rate is measured with.
+    """The product of two random square matrices, which measures the FLOPs per second of a device.
 
     Args:
-        device: where.
-        dtype: of the matrices.
+        device: device of the matrices.
+        dtype: dtype of the matrices.
         size: rows of a matrix.
     """
 
@@ -89,13 +89,13 @@ class MatrixProduct:
 
 
 def resident_mb(peak: bool = False) -> float:
-    """Megabytes of memory that this process holds, or held at most since [`forget_peak`] (Linux)."""
+    """Resident memory of this process in MB, or its peak since [`forget_peak`] (Linux)."""
     name = "VmHWM" if peak else "VmRSS"
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def forget_peak(device: torch.device) -> float | None:
-    """Megabytes in use now, from which a peak is counted; `None` where the system does not tell peaks."""
+    """Reset the peak and return the MB in use; `None` if the system does not report peaks."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device) / 2**20
@@ -107,7 +107,7 @@ def forget_peak(device: torch.device) -> float | None:
 
 
 def peak_mb(device: torch.device) -> float:
-    """The most megabytes in use since [`forget_peak`]."""
+    """Peak MB in use since [`forget_peak`]."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resident_mb(peak=True)
@@ -118,13 +118,13 @@ def peak_mb(device: torch.device) -> float:
 
 @dataclass
 class Contender:
-    """A program that is measured: a row of a table.
+    """A program to measure: a row of a table.
 
     Args:
-        columns: what tells the row from others.
-        build: makes the program, a call without arguments.
-        clips: clips of a call.
-        flops: model FLOPs of a call.
+        columns: values that identify the row.
+        build: returns the program, a function without arguments.
+        clips: clips per call.
+        flops: model FLOPs per call.
     """
 
     columns: dict
@@ -140,13 +140,13 @@ def speed(contender: Contender, times: np.ndarray, rate: np.ndarray, base: np.nd
         contender: the program.
         times: its wall and CPU milliseconds (rounds, 2).
         rate: (rounds,) FLOPs per millisecond of a matrix product in the same rounds.
-        base: (rounds,) milliseconds per clip of what it is compared with, if that could be measured.
-        clock: which of the times the ratios rest on.
+        base: (rounds,) milliseconds per clip of the contender to compare with, if it could be measured.
+        clock: column of `times` for the ratios.
 
     Returns:
-        Medians over the rounds: `ms` and `cpu_ms` of a call; `clips_per_s`; `tflops` per second; `mfu`, the part of
-        the matrix product's rate that the model FLOPs reach; `speedup` over what it is compared with, between `low`
-        and `high` in half of the rounds.
+        Medians over the rounds: `ms` and `cpu_ms` of a call; `clips_per_s`; `tflops` per second; `mfu`, the model
+        FLOPs per second as a fraction of the matrix product's; `speedup` over `base`, with its quartiles `low` and
+        `high`.
     """
     wall, cpu = (float(value) for value in np.median(times, axis=0))
     low, middle, high = [None] * 3
@@ -167,14 +167,14 @@ def speed(contender: Contender, times: np.ndarray, rate: np.ndarray, base: np.nd
 
 @dataclass
 class Race:
-    """Contenders that are measured in one run: the first is what the others are compared with.
+    """Measures contenders in one run and compares them with the first.
 
     Args:
-        device: where they compute.
-        dtype: of the matrix product that tells the device's rate.
-        rounds: calls of each that count.
+        device: device of the contenders.
+        dtype: dtype of the matrix product that measures the device.
+        rounds: measured calls of each contender.
         seed: seed of the order.
-        matrix_size: of the matrix product.
+        matrix_size: rows of the matrices.
     """
 
     device: torch.device
@@ -184,7 +184,7 @@ class Race:
     matrix_size: int | None = None
 
     def start(self, contender: Contender) -> tuple[Callable[[], object] | None, float | None]:
-        """The program, called twice to warm up, and the megabytes that it adds at most; `None` if it fails."""
+        """The program after two warm-up calls, and the peak MB that it adds; `None` if it fails."""
         before = forget_peak(self.device)
         try:
             call = contender.build()
@@ -197,7 +197,7 @@ class Race:
         return call, None if before is None else peak_mb(self.device) - before
 
     def run(self, contenders: Sequence[Contender]) -> list[dict]:
-        """A row for each contender: its columns, its figures (see [`speed`]) and `peak_mb`; `None` if it fails."""
+        """A row for each contender: columns, figures (see [`speed`]) and `peak_mb`; figures are `None` if it fails."""
         clock = 0 if self.device.type == "cuda" else 1
         product = MatrixProduct(self.device, self.dtype, self.matrix_size)
         product()

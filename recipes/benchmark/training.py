@@ -1,4 +1,4 @@
-"""Speed of a real training run, data included, and where its time goes."""
+"""Speed and phases of a training run, data loading included."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ TRAIN_TITLES = {"train": "Training run", "phases": "Phases of its steps"}
 
 @dataclass
 class TrainBenchmarkArguments:
-    """What to measure of a training run, as keys beside those of `recipes/distill.py`.
+    """Keys of the benchmark of a training run, in addition to those of `recipes/distill.py`.
 
     Args:
-        output: folder of the report, and of the videos that are made for it.
-        make_videos: train on videos that are made here (340x256, 300 frames, GOP 12), not on the recipe's data.
-        steps: optimizer steps that count.
-        warm_up: steps before those.
+        output: folder of the report and of the generated videos.
+        make_videos: train on generated videos (340x256, 300 frames, GOP 12) instead of the recipe's data.
+        steps: measured optimizer steps.
+        warm_up: steps before the measured ones.
     """
 
     output: str = "outputs/benchmarks"
@@ -42,7 +42,7 @@ class TrainBenchmarkArguments:
         check_counts(steps=self.steps, warm_up=self.warm_up)
 
     def apply(self, training: MVDTrainingArguments):
-        """Make a run of these steps out of a recipe's training arguments, without evaluation and checkpoints."""
+        """Change the training arguments of a recipe to a run of these steps, without evaluation and checkpoints."""
         training.output_dir = str(Path(self.output) / "train")
         training.max_steps = self.warm_up + self.steps
         training.warmup_epochs, training.warmup_steps, training.schedule_epochs = 0, 0, None
@@ -50,7 +50,7 @@ class TrainBenchmarkArguments:
         training.eval_on_start = False
 
     def video_list(self, training: MVDTrainingArguments) -> str:
-        """A list file of the videos that are made here, each as often as the run needs."""
+        """A list file of the generated videos, repeated as often as the run needs."""
         videos = make_videos(Path(self.output) / "videos")["GOP 12"]
         needed = training.total_batch_size * training.max_steps
         path = Path(self.output) / "videos.csv"
@@ -60,7 +60,7 @@ class TrainBenchmarkArguments:
 
 
 class StartOfMeasurement(TrainerCallback):
-    """Forgets what the first steps took."""
+    """Forgets the time of the first steps."""
 
     def __init__(self, clock: PhaseClock, warm_up: int):
         self.clock, self.warm_up = clock, warm_up
@@ -71,10 +71,10 @@ class StartOfMeasurement(TrainerCallback):
 
 
 class ClockedTrainer(DistillationTrainer):
-    """A [`DistillationTrainer`] that tells where its time goes.
+    """A [`DistillationTrainer`] that measures its phases.
 
     Args:
-        warm_up: first steps that do not count.
+        warm_up: first steps, not measured.
         kwargs: as for [`DistillationTrainer`].
     """
 
@@ -101,7 +101,7 @@ class ClockedTrainer(DistillationTrainer):
     def compute_loss(self, model, *args, **kwargs):
         if self.args.torch_compile:
             model = partial(self.watched_forward, model)
-        with self.clock.phase("loss and health"):
+        with self.clock.phase("loss and diagnostics"):
             return super().compute_loss(model, *args, **kwargs)
 
     def watched_forward(self, model: Callable, **inputs):
@@ -111,9 +111,9 @@ class ClockedTrainer(DistillationTrainer):
 
 
 def train_benchmark(trainer: ClockedTrainer, distillation: Distillation, arguments: TrainBenchmarkArguments) -> dict:
-    """The report on a run of the trainer, data included; figures as in `recipes.benchmark.timing.speed`.
+    """The report on a run of the trainer, data loading included; see [`speed`] for the figures.
 
-    On a GPU the data's phase is how long the device had nothing to do but copy.
+    On a GPU, the phase of the data is the time in which the device only copied or had nothing to do.
     """
     device, args = trainer.args.device, trainer.args
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32

@@ -1,4 +1,4 @@
-"""Videos to measure on: what codecs meet in practice, made on the spot."""
+"""Generated videos to measure on, with content as in natural videos."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -10,11 +10,11 @@ import numpy as np
 GOP_SIZES = (250, 12)
 # smoothness (in frame heights), contrast (grey levels) and speed (pixels per frame) of the content's layers
 LAYERS = ((1 / 6, 45, 0.6), (1 / 24, 22, 1.2), (1 / 80, 14, 1.0), (1 / 256, 8, 1.0))
-GRAIN = 3.0  # grey levels of noise, other in every frame
+GRAIN = 3.0  # grey levels of noise, drawn for every frame
 
 
 def natural_frames(num_frames: int, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-    """Frames (height, width, 3) uint8 of what codecs meet in practice: drifting texture, moving shapes, grain."""
+    """Yield frames (height, width, 3) uint8 with drifting texture, moving shapes and grain, as in natural videos."""
     rng = np.random.default_rng(seed)
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     layers = []
@@ -40,7 +40,7 @@ def natural_frames(num_frames: int, height: int, width: int, seed: int) -> Itera
 
 
 def make_video(path: Path, frames: Iterable[np.ndarray], gop_size: int):
-    """Write frames (H, W, 3) uint8, H and W even, as an H.264 mp4 file, with the encoder's defaults."""
+    """Write frames (H, W, 3) uint8, H and W even, as an H.264 mp4 file with the defaults of the encoder."""
     unfinished = path.with_suffix(".part")
     with av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=30, options={"crf": "23"})
@@ -54,7 +54,7 @@ def make_video(path: Path, frames: Iterable[np.ndarray], gop_size: int):
 
 
 def make_videos(folder: Path, num_frames: int = 300, height: int = 256, width: int = 340) -> dict[str, list[str]]:
-    """Paths of two videos for each GOP size; those that the folder has already are kept."""
+    """Paths of two videos for each GOP size; existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     groups: dict[str, list[str]] = {}
     for gop_size, seed in itertools.product(GOP_SIZES, range(2)):

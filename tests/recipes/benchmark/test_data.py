@@ -1,4 +1,4 @@
-"""Benchmark of the data path: the methods that are compared do the same work, tables are complete and consistent."""
+"""The benchmark of the data: compared methods do the same work, tables are complete and consistent."""
 
 import json
 import os
@@ -40,7 +40,7 @@ TINY = {"num_frames": 4, "stride": 2, "size": 32, "rounds": 2, "loader_rounds": 
 
 @pytest.fixture(scope="module", autouse=True)
 def private_cache(tmp_path_factory):
-    """Keep the tables that `datasets` prepares out of the user's cache."""
+    """Keep the tables of `datasets` out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield
@@ -60,11 +60,6 @@ def tiny(tmp_path_factory, video) -> DataBenchmarkArguments:
     return DataBenchmarkArguments(output=str(folder), videos=[video], workers=1, memory=30, **TINY)
 
 
-@pytest.fixture(scope="module")
-def report(tiny) -> dict:
-    return data_benchmark(tiny)
-
-
 def note_call(log: Path, name: str, task: int):
     with log.open("a") as file:
         file.write(f"{task}{name} {os.getpid()}\n")
@@ -74,7 +69,7 @@ def fail():
     raise OSError("broken")
 
 
-def test_other_ways_draw_our_frames_and_crops(video, tiny):
+def test_other_methods_read_our_frames_and_crops(video, tiny):
     ours = clip_methods([video], tiny)[OURS]
     exhaustive = partial(decode_everything, convert_all=False)
     same = OtherClips([video], exhaustive, uint8_view, tiny)
@@ -91,7 +86,7 @@ def test_other_ways_draw_our_frames_and_crops(video, tiny):
     assert not torch.equal(ours[(0, 0)]["pixel_values"], ours[(1, 0)]["pixel_values"])
 
 
-def test_stages_make_the_clip_of_the_data_set(video, tiny):
+def test_stages_make_the_same_clip(video, tiny):
     expected = clip_methods([video], tiny)[OURS][(3, 0)]
     clock = StageClock()
     clip = staged_clip(video, clock, (3, 0), tiny)
@@ -100,19 +95,19 @@ def test_stages_make_the_clip_of_the_data_set(video, tiny):
     assert set(clock.total) == set(STAGES) - {"collate"}
 
 
+@pytest.mark.long
+@pytest.mark.slow
 def test_missing_packages_are_not_measured(video, tiny, monkeypatch):
-    monkeypatch.setattr(decoders, "decord", None)
-    monkeypatch.setattr(decoders, "torchcodec", None)
-    arguments = DataBenchmarkArguments(output=tiny.output, videos=[video], parts=["decode", "clip", "loader"], **TINY)
-    arguments.workers = 0
-    report = data_benchmark(arguments)
-    for part in arguments.parts:
-        rows = {row["method"]: row for row in report[part]}
-        missing = [name for name in rows if "decord" in name or "torchcodec" in name]
+    for name in ("decord", "torchcodec"):
+        monkeypatch.setattr(decoders, name, None)
+    keys = TINY | {"output": tiny.output, "videos": [video], "parts": ["decode", "clip"]}
+    report = data_benchmark(DataBenchmarkArguments(**keys))
+    for part in keys["parts"]:
+        measured = {row["method"]: row["cpu_ms"] for row in report[part]}
+        missing = {name for name in measured if "decord" in name or "torchcodec" in name}
         assert len(missing) == 2
-        assert all(rows[name]["cpu_ms"] is rows[name]["clips_per_s"] is None for name in missing)
-        assert all(row["cpu_ms"] > 0 for name, row in rows.items() if name not in missing)
-    assert as_text(report, DATA_TITLES).count(NOT_MEASURED) >= 6
+        assert missing == {name for name, cost in measured.items() if cost is None}
+    assert as_text(report, DATA_TITLES).count(NOT_MEASURED) >= 4
 
 
 def test_methods_take_turns(tmp_path):
@@ -126,16 +121,16 @@ def test_methods_take_turns(tmp_path):
     orders = {"".join(call[1] for call in calls[start : start + 3]) for start in range(0, 27, 3)}
     assert len(orders) > 2
     assert all(sorted(order) == list("abc") for order in orders)
-    assert len(set(zip((call[1] for call in calls), processes, strict=True))) == 3  # a process of its own for each
+    assert len(set(zip((call[1] for call in calls), processes, strict=True))) == 3  # each has its own process
 
 
-def test_what_fails_is_left_out_unless_it_is_ours(caplog):
+def test_failing_methods_are_left_out_unless_they_are_ours(caplog):
     costs = compare({OURS: list, "other": fail, "dead": partial(os._exit, 1)}, [(), ()], 0, 0)
     assert costs["other"] is costs["dead"] is None
     assert costs[OURS].shape == (2, 2)
-    assert "dead fails: its process died" in caplog.text
+    assert "dead fails" in caplog.text
     assert "other fails: OSError: broken" in caplog.text
-    with pytest.raises(RuntimeError, match=r"mvd_hf fails .* broken"):
+    with pytest.raises(RuntimeError, match="broken"):
         compare({OURS: fail}, [()], 0, 0)
 
 
@@ -147,24 +142,35 @@ def test_rows_hold_means_and_ratios():
     assert c == {"files": "files", "method": "c"} | dict.fromkeys(list(a)[2:])
 
 
-def test_report_has_every_part(report, tiny):
+@pytest.mark.long
+@pytest.mark.slow
+def test_the_report_has_every_part(tiny):
+    report = data_benchmark(tiny)
     assert set(report) == {"about", "arguments", *DATA_TITLES}
-    assert report["about"]["torch"] == torch.__version__.partition("+")[0]
     assert json.loads(save_report(report, tiny.output, "data").read_text()) == report
     text = as_text(report, DATA_TITLES)
     assert all(title in text for title in DATA_TITLES.values())
     for part in ("decode", "clip", "loader", "clips_per_video", "kept"):
+        assert report[part][0]["cpu_ratio"] == 1
         for row in report[part]:
             if row["cpu_ms"] is not None:
                 assert row["cpu_ms"] > 0
                 assert row["clips_per_s"] == pytest.approx(1000 / row["wall_ms"])
-        assert report[part][0]["cpu_ratio"] == 1
-    assert all(row["files"] == "tiny.mp4" for row in report["decode"])
     frames = {row["method"]: row["frames"] for row in report["decode"]}
     assert all(frames[name] == "same" for name in frames if name in (OURS, FLOOR) or "PyAV" in name)
     assert [row["method"] for row in report["clips_per_video"]] == ["1 clip", "2 clips", "4 clips"]
-    assert [row["method"] for row in report["kept"]] == ["decoded in every epoch", "kept in memory (memory_gib: 1)"]
-    assert {row["files"] for row in report["loader"]} == {"all, 1 workers"}
+    assert len(report["kept"]) == 2
+
+    total = {row["stage"]: row["cpu_ms"] for row in report["stages"]}
+    assert list(total) == list(STAGES)
+    parts = {name: value for name, value in total.items() if name not in ("whole clip", "collate")}
+    assert all(value > 0 for value in [*parts.values(), total["collate"]])
+    assert 0.5 * total["whole clip"] < sum(parts.values()) <= 1.001 * total["whole clip"]
+
+    table = report["memory"]
+    assert [row["clips"] for row in table] == list(range(3, 31, 3))
+    assert all(row["rss_mb"] > 1 for row in table)
+    assert {row["open_files"] for row in table} == {table[0]["open_files"]}
 
 
 def test_kept_frames_are_decoded_once(tiny, monkeypatch):
@@ -184,23 +190,8 @@ def test_kept_frames_are_decoded_once(tiny, monkeypatch):
     assert reads == [tiny.rounds + 1, 1]
 
 
-def test_stages_add_up(report):
-    total = {row["stage"]: row["cpu_ms"] for row in report["stages"]}
-    assert list(total) == list(STAGES)
-    parts = {name: value for name, value in total.items() if name not in ("whole clip", "collate")}
-    assert all(value > 0 for value in [*parts.values(), total["collate"]])
-    assert 0.5 * total["whole clip"] < sum(parts.values()) <= 1.001 * total["whole clip"]
-
-
-def test_memory_is_watched(report):
-    table = report["memory"]
-    assert [row["clips"] for row in table] == list(range(3, 31, 3))
-    assert all(row["rss_mb"] > 1 for row in table)
-    assert {row["open_files"] for row in table} == {table[0]["open_files"]}
-
-
-def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="There is no part clips; choose decode, stages"):
+def test_unknown_parts_and_counts_are_refused():
+    with pytest.raises(ValueError, match="clips"):
         DataBenchmarkArguments(parts=["clips"])
     with pytest.raises(ValueError, match="rounds=0"):
         DataBenchmarkArguments(rounds=0)

@@ -1,4 +1,4 @@
-"""The ways to decode give the same frames; the floor decodes what is needed and no more."""
+"""All decoders return the same frames; the floor decodes only what is needed."""
 
 from functools import partial
 
@@ -38,7 +38,7 @@ def test_installed_decoders_give_the_same_frames(video):
         assert decode is None or np.array_equal(decode(video, choose), expected)
 
 
-def test_check_frames_tells_other_frames_and_failures(video):
+def test_check_frames_reports_other_frames_and_failures(video):
     tasks = [(video, numbers(1, 9))]
     assert check_frames(decode_ours, tasks) == "same"
     assert check_frames(lambda path, choose: decode_ours(path, numbers(1, 8)), tasks) == "other frames"
@@ -47,7 +47,7 @@ def test_check_frames_tells_other_frames_and_failures(video):
     assert check_frames(None, tasks) == NOT_MEASURED
 
 
-def test_floor_decodes_all_that_is_needed_and_no_more(video):
+def test_the_floor_decodes_only_what_is_needed(video):
     floor = DecoderFloor()
     for indices in ([0], [7], [8], [23], [1, 9], [6, 7, 8], [2, 20], range(24)):
         assert floor(video, numbers(*indices)) == set(indices)
@@ -58,7 +58,7 @@ def test_floor_decodes_all_that_is_needed_and_no_more(video):
     floor.close()
 
 
-def test_no_floor_without_times(tmp_path, video):
+def test_the_floor_needs_timestamps(tmp_path, video):
     path = tmp_path / "raw.h264"
     with av.open(video) as source, av.open(str(path), "w", format="h264") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -66,7 +66,7 @@ def test_no_floor_without_times(tmp_path, video):
             if packet.size:
                 packet.stream = stream
                 target.mux(packet)
-    with pytest.raises(ValueError, match=r"raw\.h264' have no times"):
+    with pytest.raises(ValueError, match=r"raw\.h264"):
         DecoderFloor.open(str(path))
     assert check_frames(DecoderFloor(), [(str(path), numbers(0))]) == "fails (ValueError)"
 

@@ -1,4 +1,4 @@
-"""The naive step computes the numbers of ours: losses, gradients, and weights after a step."""
+"""The naive step equals ours: losses, gradients, and weights after a step."""
 
 import copy
 
@@ -21,7 +21,7 @@ from recipes.benchmark.steps import Distillation, official_batch
 
 
 def both_steps(tmp_path, config, teachers, **training):
-    """A trainer and a naive step that begin with the same student, and a batch."""
+    """A trainer and a naive step with the same student, and a batch."""
     student = MVDForFeatureDistillation(config)
     args = MVDTrainingArguments(
         str(tmp_path),
@@ -70,14 +70,14 @@ def test_one_step_gives_the_same_loss_gradients_and_weights(tmp_path, tiny_teach
     assert theirs.keys() == ours.keys()
     for name, parameter in ours.items():
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)
-        # AdamW's first step goes by the sign of a gradient, which is noise where the gradient is about 0
+        # AdamW's first step follows the sign of a gradient, which is noise if the gradient is near 0
         clear = parameter.grad.abs() > 1e-5
         torch.testing.assert_close(theirs[name][clear], parameter[clear], atol=1e-5, rtol=0)
     norm = torch.stack([p.grad.norm() for p in ours.values()]).norm().item()
     assert naive.gradient_norm == pytest.approx(norm, rel=1e-5)
 
 
-def test_under_autocast_they_agree_as_far_as_bfloat16_goes(tmp_path, tiny_teachers, tiny_student_config):
+def test_under_autocast_losses_agree_within_bfloat16(tmp_path, tiny_teachers, tiny_student_config):
     teachers = load_teachers(tiny_teachers, tiny_student_config.grid, tiny_student_config.num_frames)
     trainer, naive, batch = both_steps(tmp_path, tiny_student_config, teachers, bf16=True)
     seen = {}
@@ -87,11 +87,11 @@ def test_under_autocast_they_agree_as_far_as_bfloat16_goes(tmp_path, tiny_teache
         )
     torch.manual_seed(7)
     loss = naive(official_batch(batch, tiny_student_config))
-    assert seen == {"image": torch.float32, "video": torch.bfloat16}  # the streams of the official teachers
+    assert seen == {"image": torch.float32, "video": torch.bfloat16}  # as in the official teachers
     assert loss == pytest.approx(run_ours(trainer, batch)["loss"].item(), rel=0.01)
 
 
-def test_teachers_of_another_size_see_their_own_clip(tmp_path, tiny_student_config):
+def test_teachers_of_another_size_get_clips_of_their_size(tmp_path, tiny_student_config):
     fields = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     image_model = MVDModel(MVDConfig.from_name("mae-b", image_size=28, patch_size=7, **fields), add_final_norm=False)
     tiny_student_config.teacher_dims = {"image": 32}
@@ -104,7 +104,7 @@ def test_teachers_of_another_size_see_their_own_clip(tmp_path, tiny_student_conf
     assert loss == pytest.approx(run_ours(trainer, batch)["loss"].item(), rel=1e-6)
 
 
-def test_it_keeps_attention_weights_and_embeds_hidden_patches(tiny_student_config):
+def test_it_materializes_attention_weights_and_embeds_masked_patches(tiny_student_config):
     student = MVDForFeatureDistillation(tiny_student_config)
     batch = official_batch(Distillation(tiny_student_config, {}).batch(2, [], seed=0), tiny_student_config)
     largest = 0
@@ -127,5 +127,5 @@ def test_other_teachers_are_refused(tiny_teachers, tiny_student_config):
     grid, frames = tiny_student_config.grid, tiny_student_config.num_frames
     for field, value in (("loss", "l1"), ("target_norm", "layernorm")):
         teachers = load_teachers({"image": {"model": tiny_teachers["image"], field: value}}, grid, frames)
-        with pytest.raises(ValueError, match=r"the teacher 'image' .* is another"):
+        with pytest.raises(ValueError, match="'image'"):
             NaiveStep(MVDForFeatureDistillation(tiny_student_config), teachers)

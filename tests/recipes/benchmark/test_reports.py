@@ -21,7 +21,7 @@ def test_cells_are_short():
     assert [cell(value) for value in (None, 1.234, 12, "text")] == [NOT_MEASURED, "1.23", "12", "text"]
 
 
-def test_a_report_says_where_and_when_and_has_the_tables_that_were_measured(tmp_path):
+def test_a_report_has_a_header_and_the_measured_tables(tmp_path):
     report = {"about": about(), "speed": [{"method": "ours", "ms": 2.0}], "empty": []}
     text = as_text(report, {"speed": "How fast", "empty": "Nothing", "missing": "Neither"})
     assert f"torch {torch.__version__.partition('+')[0]}" in text

@@ -1,11 +1,10 @@
-"""The benchmark of the step: variants do what they say, phases and waits are those of the step."""
+"""The benchmark of the step: variants, phases, waits, and the comparison with the naive step."""
 
 import copy
 
 import pytest
 import torch
 
-from mvd_hf import MVDForFeatureDistillation, load_teachers
 from mvd_hf.training.costs import distillation_parts
 from recipes.benchmark.steps import (
     REFERENCE,
@@ -32,7 +31,7 @@ def arguments(folder, **overrides) -> StepBenchmarkArguments:
     return StepBenchmarkArguments(**({"output": str(folder), "device": "cpu", "rounds": 2} | overrides))
 
 
-def test_a_variant_changes_what_it_names_and_nothing_else(distillation):
+def test_a_variant_changes_only_what_it_names(distillation):
     before = copy.deepcopy(distillation)
     variant = StepVariant.parse("masks_per_clip=3 decoder_keep=0.5 teacher_dtype=bfloat16 attention=eager")
     varied = distillation.varied(variant)
@@ -46,10 +45,14 @@ def test_a_variant_changes_what_it_names_and_nothing_else(distillation):
     assert {name: entry["model"] for name, entry in same.teachers.items()} == distillation.teachers
 
 
-@pytest.mark.parametrize("text", ["masks=4", "masks_per_clip", "masks_per_clip="])
-def test_unknown_variants_are_refused(text):
-    with pytest.raises(ValueError, match="write key=value with masks_per_clip, decoder_keep"):
-        StepBenchmarkArguments(variants=[text])
+def test_unknown_variants_and_values_are_refused():
+    for text in ("masks=4", "masks_per_clip", "masks_per_clip="):
+        with pytest.raises(ValueError, match=f"'{text}'"):
+            StepBenchmarkArguments(variants=[text])
+    with pytest.raises(ValueError, match="int8"):
+        StepBenchmarkArguments(dtype="int8")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        StepBenchmarkArguments(batch_size=0)
 
 
 def test_a_recipes_student_gets_a_decoder_for_each_teacher():
@@ -60,7 +63,8 @@ def test_a_recipes_student_gets_a_decoder_for_each_teacher():
     assert distillation.flops == sum(part.training for part in parts)
 
 
-def test_folders_that_are_still_to_be_made_give_teachers_of_the_published_size(tiny_student_config, tiny_teachers):
+@pytest.mark.slow
+def test_missing_folders_give_random_teachers_of_the_published_size(tiny_student_config, tiny_teachers):
     tiny_student_config.patch_size, tiny_student_config.image_size = 16, 32
     entries = {"image": {"model": "nowhere/mae-s", "dtype": "bfloat16"}}
     teacher = Distillation(tiny_student_config, entries).load_teachers()["image"]
@@ -70,7 +74,7 @@ def test_folders_that_are_still_to_be_made_give_teachers_of_the_published_size(t
         Distillation(tiny_student_config, {"image": "nowhere/other"}).load_teachers()
 
 
-def test_batches_are_those_of_our_collator(distillation):
+def test_batches_have_the_keys_of_our_collator(distillation):
     config = distillation.config
     varied = distillation.varied(StepVariant(masks_per_clip=3, decoder_keep=0.5))
     batch = varied.batch(2, [32, 28], seed=0)
@@ -91,56 +95,41 @@ def test_a_step_trains_the_student_and_has_phases(distillation, tmp_path):
     after = step.trainer.model.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     phases = step.phases(2)
-    assert phases.keys() == {
-        "host to device",
-        "teacher image",
-        "teacher video",
-        "student encoder",
-        "decoders",
-        "loss and health",
-        "backward",
-        "optimizer",
-        "other",
-    }
+    assert {"host to device", "teacher image", "teacher video", "student encoder", "decoders"} < phases.keys()
+    assert {"loss and diagnostics", "backward", "optimizer", "other"} < phases.keys()
     assert all(value >= 0 for value in phases.values())
-    rows = phase_rows({"step": "ours"}, phases)
-    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert sum(row["share"] for row in phase_rows({"step": "ours"}, phases)) == pytest.approx(1)
 
 
-def test_our_step_never_waits_and_the_naive_one_does(distillation, tmp_path):
+def test_our_step_never_waits_but_the_naive_one_does(distillation, tmp_path):
     assert count_waits(TrainerStep(distillation, arguments(tmp_path)), CPU) == 0
     varied = distillation.varied(StepVariant(masks_per_clip=2, decoder_keep=0.5))
     assert count_waits(TrainerStep(varied, arguments(tmp_path)), CPU) == 0
     assert count_waits(ReferenceStep(distillation, arguments(tmp_path)), CPU) > 3
 
 
-def test_the_report_compares_with_the_reference(distillation, tmp_path):
-    keys = arguments(tmp_path, variants=["", "masks_per_clip=2", "teacher_dtype=bfloat16"], dtype="bfloat16")
+@pytest.mark.long
+@pytest.mark.slow
+def test_the_report_compares_with_the_reference(distillation, tmp_path, caplog):
+    keys = arguments(tmp_path, variants=["", "masks_per_clip=2"], dtype="bfloat16")
     report = step_benchmark(distillation, keys)
-    assert [row["step"] for row in report["step"]] == [
-        REFERENCE,
-        "mvd_hf",
-        "mvd_hf masks_per_clip=2",
-        "mvd_hf teacher_dtype=bfloat16",
-    ]
-    reference, ours, twice, _ = report["step"]
+    reference, ours, twice = report["step"]
+    assert [row["step"] for row in report["step"]] == [REFERENCE, "mvd_hf", "mvd_hf masks_per_clip=2"]
     assert (reference["speedup"], ours["host_waits"]) == (1, 0)
     assert reference["host_waits"] > 0
     assert twice["masked_clips_per_s"] == 2 * twice["clips_per_s"]
     assert ours["masked_clips_per_s"] == ours["clips_per_s"]
-    assert {row["step"] for row in report["phases"]} == {row["step"] for row in report["step"][1:]}
+    assert {row["step"] for row in report["phases"]} == {"mvd_hf", "mvd_hf masks_per_clip=2"}
     assert report["about"]["precision"] == "bfloat16"
 
-
-def test_teachers_that_the_reference_does_not_know_leave_it_out(tiny_student_config, tiny_teachers, tmp_path, caplog):
-    teachers = {name: {"model": folder, "loss": "l2"} for name, folder in tiny_teachers.items()}
-    report = step_benchmark(Distillation(tiny_student_config, teachers), arguments(tmp_path))
-    reference, ours = report["step"]
-    assert reference["ms"] is None
+    distillation.teachers = {name: {"model": path, "loss": "l2"} for name, path in distillation.teachers.items()}
+    reference, ours = step_benchmark(distillation, arguments(tmp_path))["step"]
+    assert reference["ms"] is None  # it does not support these teachers
     assert ours["ms"] > 0
-    assert "is another" in caplog.text
+    assert REFERENCE in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_compiled_step_has_one_phase_for_the_student(distillation, tmp_path, monkeypatch):
     original = torch.compile
@@ -150,19 +139,3 @@ def test_a_compiled_step_has_one_phase_for_the_student(distillation, tmp_path, m
     phases = step.phases(1)
     assert "student" in phases
     assert "student encoder" not in phases
-
-
-def test_dtypes_and_counts_are_checked():
-    with pytest.raises(ValueError, match="dtype has int8"):
-        StepBenchmarkArguments(dtype="int8")
-    with pytest.raises(ValueError, match="batch_size=0"):
-        StepBenchmarkArguments(batch_size=0)
-
-
-def test_teachers_and_student_come_out_as_the_recipe_names_them(distillation):
-    loaded = distillation.load_teachers()
-    expected = load_teachers(distillation.teachers, distillation.config.grid, distillation.config.num_frames)
-    assert loaded.keys() == expected.keys() == MVDForFeatureDistillation(distillation.config).decoders.keys()
-    for name, teacher in loaded.items():
-        theirs = expected[name].state_dict()
-        assert all(torch.equal(value, theirs[key]) for key, value in teacher.state_dict().items())

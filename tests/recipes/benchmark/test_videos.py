@@ -1,4 +1,4 @@
-"""Videos to measure on: like those of practice, made once."""
+"""Generated videos resemble natural ones and are made once."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def video(tmp_path_factory) -> str:
     return str(path)
 
 
-def test_videos_are_like_those_of_practice(video):
+def test_videos_resemble_natural_ones(video):
     with av.open(video) as container:
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]
