@@ -1,4 +1,4 @@
-"""The action detector: pooling by hand, people, positions, loss, loading, precision, export."""
+"""The action detector: pooling, people, positions, loss, loading, precision, export."""
 
 import shutil
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_logits_by_hand():
                 torch.testing.assert_close(logits[clip, person], model.classifier(vector), atol=1e-5, rtol=1e-5)
 
 
-def test_the_final_norm_and_no_class_token_are_in_it():
+def test_the_final_norm_is_used_and_the_class_token_is_not():
     with_token = tiny(use_class_token=True)
     assert with_token.mvd.layernorm is not None
     pixels = clips()
@@ -114,7 +114,7 @@ def test_without_people_every_parameter_still_has_a_gradient():
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
 
-def test_each_person_is_looked_at_alone():
+def test_people_do_not_affect_each_other():
     model, pixels = tiny(), clips()
     together = model(pixels, BOXES).logits
     for person in range(2):
@@ -136,7 +136,7 @@ def test_the_loss_is_the_sum_over_people_of_the_mean_over_classes():
     assert model(pixels, BOXES).loss is None
 
 
-def test_in_evaluation_the_region_is_larger_and_in_training_it_is_not():
+def test_the_region_is_larger_in_evaluation_only():
     model, pixels = tiny(detection_margin=[0.5, 0.25]), clips()
     exact = tiny(detection_margin=[0.0, 0.0])
     exact.load_state_dict(model.state_dict())
@@ -159,22 +159,20 @@ def test_positions_of_other_sizes_are_interpolated_or_recomputed():
     torch.testing.assert_close(other(pixels, boxes).logits, recomputed)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_inputs_of_other_shapes_or_dtypes_are_refused():
+    model, pixels = tiny(), clips()
+    for arguments, message in (
         ({"boxes": None}, "boxes"),
-        ({"boxes": BOXES[0]}, r"boxes must be \(2 clips, people, 4\)"),
-        ({"boxes": BOXES[:1]}, r"boxes must be \(2 clips, people, 4\)"),
+        ({"boxes": BOXES[0]}, r"\(2, 4\)"),
+        ({"boxes": BOXES[:1]}, r"\(1, 2, 4\)"),
         ({"boxes": BOXES.long()}, "int64"),
-        ({"boxes": BOXES, "box_mask": torch.ones(2, 3, dtype=torch.bool)}, r"box_mask must be \(2, 2\) bool"),
+        ({"boxes": BOXES, "box_mask": torch.ones(2, 3, dtype=torch.bool)}, r"box_mask.*\(2, 3\)"),
         ({"boxes": BOXES, "box_mask": torch.ones(2, 2)}, "float32"),
-        ({"boxes": BOXES, "labels": torch.zeros(2, 2, 4)}, r"labels must be \(2, 2, 5\)"),
-        ({"boxes": BOXES, "labels": torch.zeros(2, dtype=torch.long)}, r"got \(2,\)"),
-    ],
-)
-def test_what_does_not_fit_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        tiny()(clips(), **arguments)
+        ({"boxes": BOXES, "labels": torch.zeros(2, 2, 4)}, r"labels.*\(2, 2, 4\)"),
+        ({"boxes": BOXES, "labels": torch.zeros(2, dtype=torch.long)}, r"\(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(pixels, **arguments)
 
 
 # Precision
@@ -255,10 +253,10 @@ def classifier(tmp_path):
     return model, tmp_path / "classifier"
 
 
-@pytest.mark.parametrize("options", [{}, {"num_labels": 80}, {"num_labels": 80, "ignore_mismatched_sizes": True}])
-def test_a_mean_pooling_classifier_is_never_loaded_with_a_silent_fresh_norm(classifier, options):
-    with pytest.raises(CheckpointMismatchError, match=r"no final encoder norm.*from_classifier"):
-        MVDForActionDetection.from_pretrained(classifier[1], **options)
+def test_a_mean_pooling_classifier_does_not_silently_get_a_fresh_norm(classifier):
+    for options in ({}, {"num_labels": 80}, {"num_labels": 80, "ignore_mismatched_sizes": True}):
+        with pytest.raises(CheckpointMismatchError, match="from_classifier"):
+            MVDForActionDetection.from_pretrained(classifier[1], **options)
 
 
 def test_a_classifier_gives_the_encoder_and_the_norm_is_chosen(classifier):
@@ -283,7 +281,7 @@ def test_other_ways_from_a_classifier_are_refused(classifier, tmp_path):
     with pytest.raises(ValueError, match="final_norm='new'"):
         MVDForActionDetection.from_classifier(classifier[1], "new")
     tiny(MVDForVideoClassification, use_mean_pooling=False).save_pretrained(tmp_path / "token")
-    with pytest.raises(ValueError, match="load it with from_pretrained"):
+    with pytest.raises(ValueError, match="from_pretrained"):
         MVDForActionDetection.from_classifier(tmp_path / "token", "fresh")
 
 
