@@ -22,15 +22,17 @@ from PIL import Image
 from launching import ROOT
 from mvd_hf.curation import audit, workers
 from mvd_hf.curation.audit import (
+    COLUMNS,
     AuditSettings,
     FileInspector,
     FileReport,
     audit_videos,
     describe_audit,
     find_overlap,
-    read_reports,
+    report_of_row,
     write_manifest,
 )
+from mvd_hf.curation.workers import read_results
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.data.list_files import read_list_file
 from mvd_hf.data.sources import load_rows, read_manifest
@@ -309,7 +311,7 @@ def test_file_that_hangs_or_crashes_its_reader_is_unreadable(tmp_path, videos, m
     assert "time_limit" in reports[1].reason
     assert "SIGKILL" in reports[2].reason
     assert [report.bytes for report in reports] == [len(content) for content in names.values()]
-    assert len(read_reports(f"{output}.partial")) == 3
+    assert len(read_results(f"{output}.partial", COLUMNS, report_of_row)) == 3
 
 
 # resuming
@@ -339,7 +341,7 @@ def interrupt(rows, output: Path, monkeypatch, after: int):
         if count[0] > after:
             raise KeyboardInterrupt
         original(journal, report)
-        assert len(read_reports(f"{output}.partial")) == count[0]  # at once
+        assert len(read_results(f"{output}.partial", COLUMNS, report_of_row)) == count[0]  # at once
 
     settings = AuditSettings(num_frames=4, stride=2, workers=1)
     with monkeypatch.context() as patch:
@@ -446,7 +448,7 @@ def test_names_with_every_sign_survive_the_manifest(tmp_path, videos):
     rows = byte_rows([(name, videos["long"]) for name in names])
     write_manifest(tmp_path / "audit.csv", audit_videos(rows, SETTINGS))
     assert list(read_manifest(tmp_path / "audit.csv")) == names
-    assert [report.file for report in read_reports(tmp_path / "audit.csv")] == names
+    assert [report.file for report in read_results(tmp_path / "audit.csv", COLUMNS, report_of_row)] == names
 
 
 def test_settings_out_of_range_are_refused():

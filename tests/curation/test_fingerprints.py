@@ -11,16 +11,17 @@ from PIL import Image
 from mvd_hf.curation import fingerprints as module
 from mvd_hf.curation import workers
 from mvd_hf.curation.fingerprints import (
+    COLUMNS,
     FingerprintSettings,
     VideoFingerprint,
+    fingerprint_of_row,
     flat,
-    load_fingerprints,
     read_fingerprints,
     thumbnail,
     thumbnail_positions,
     unreadable,
 )
-from mvd_hf.curation.workers import Journal
+from mvd_hf.curation.workers import Journal, read_results
 from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.sources import load_rows, write_table
 from mvd_hf.data.toy import toy_frames, write_video
@@ -190,7 +191,7 @@ def test_fingerprints_are_stored_and_each_video_is_read_once(tmp_path, videos, c
     first = read_fingerprints(rows, cache=cache)
     assert count_reads == ["a", "b", "text"]
     assert not Path(f"{cache}.partial").exists()
-    assert sorted(found.num_frames for found in load_fingerprints(cache)) == [0, 24, 40]
+    assert sorted(found.num_frames for found in read_results(cache, COLUMNS, fingerprint_of_row)) == [0, 24, 40]
     second = read_fingerprints(rows, cache=cache)
     assert count_reads == ["a", "b", "text", "text"]  # what could not be read is tried again
     for one, other in zip(first, second, strict=True):
@@ -242,7 +243,7 @@ def test_an_interrupted_run_continues_where_it_ended(tmp_path, videos, count_rea
     found = read_fingerprints(rows, cache=cache)
     assert count_reads == ["single"]
     assert [fingerprint.num_frames for fingerprint in found] == [24, 40, 1]
-    assert len(load_fingerprints(cache)) == 3
+    assert len(read_results(cache, COLUMNS, fingerprint_of_row)) == 3
 
 
 def test_contents_in_memory_are_distinguished_by_hash(tmp_path, videos):
@@ -284,7 +285,7 @@ def test_the_longest_fingerprint_fits_in_a_line_of_the_file(tmp_path):
     thumbnails = np.random.default_rng(0).integers(0, 65536, (320, 12, 12), dtype=np.uint16)
     fingerprint = VideoFingerprint("a", num_frames=4000, fps=25.0, max_thumbnails=320, thumbnails=thumbnails)
     write_table(tmp_path / "fingerprints.csv", [module.row_of(fingerprint)], module.COLUMNS)
-    (found,) = load_fingerprints(tmp_path / "fingerprints.csv")
+    (found,) = read_results(tmp_path / "fingerprints.csv", COLUMNS, fingerprint_of_row)
     assert_same(found, fingerprint)
 
 

@@ -32,7 +32,7 @@ from ..data.sources import (
 )
 from ..model.loading_mvd import listed
 from ..model.video_reading import FORMATS_WITHOUT_TIMES, SINGLE_FILE_FORMATS, VideoReadError
-from .workers import Journal, read_files, read_results
+from .workers import Journal, read_files
 
 # short files are usable (frames repeat), and so are duplicates
 USABLE = ("ok", "short", "duplicate")
@@ -287,11 +287,6 @@ def report_of_row(row: dict[str, str]) -> FileReport:
     if values["status"] in USABLE:
         values |= {"status": "ok", "reason": ""}
     return FileReport(**{**values, "same_as": "", "overlap": ""})
-
-
-def read_reports(path: str | Path) -> list[FileReport]:
-    """Reports from a manifest, or from what an interrupted audit left."""
-    return read_results(path, COLUMNS, report_of_row)
 
 
 def write_manifest(path: str | Path, reports: Sequence[FileReport], drop: Sequence[str] = DROP) -> int:

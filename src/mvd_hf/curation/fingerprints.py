@@ -21,7 +21,7 @@ from PIL import Image
 from ..data.decoding import open_media
 from ..data.sources import Rows, holds_images, media_column, num_videos
 from .audit import container_facts, describe_error, known_unread, source_of, with_content
-from .workers import Journal, read_files, read_results
+from .workers import Journal, read_files
 
 # rows and columns of a thumbnail
 THUMBNAIL_SIZE = 12
@@ -207,11 +207,6 @@ def fingerprint_of_row(row: dict[str, str]) -> VideoFingerprint:
     if len(fingerprint.thumbnails) != len(fingerprint.positions):
         raise ValueError(f"{len(fingerprint.thumbnails)} thumbnails instead of {len(fingerprint.positions)}")
     return fingerprint
-
-
-def load_fingerprints(path: str | Path) -> list[VideoFingerprint]:
-    """Fingerprints from a file, finished or interrupted; raises ValueError naming a damaged line."""
-    return read_results(path, COLUMNS, fingerprint_of_row)
 
 
 # the data set

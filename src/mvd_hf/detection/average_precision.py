@@ -162,11 +162,7 @@ def average_precision(scores: np.ndarray, correct: np.ndarray, num_truths: int) 
 
 
 def average_precisions(
-    groundtruth: BoxRows,
-    detections: BoxRows,
-    actions: Sequence[int],
-    top_k: int | None = 50,
-    threshold: float = 0.5,
+    groundtruth: BoxRows, detections: BoxRows, actions: Sequence[int], top_k: int | None = 50, threshold: float = 0.5
 ) -> dict[int, float | None]:
     """Average precision of each action; `None` where the ground truth has none of it.
 

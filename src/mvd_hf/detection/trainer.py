@@ -21,13 +21,7 @@ from ..training.samplers import EvaluationSampler
 from ..training.trainer import MVDTrainer
 from .augmentation import DetectionTestAugmentation, DetectionTrainingAugmentation
 from .ava import AVA_ACTIONS, BOX, COLUMNS, KEY, ava_map, named_actions, read_boxes, scored_actions, write_boxes
-from .key_frames import (
-    KeyFrameReader,
-    KeyFrames,
-    annotated_people,
-    collate_key_frames,
-    detected_people,
-)
+from .key_frames import KeyFrameReader, KeyFrames, annotated_people, collate_key_frames, detected_people
 from .video_folders import VideoFolders
 
 logger = logging.getLogger(__name__)
@@ -118,13 +112,7 @@ class DetectionArguments:
             height, self.short_side, self.box_jitter, self.color_jitter, self.flip, self.min_visible
         )
         reader = KeyFrameReader(
-            videos,
-            augmentation,
-            config.num_frames,
-            self.stride,
-            config.frame_size,
-            config.num_labels,
-            self.max_people,
+            videos, augmentation, config.num_frames, self.stride, config.frame_size, config.num_labels, self.max_people
         )
         return SampleDataset(people.first(self.max_samples), reader, seed, self.on_bad_video)
 

@@ -27,12 +27,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.image_utils import (
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 
 from ..arguments import check_path
@@ -309,13 +304,7 @@ FAMILIES = {
         normalization=HALF, inputs=naflex_inputs, unused=WITHOUT_HEAD, **CONTRASTIVE
     ),
     "vit": TeacherFamily(
-        "layers",
-        "layernorm",
-        "post",
-        HALF,
-        interpolated_image_inputs,
-        has_class_token=True,
-        unused={"pooler": None},
+        "layers", "layernorm", "post", HALF, interpolated_image_inputs, has_class_token=True, unused={"pooler": None}
     ),
     "vjepa2": TeacherFamily(
         "layer",

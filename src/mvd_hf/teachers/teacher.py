@@ -326,11 +326,7 @@ def undivided_loading() -> Iterator[None]:
 def load_network(
     config: TeacherConfig, model_config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, nn.Parameter]]:
-    """A teacher's model, and by name the weights that its checkpoint lacks or has in another shape.
-
-    Raises:
-        ValueError: if the checkpoint cannot be read.
-    """
+    """A teacher's model, and by name the weights that its checkpoint lacks or has in another shape."""
     try:
         with undivided_loading():
             model, report = AutoModel.from_pretrained(

@@ -102,11 +102,7 @@ class AttentionArguments(ClipFigureArguments):
 
 
 def load_encoder(source: str, device: str = "cpu") -> MVDModel:
-    """The encoder of an MVD checkpoint of any stage, with eager attention and without the final norm.
-
-    Raises:
-        ValueError: if there is no such model.
-    """
+    """The encoder of an MVD checkpoint of any stage, with eager attention and without the final norm."""
     if not source:
         raise ValueError("Nothing to draw: give --model.")
     options = {"add_final_norm": False, "attn_implementation": "eager", "dtype": torch.float32}
@@ -114,11 +110,7 @@ def load_encoder(source: str, device: str = "cpu") -> MVDModel:
 
 
 def choose_query(query: Sequence[int] | None, config: MVDConfig) -> tuple[int, int, int]:
-    """Slot, row and column of a patch, by default the middle of the clip.
-
-    Raises:
-        ValueError: if they are not three numbers.
-    """
+    """Slot, row and column of a patch, by default the middle of the clip."""
     if query is None:
         time, rows, columns = config.grid
         return time // 2, rows // 2, columns // 2
@@ -128,11 +120,7 @@ def choose_query(query: Sequence[int] | None, config: MVDConfig) -> tuple[int, i
 
 
 def choose_heads(attention: np.ndarray, heads: Sequence[int] | None) -> dict[str, np.ndarray]:
-    """Attention (t, h, w) by name: of some heads of (heads, t, h, w), or the mean of all.
-
-    Raises:
-        ValueError: if there is no such head.
-    """
+    """Attention (t, h, w) by name: of some heads of (heads, t, h, w), or the mean of all."""
     if heads is None:
         return {f"mean of {len(attention)} heads": attention.mean(axis=0)}
     for head in heads:

@@ -157,11 +157,7 @@ class DemoArguments:
             raise ValueError(f"max_windows={self.max_windows} and window={self.window} must be above 0.")
 
     def example_files(self) -> list[str]:
-        """The example videos.
-
-        Raises:
-            ValueError: if one of them does not exist.
-        """
+        """The example videos; raises ValueError if one of them does not exist."""
         files: list[Path] = []
         for example in map(Path, self.examples):
             if not example.exists():
@@ -207,9 +203,6 @@ class Demo:
             video: a video file.
             ratio: part of the patches that is masked, the same patches in each frame.
             seed: seed of the mask.
-
-        Raises:
-            ValueError: if the ratio masks no or every patch, or the video cannot be read.
         """
         grid, size = self.extractor.grid, self.extractor.image_size
         mask = tube_mask(grid, ratio, torch.Generator().manual_seed(seed))
@@ -222,11 +215,7 @@ class Demo:
         return visible, truth
 
     def compare(self, video: str) -> np.ndarray:
-        """An image (H, W, 3) of the similarity of features between frames of the middle clip, for each model.
-
-        Raises:
-            VideoReadError: (a ValueError) if the video cannot be read.
-        """
+        """An image (H, W, 3) of the similarity of features between frames of the middle clip, for each model."""
         clips = self.extractor.clips(self.read_clip(video))
         matrices = {
             name: slot_similarity(features, self.extractor.grid).cpu().numpy()
@@ -242,11 +231,7 @@ def check_gradio():
 
 
 def build_page(demo: Demo):
-    """The page as `gradio.Blocks`.
-
-    Raises:
-        ImportError: if gradio is missing.
-    """
+    """The page as `gradio.Blocks`; raises ImportError without gradio."""
     check_gradio()
     import gradio
 

@@ -64,11 +64,7 @@ class DetectionFigureArguments:
             raise ValueError("Give boxes or annotations, not both.")
 
     def people(self, num_seconds: int) -> dict[float, np.ndarray]:
-        """Relative boxes (P, 4) by the time of their key frame; without a file the whole frame, every second.
-
-        Raises:
-            ValueError: if a file cannot be read or has no people in this video.
-        """
+        """Relative boxes (P, 4) by the time of their key frame; without a file the whole frame, every second."""
         source = self.annotations or self.boxes
         if source is None:
             whole = np.array([[0.0, 0.0, 1.0, 1.0]])
@@ -91,12 +87,7 @@ class DetectionFigureArguments:
 def detection_frames(
     model: MVDForActionDetection, processor: MVDVideoProcessor, arguments: DetectionFigureArguments
 ) -> Iterator[np.ndarray]:
-    """Each key frame with the boxes of its people and the names and probabilities of their actions.
-
-    Raises:
-        VideoReadError: if the video cannot be read, or ends before a key frame.
-        ValueError: if there are no boxes of this video.
-    """
+    """Yield each key frame with the boxes of its people and the names and probabilities of their actions."""
     with VideoReader(arguments.video) as reader:
         for timestamp, boxes in arguments.people(int(reader.times()[-1]) + 1).items():
             key_frame = reader.frame_at(timestamp - arguments.video_start)

@@ -20,11 +20,7 @@ INCHES, RESOLUTION, PANEL_SIDE = 1.5, 130, 240
 
 
 def check_strips(strips: Mapping[str, np.ndarray]) -> int:
-    """The number of frames n of all strips (n, H, W, 3).
-
-    Raises:
-        ValueError: if strips are empty or of different lengths.
-    """
+    """The number of frames n of all strips (n, H, W, 3); raises ValueError if lengths differ or are 0."""
     counts = {name: len(strip) for name, strip in strips.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(f"Strips need the same number of frames, at least one, but have {counts}.")
@@ -43,9 +39,6 @@ def draw_strips(strips: Mapping[str, np.ndarray], titles: Sequence[str], heading
         strips: per name frames (n, H, W, 3), or (n, H, W) with a value in [0, 1] for each pixel.
         titles: above each of the n columns.
         heading: above all of them.
-
-    Raises:
-        ValueError: if strips are empty or of different lengths.
     """
     columns = shown_columns(check_strips(strips))
     label_width = 0.1 * max(max(len(line) for line in name.split("\n")) for name in strips)
@@ -76,9 +69,6 @@ def film_frames(
         strips: per name frames (n, H, W, 3), of one length and shape.
         titles: written into each of the n frames of the film, lower left.
         side: height in pixels of a strip's frame.
-
-    Raises:
-        ValueError: if strips are empty or of different lengths.
     """
     count = check_strips(strips)
     height, width = next(iter(strips.values())).shape[1:3]

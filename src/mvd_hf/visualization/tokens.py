@@ -92,11 +92,7 @@ class TokenFigureArguments(ClipFigureArguments):
 
 
 def color_tokens(arguments: TokenFigureArguments) -> TokenColors:
-    """The colours of a clip's tokens for each model.
-
-    Raises:
-        ValueError: if the clip cannot be read or a model cannot be loaded.
-    """
+    """The colours of a clip's tokens for each model."""
     extractor = load_feature_extractor(arguments.models, arguments.device, layer=arguments.layer, norm=arguments.norm)
     frames, seconds = arguments.read_clip(extractor.num_frames)
     clips = extractor.clips(frames)
