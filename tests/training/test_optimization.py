@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from launching import ROOT, start
 from mvd_hf import (
     MVDConfig,
     MVDForFeatureDistillation,
@@ -194,6 +195,16 @@ def test_wrappers_change_nothing_about_the_groups():
     for parameter in model.parameters():
         parameter.data = parameter.data.flatten()  # a piece without its shape
     assert found_groups(wrapped, rules=rules) == expected
+
+
+@pytest.mark.slow
+def test_the_groups_are_the_same_under_every_kind_of_parallel_training():
+    run = start(str(ROOT / "tests" / "parameter_groups.py"), processes=2)
+    assert run.wait() == [0, 0], run.text()[-3000:]
+    groups = [line for line in run.text().splitlines() if line.startswith("[(")]
+    assert len(groups) == 8  # as it is, DDP, FSDP1, FSDP2, each compiled and not
+    assert len(set(groups)) == 1
+    assert groups[0].count("(") == 8
 
 
 def test_a_parameter_of_which_nothing_is_known_is_refused():

@@ -3,12 +3,15 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
 import numpy as np
+import torch.distributed as dist
 from accelerate import PartialState
 
 from ..curation.fingerprints import read_fingerprints
@@ -217,6 +220,25 @@ def without_overlap(
     return validation.select(kept)
 
 
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Let the main process go first, for as long as it takes.
+
+    Fingerprints of thousands of videos take longer than processes wait for each other in a collective (`ddp_timeout`).
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    if not state.is_main_process:
+        dist.barrier(group)
+    yield
+    if state.is_main_process:
+        dist.barrier(group)
+    dist.destroy_process_group(group)
+
+
 def prepare_videos(
     data: DataArguments,
     keys: FinetuningClipArguments,
@@ -243,7 +265,7 @@ def prepare_videos(
     """
     folder, state = Path(folder), PartialState()
     data = replace(data, eval_split=find_validation_split(data))
-    with state.main_process_first():  # the other processes read its fingerprints
+    with main_process_first():  # the other processes read its fingerprints
         folder.mkdir(parents=True, exist_ok=True)
         rows = data.rows()
         names, labels, num_labels = read_classes(rows, keys, num_labels)
