@@ -89,7 +89,7 @@ def test_first_lines_say_what_files_are_for_and_nothing_prints():
 
 def test_recipes_stay_thin():
     scripts = set((PACKAGE.parents[1] / "recipes").glob("*.py")) - {PACKAGE.parents[1] / "recipes" / "three_splits.py"}
-    long = [path.name for path in scripts if len(path.read_text(encoding="utf-8").splitlines()) > 90]
+    long = [path.name for path in scripts if len(path.read_text(encoding="utf-8").splitlines()) > 100]
     assert long == []
 
 
