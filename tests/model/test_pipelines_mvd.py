@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoVideoProcessor, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from mvd_hf import (
     MVDConfig,
@@ -94,6 +96,32 @@ def check_scores(found: list[dict], expected: torch.Tensor):
     order = expected.argsort(descending=True)[: len(found)]
     assert [item["label"] for item in found] == [f"LABEL_{label}" for label in order.tolist()]
     assert [item["score"] for item in found] == pytest.approx(expected[order].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("task", ["video-classification", VIEWS, FEATURES])
+def test_what_data_sets_hold_is_taken(classifier, videos, task):
+    run = load(task, classifier)
+    paths = [videos["long"], videos["short"]]
+    expected = str(run(paths))
+    rows = datasets.Dataset.from_dict({"video": paths}).cast_column("video", datasets.Video(decode=False))
+    contents = [{"path": None, "bytes": Path(path).read_bytes()} for path in paths]
+    assert str(list(run(KeyDataset(rows, "video")))) == expected
+    assert str(run([row["video"] for row in rows])) == expected
+    assert str(run(contents)) == expected
+    assert str([run(item) for item in contents]) == expected
+    if task != "video-classification":  # of transformers, which takes lists only
+        assert str(run(rows["video"])) == expected
+
+
+@pytest.mark.parametrize("task", [VIEWS, FEATURES])
+def test_a_list_of_frames_is_one_video(classifier, videos, task):
+    frames = read_frames(videos["long"], range)
+    run = load(task, classifier)
+    images = [Image.fromarray(frame) for frame in frames]
+    expected = str(run(frames))
+    assert str(run(images)) == str(run(tuple(images))) == str(run(list(frames))) == expected
+    with pytest.raises(ValueError, match="tuple"):
+        load("video-classification", classifier)(images)
 
 
 # several views
@@ -357,6 +385,19 @@ def test_frames_of_several_videos_make_batches_with_their_own_people(detector, v
     for together, single in zip(run(inputs, batch_size=3), map(run, inputs), strict=True):
         assert [person["box"] for person in together] == [person["box"] for person in single]
         for one, other in zip(together, single, strict=True):
+            assert [a["score"] for a in one["actions"]] == pytest.approx(
+                [a["score"] for a in other["actions"]], abs=1e-5
+            )
+
+
+def test_frames_of_videos_of_different_sizes_make_batches(detector, videos, tmp_path):
+    wide = str(tmp_path / "wide.mp4")
+    write_video(wide, toy_frames("dots", "left", 20, 24, 48, np.random.default_rng(5)))
+    run = load(PEOPLE, detector)
+    inputs = [{"video": video, "boxes": BOXES[:2]} for video in (videos["long"], wide, videos["short"], wide)]
+    for together, single in zip(run(inputs, batch_size=4), map(run, inputs), strict=True):
+        for one, other in zip(together, single, strict=True):
+            assert one["box"] == other["box"]
             assert [a["score"] for a in one["actions"]] == pytest.approx(
                 [a["score"] for a in other["actions"]], abs=1e-5
             )

@@ -6,7 +6,7 @@ t x h x w the grid of patches, D the width of their features.
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 from .frame_sampling import PAPER_VIEWS, key_frame_clip
 from .patches_mvd import patch_grid
-from .video_processing_mvd import downloaded, is_encoded, stack_frames
+from .video_processing_mvd import downloaded, is_encoded, is_frame, stack_frames
 from .video_reading import VideoReader
 from .video_streaming import VideoStream
 
@@ -116,6 +116,14 @@ class MVDVideoPipeline(ChunkPipeline):
             raise ValueError(f"{type(self).__name__} needs video_processor, for example an MVDVideoProcessor.")
         # transformers makes batches with, and saves, only a feature extractor
         self.feature_extractor = self.video_processor
+
+    def __call__(self, inputs: Any, **kwargs):
+        """The results of one video or of several: a list of frames is one video, a column of `datasets` is several."""
+        if isinstance(inputs, list) and inputs and all(map(is_frame, inputs)):
+            inputs = tuple(inputs)
+        elif isinstance(inputs, Sequence) and not isinstance(inputs, list | tuple) and not is_encoded(inputs):
+            return list(super().__call__((video for video in inputs), **kwargs))  # one video at a time in memory
+        return super().__call__(inputs, **kwargs)
 
     def sample_views(self, video: Any, options: dict) -> Iterator[dict]:
         """Views of a video as `pixel_values` (1, T, C, H, W), with their frame numbers `frames` (1, T)."""
@@ -290,7 +298,7 @@ class MVDActionDetectionPipeline(MVDVideoPipeline):
     `frame_sampling_rate`: frames of the clip around the frame, and their distance; by default as stored
       in the processor. For decoded frames that are such a clip, pass a distance of 1.
     - `top_k`: number of actions of each person, 5 by default; `threshold`: their least score, 0 by default.
-    - `batch_size`: frames per forward pass, of videos of one size.
+    - `batch_size`: frames per batch; those of one size share a forward pass.
     """
 
     def _sanitize_parameters(self, threshold: float | None = None, top_k: int | None = None, **options):
@@ -302,7 +310,7 @@ class MVDActionDetectionPipeline(MVDVideoPipeline):
 
     def preprocess(self, video: Any, **options) -> Iterator[dict]:
         """The clip around a frame of a video, with its people."""
-        given = {**video} if isinstance(video, Mapping) else {"video": video}
+        given = {**video} if isinstance(video, Mapping) and not is_encoded(video) else {"video": video}
         unknown = given.keys() - {"video", *PEOPLE_OPTIONS}
         if unknown or "video" not in given:
             raise ValueError(f"The input {', '.join(map(repr, given))} must be video, boxes, and perhaps time.")
@@ -332,12 +340,22 @@ class MVDActionDetectionPipeline(MVDVideoPipeline):
             frames = stack_frames(video)
             frames = frames[key_frame_clip(middle_of(len(frames)), len(frames), *shape)[0]]
         inputs = stored(frames, boxes=boxes, box_unit=box_unit, do_sample_frames=False, return_tensors="pt")
-        return {**inputs, "sizes": torch.tensor([frames.shape[-2:]])}
+        clip = [inputs.pop("pixel_values")]  # in a list, which batches keep: videos differ in size
+        return {**inputs, "clip": clip, "sizes": torch.tensor([frames.shape[-2:]])}
 
     def _forward(self, inputs: dict) -> dict:
-        outputs = self.model(**{name: inputs[name] for name in ("pixel_values", "boxes", "box_mask")})
+        clips = [part[0] if isinstance(part, list) else part for part in inputs["clip"]]
+        logits: list[torch.Tensor] = [None] * len(clips)
+        by_size: dict[torch.Size, list[int]] = {}
+        for number, clip in enumerate(clips):
+            by_size.setdefault(clip.shape, []).append(number)
+        for numbers in by_size.values():
+            people = {name: inputs[name][numbers] for name in ("boxes", "box_mask")}
+            outputs = self.model(pixel_values=torch.cat([clips[number] for number in numbers]), **people)
+            for number, of_clip in zip(numbers, outputs.logits, strict=True):
+                logits[number] = of_clip
         kept = {name: inputs[name] for name in ("boxes", "box_mask", "sizes", "is_last")}
-        return {"logits": outputs.logits, **kept}
+        return {"logits": torch.stack(logits), **kept}
 
     def postprocess(self, frames: list[dict], threshold: float = 0.0, top_k: int = 5) -> list[dict]:
         """The people of a frame and their actions."""

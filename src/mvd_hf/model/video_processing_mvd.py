@@ -7,7 +7,7 @@ Letters in shapes: B videos, V views of each, K clips, T frames, C channels, H x
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -125,11 +125,17 @@ def crop_offsets(height: int, width: int, size: int | tuple[int, int], num_crops
 
 
 def downloaded(video: Any) -> Any:
-    """An encoded video as it is; of an http(s) URL the file, which messages name by the URL.
+    """An encoded video as it is; of an http(s) URL or a row with bytes the file, which messages name by URL or path.
 
     Raises:
         VideoReadError: if it cannot be downloaded.
     """
+    if is_row(video):
+        video, path = video.get("path") if video.get("bytes") is None else video["bytes"], video.get("path")
+        if isinstance(video, bytes) and path is not None:
+            file = io.BytesIO(video)
+            file.name = path
+            return file
     if not (isinstance(video, str) and video.startswith(("http://", "https://"))):
         return video
     try:
@@ -147,9 +153,17 @@ def is_frame(value: Any) -> bool:
     return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 3)
 
 
+def is_row(video: Any) -> bool:
+    """Whether a video is what `datasets` gives without decoding: `path` and `bytes`, of which one is set."""
+    return (
+        isinstance(video, Mapping) and video.keys() <= {"path", "bytes"} and any(v is not None for v in video.values())
+    )
+
+
 def is_encoded(video: Any) -> bool:
-    """Whether a video must be decoded: a path, a URL, bytes or a binary file object."""
-    return isinstance(video, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(video, "read")
+    """Whether a video must be decoded: a path, a URL, bytes, a binary file object, or a row of `datasets`."""
+    is_file = isinstance(video, str | bytes | bytearray | memoryview | os.PathLike) or hasattr(video, "read")
+    return is_file or is_row(video)
 
 
 def is_box_matrix(boxes: Any) -> bool:
@@ -193,9 +207,15 @@ def stack_frames(video: Any, input_data_format: str | ChannelDimension | None = 
         video = torch.stack(frames) if all(isinstance(f, torch.Tensor) for f in frames) else np.stack(frames)
     if not isinstance(video, np.ndarray | torch.Tensor) or video.ndim != 4 or len(video) == 0:
         found = f"shape {tuple(video.shape)}" if hasattr(video, "shape") else f"type {type(video).__name__}"
+        if is_frame(video):
+            raise ValueError(
+                f"A single image of {found} is not a video: pass all frames of a video, in a pipeline as a tuple."
+            )
+        if isinstance(video, Mapping):
+            found = f"{found} with {', '.join(map(repr, video)) or 'no keys'}"
         raise ValueError(
-            f"A video of {found} cannot be read; pass a path, URL, bytes, binary file, (T, H, W, C) array, "
-            f"(T, C, H, W) tensor, a list of PIL images, or a list of these."
+            f"A video of {found} cannot be read; pass a path, URL, bytes, binary file, {{'path', 'bytes'}} of a data "
+            f"set, (T, H, W, C) array, (T, C, H, W) tensor, a list of PIL images, or a list of these."
         )
     axes = (-1, 1) if isinstance(video, np.ndarray) else (1, -1)
     if input_data_format is not None:
@@ -226,9 +246,10 @@ class MVDVideoProcessor(BaseVideoProcessor):
     r"""
     Makes the input of an MVD model from videos, as in the tests of the paper.
 
-    A video is a path, an http(s) URL, bytes, a binary file object, a (T, H, W, C) array, a (T, C, H, W) tensor or a
-    list of PIL images. A list of videos, or a five-dimensional array or tensor, is a batch. All arguments can be set
-    here, and are saved with the model, or for a single call. Unknown arguments and wrong types are refused.
+    A video is a path, an http(s) URL, bytes, a binary file object, `{"path": ..., "bytes": ...}` as `datasets` gives
+    it, a (T, H, W, C) array, a (T, C, H, W) tensor or a list of PIL images. A list of videos, or a five-dimensional
+    array or tensor, is a batch. All arguments can be set here, and are saved with the model, or for a single call.
+    Unknown arguments and wrong types are refused.
 
     Args:
         do_sample_frames (`bool`, *optional*): whether to choose frames; `False` takes all frames as one clip. By
