@@ -16,6 +16,8 @@ from pathlib import Path
 
 from mvd_hf.detection.toy import make_toy_detection_dataset
 
+# the stages run from any working directory, into which they write
+ROOT = Path(__file__).resolve().parents[2]
 DATA, OUTPUT = "outputs/tiny/detection", "outputs/tiny/detector"
 FILES = [f"--ava={DATA}/validation.csv", f"--boxes={DATA}/validation_boxes.csv", f"--label_map={DATA}/actions.pbtxt"]
 TRAINED = ["recipes/tiny/detect.yaml", f"--model={OUTPUT}", "--evaluate_only"]
@@ -57,6 +59,7 @@ def main():
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     shuffle_boxes(make_toy_detection_dataset(DATA))
     for title, words in STAGES:
+        words = [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
         logging.info("\n== %s: python %s", title, " ".join(words))
         subprocess.run([sys.executable, *words], check=True, env=environment)
     for name, folder in (("its boxes", OUTPUT), ("shuffled boxes", f"{OUTPUT}-shuffled")):

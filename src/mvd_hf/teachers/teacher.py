@@ -218,7 +218,12 @@ class Teacher(nn.Module):
         time, rows, columns = self.student_grid
         patch, tubelet = sizes.patch_size, sizes.tubelet_size
         side = self.image_size // patch
-        is_divisible = self.image_size % patch == 0 and self.input_frames % tubelet == 0
+        if self.input_frames % tubelet:
+            raise ValueError(
+                f"The teacher {self.config.model!r} takes tubelets of {tubelet} frames, and {self.input_frames} is no "
+                "multiple: give clips another num_frames."
+            )
+        is_divisible = self.image_size % patch == 0
         grid = (self.input_frames // tubelet, side, side)
         seen = num_frames // self.frame_step
         slots = seen // self.input_frames * grid[0]
