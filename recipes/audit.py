@@ -27,7 +27,7 @@ class AuditArguments:
     """The data set, another one that it must not overlap with, and the manifest.
 
     Args:
-        dataset, split, root, dataset_config, streaming, video_column, class_level: as in
+        dataset, split, root, dataset_config, streaming, video_column, class_level, allow_local_urls: as in
             `mvd_hf.data.arguments.DataArguments`.
         label_column: column of the labels; `label`, if there is one, by default.
         against, against_split, against_root: another data set, searched for the same files.
@@ -41,6 +41,7 @@ class AuditArguments:
     streaming: bool = False
     video_column: str | None = None
     class_level: str | None = None
+    allow_local_urls: bool = False
     label_column: str | None = None
     against: str | None = None
     against_split: str = "test"
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
     if any(argument.partition("=")[0] == "--ava" for argument in arguments):
         return audit_action_detection(arguments)
     audit, settings = parse_arguments(arguments, AuditArguments, AuditSettings, first="dataset")
-    choices = {"video_column": audit.video_column, "class_level": audit.class_level}
+    choices = {name: getattr(audit, name) for name in ("video_column", "class_level", "allow_local_urls")}
     rows = load_rows(audit.dataset, audit.split, audit.root, audit.dataset_config, audit.streaming, **choices)
     against = None
     if audit.against is not None:

@@ -49,7 +49,7 @@ class ModelArguments:
 class SourceArguments:
     """The videos: `dataset` (a source, or one for each split), `root` of list files, `manifest` of an audit.
 
-    `video_column` and `class_level` choose among several columns of videos and among levels of nested class folders.
+    `video_column`, `class_level` and `allow_local_urls` are as in `mvd_hf.data.sources.load_rows`.
     """
 
     dataset: str | dict
@@ -57,6 +57,7 @@ class SourceArguments:
     manifest: str | None = None
     video_column: str | None = None
     class_level: str | None = None
+    allow_local_urls: bool = False
 
 
 def read_row(name: str) -> dict:

@@ -2,9 +2,11 @@
 
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import datasets
+import fsspec
 import pyarrow.parquet
 import pytest
 from huggingface_hub import DatasetCard
@@ -117,6 +119,34 @@ def test_names_are_paths_below_the_shared_folder(classes):
     assert file_names(Split("train", nameless)) == ["00000000", "00000001.mp4"]
     one = datasets.Dataset.from_dict({"video": [{"path": "/home/somebody/a.mp4", "bytes": None}]})
     assert file_names(Split("train", one)) == ["a.mp4"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_urls_members_of_archives_and_plain_paths_are_published(toy_folder, tmp_path, hub, kind):
+    content = (Path(toy_folder) / "train" / "0000.mp4").read_bytes()
+    fsspec.filesystem("memory").pipe("/published/a.mp4", content)
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
+        archive.writestr("deep/b.MP4", content)
+    (tmp_path / "c.mp4").write_bytes(content)
+    paths = ["memory://published/a.mp4", f"zip://deep/b.MP4::{tmp_path}/clips.zip", str(tmp_path / "c.mp4")]
+    for number, items in enumerate([[{"path": path, "bytes": None} for path in paths], paths]):
+        rows = datasets.Dataset.from_dict({"video": items, "label": [0, 1, 2]})
+        publish_dataset({"train": rows}, f"me/mixed{number}", details(label_column="label", format=kind))
+        media, label = FORMATS[kind]
+        found = load_rows(f"me/mixed{number}")
+        assert [item["bytes"] for item in found[media]] == [content] * 3
+        assert found[label][:] == [0, 1, 2]
+
+
+def test_names_of_urls_are_their_paths():
+    for paths, names in (
+        (["https://a.org/x/1.mp4?key=1", "https://a.org/x/2.mp4"], ["1.mp4", "2.mp4"]),
+        (["https://a.org/1.mp4", "https://b.org/1.mp4"], ["00000000.mp4", "00000001.mp4"]),
+        (["zip://x/1.mp4::a.zip", "zip://x/1.mp4::b.zip"], ["00000000.mp4", "00000001.mp4"]),
+    ):
+        assert [
+            Path(name).name for name in file_names(Split("train", datasets.Dataset.from_dict({"video": paths})))
+        ] == [Path(name).name for name in names]
 
 
 # uploads

@@ -18,7 +18,7 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image
 
-from ..data.decoding import open_media, read_url
+from ..data.decoding import open_media
 from ..data.sources import (
     Rows,
     column_names,
@@ -30,6 +30,7 @@ from ..data.sources import (
     num_videos,
     write_table,
 )
+from ..data.urls import read_url
 from ..model.loading_mvd import listed
 from ..model.video_reading import FORMATS_WITHOUT_TIMES, SINGLE_FILE_FORMATS, VideoReadError
 from .workers import Journal, read_files

@@ -71,6 +71,8 @@ class DataArguments:
         root: folder of the videos of a list file.
         video_column: the column of the videos, if there are several.
         class_level: which sub-folders name the classes, if they are nested: the `first` or the `last`.
+        allow_local_urls: whether rows of a data set of the Hub or at a URL may name files of this machine and
+            addresses of its network.
         max_samples: use only the first so many videos.
         manifest: train only on the files that this manifest of `recipes/audit.py` says to use.
         streaming: read the training split while training instead of downloading it first.
@@ -94,6 +96,7 @@ class DataArguments:
     root: str | None = None
     video_column: str | None = None
     class_level: str | None = None
+    allow_local_urls: bool = False
     max_samples: int | None = None
     manifest: str | None = None
     streaming: bool = False
@@ -117,7 +120,7 @@ class DataArguments:
 
     def rows(self, evaluation: bool = False) -> Rows:
         """Rows of the evaluation split, or of the training split without files that the manifest leaves out."""
-        choices = {"video_column": self.video_column, "class_level": self.class_level}
+        choices = {name: getattr(self, name) for name in ("video_column", "class_level", "allow_local_urls")}
         if evaluation:
             source, split = self.eval_dataset or self.dataset, self.eval_split or self.split
             options = self.root, self.dataset_config, self.streaming, self.max_samples

@@ -4,12 +4,12 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import fsspec
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..model.video_reading import Frames, Source, VideoReader, VideoReadError
 from .sources import media_name
+from .urls import read_url
 
 Item = dict | str | bytes
 
@@ -57,17 +57,6 @@ class ImageReader:
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """The image (n, height, width, 3) uint8, once per index."""
         return self.decode(indices).rgb()
-
-
-def read_url(url: str) -> bytes:
-    """Content of a URL; raises VideoReadError if it cannot be read."""
-    try:
-        with fsspec.open(url, "rb") as file:
-            return file.read()
-    except ImportError:  # the package of a protocol is missing: no fault of the file
-        raise
-    except Exception as error:  # fsspec lets errors of HTTP clients through
-        raise VideoReadError(url, f"cannot be fetched ({error})") from error
 
 
 def media_content(item: Item) -> str | bytes:

@@ -14,6 +14,7 @@ from ..arguments import check_path
 from .builders import make_builder
 from .folders import AMBIGUOUS, CLASS_LEVELS, with_classes
 from .list_files import INDEX, read_list_file
+from .urls import check_places, is_foreign
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def load_rows(
     *,
     video_column: str | None = None,
     class_level: str | None = None,
+    allow_local_urls: bool = False,
 ) -> Rows:
     """The undecoded videos (or images) of a source: a column of `{"path", "bytes"}`, and labels if there are any.
 
@@ -82,6 +84,8 @@ def load_rows(
         video_column: the column of the videos, if there are several.
         class_level: which sub-folders of a folder name the classes: the `first` or the `last` ones on the way to a
             video. By default the folder decides.
+        allow_local_urls: whether rows of a data set of others (of the Hub, or at a URL) may name files of this machine
+            and addresses of its network.
 
     Raises:
         ValueError: if there is no such source, split or column, or it is empty.
@@ -95,7 +99,9 @@ def load_rows(
         check_path(source, "data set")
         check_kind_of_file(source)
     if suffix in LIST_FILE_SUFFIXES and (is_url or os.path.isfile(source)):
-        return choose_column(read_list_file(source, root), video_column)
+        rows = read_list_file(source, root)
+        rows = check_places(rows, ["video"], source) if is_foreign(source) and not allow_local_urls else rows
+        return choose_column(rows, video_column)
     try:
         builder = make_builder(split, **load_options(source, split, name))
         if streaming:
@@ -111,7 +117,12 @@ def load_rows(
         for column, feature in (rows.features or {}).items():
             if isinstance(feature, datasets.Video | datasets.Image):
                 rows = rows.cast_column(column, type(feature)(decode=False))
-    return choose_column(with_classes(rows, builder, split, source, class_level), video_column)
+    rows = choose_column(with_classes(rows, builder, split, source, class_level), video_column)
+    if is_foreign(source) and not allow_local_urls:
+        columns = rows.features or dict.fromkeys(column_names(rows))
+        media = [column for column, feature in columns.items() if could_be_media(column, feature)]
+        return check_places(rows, media, source)
+    return rows
 
 
 def choose_column(rows: Rows, column: str | None) -> Rows:

@@ -5,9 +5,9 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import datasets
 import pyarrow
@@ -17,7 +17,18 @@ from datasets import ClassLabel, DatasetInfo, Features, Image, SplitDict, SplitI
 from datasets.info import DatasetInfosDict
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
 
-from ..data.sources import LabelReader, holds_images, keep_listed, load_rows, media_column, media_name, read_manifest
+from ..data.decoding import Item, media_content
+from ..data.sources import (
+    LabelReader,
+    holds_images,
+    keep_listed,
+    load_rows,
+    media_column,
+    media_name,
+    read_manifest,
+    split_names,
+)
+from ..model.video_reading import VideoReadError
 from .cards import read_template
 from .licenses import check_license, license_in_words
 from .publish import Publication, find_repository, full_repo_id
@@ -100,7 +111,7 @@ def load_splits(
     """
     if isinstance(dataset, str):
         is_file = os.path.isfile(dataset) or "*" in dataset
-        names = ["train"] if is_file else datasets.get_dataset_split_names(dataset)
+        names = ["train"] if is_file else split_names(dataset) or ["train"]
         dataset = dict.fromkeys(names, dataset)
     splits = {name: load_rows(source, name, root, **choices) for name, source in dataset.items()}
     if manifest is not None:
@@ -109,27 +120,36 @@ def load_splits(
     return splits
 
 
-@contextmanager
-def named_errors(item: Mapping) -> Iterator[None]:
-    """Turn an OSError into a ValueError that names the file of a row."""
+def read_file(item: Item) -> bytes:
+    """The content of a row's file; raises ValueError if it cannot be read."""
     try:
-        yield
-    except OSError as error:
+        content = media_content(item)
+        return content if isinstance(content, bytes) else Path(content).read_bytes()
+    except (OSError, VideoReadError) as error:
         raise ValueError(
-            f"{item['path']} cannot be read ({error}): run recipes/audit.py, and give its manifest."
+            f"{media_name(item)} cannot be read ({error}): run recipes/audit.py, and give its manifest."
         ) from error
 
 
-def read_file(item: Mapping) -> bytes:
-    """The content of a row's file; raises ValueError if it cannot be read."""
-    with named_errors(item):
-        return item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
+def file_size(item: Item) -> int:
+    """Bytes of a row's file, fetched if it is a URL; raises ValueError if there is no such file."""
+    path = media_path(item)
+    content = item["bytes"] if isinstance(item, dict) else None
+    if path is not None and "://" not in path and content is None and os.path.isfile(path):
+        return os.path.getsize(path)
+    return len(read_file(item) if content is None else content)
 
 
-def file_size(item: Mapping) -> int:
-    """Bytes of a row's file; raises ValueError if there is no such file."""
-    with named_errors(item):
-        return len(item["bytes"]) if item["bytes"] is not None else os.path.getsize(item["path"])
+def media_path(item: Item) -> str | None:
+    """Path or URL of a row's file, if it has one."""
+    path = item["path"] if isinstance(item, dict) else item
+    return path if isinstance(path, str) else None
+
+
+def path_in_source(path: str) -> str:
+    """A path, or that of a URL without its query; of a member of an archive, the path in the archive."""
+    member = path.partition("::")[0]
+    return Path(urlsplit(member).netloc + urlsplit(member).path if "://" in member else member).as_posix()
 
 
 def cut(sizes: Sequence[int], num_shards: int) -> list[list[int]]:
@@ -156,14 +176,18 @@ def plan_split(name: str, rows: datasets.Dataset, details: DatasetDetails) -> Sp
 
 
 def file_names(split: Split) -> list[str]:
-    """Names of the files of a split: paths below their common folder, or numbers where a row has no path."""
+    """Names of the files of a split: paths below their common folder, or numbers where these are not distinct."""
     items = split.rows[media_column(split.rows)]
-    if any(item["path"] is None for item in items):
-        return [f"{number:08d}{Path(item['path'] or '').suffix}" for number, item in enumerate(items)]
-    paths = [Path(item["path"]).as_posix() for item in items]
-    shared = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(paths) > 1 else ""
+    found = [media_path(item) for item in items]
+    paths = [path_in_source(path) if path else "" for path in found]
+    numbers = [f"{number:08d}{Path(path).suffix}" for number, path in enumerate(paths)]
+    if not all(paths):
+        return numbers
+    is_mixed = len({os.path.isabs(path) for path in paths}) > 1
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths]) if len(paths) > 1 and not is_mixed else ""
     names = [path[len(shared) :].lstrip("/") if shared else path.rpartition("/")[2] for path in paths]
-    return [name if not os.path.isabs(name) else os.path.basename(name) for name in names]
+    names = [name if not os.path.isabs(name) else os.path.basename(name) for name in names]
+    return names if len(set(names)) == len(set(found)) else numbers
 
 
 class ShardWriter:
@@ -200,7 +224,8 @@ class ShardWriter:
                 raise ValueError(
                     f"WebDataset cannot distinguish the class name {numbers[0]!r} from a number: use format=parquet."
                 )
-            suffixes = {Path(media_name(item)).suffix for rows in splits.values() for item in rows[media_column(rows)]}
+            items = [item for rows in splits.values() for item in rows[media_column(rows)]]
+            suffixes = {Path(path_in_source(media_path(item) or "")).suffix.lower() for item in items}
             if len(suffixes) != 1 or not next(iter(suffixes)):
                 raise ValueError(f"A WebDataset holds files of one kind, not {sorted(suffixes)}: use format=parquet.")
             self.media, self.label = suffixes.pop().lstrip("."), "cls" if self.readers else None
