@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvd_hf.data import decoding
 from mvd_hf.data.decoding import ImageReader, open_media, read_url
 from mvd_hf.data.sources import media_name
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
@@ -66,7 +65,7 @@ def test_a_missing_package_of_a_protocol_is_no_bad_video(monkeypatch):
     def fail(*args):
         raise ImportError("install the package")
 
-    monkeypatch.setattr(decoding.fsspec, "open", fail)
+    monkeypatch.setattr(fsspec, "open", fail)
     with pytest.raises(ImportError, match="install the package"):
         read_url("s3://videos/0000.mp4")
 

@@ -105,7 +105,7 @@ def test_a_list_at_a_url_is_checked_and_one_of_yours_is_not(tmp_path, monkeypatc
         "mvd_hf.data.sources.read_list_file",
         lambda *arguments: datasets.Dataset.from_dict({"video": [{"path": "file:///etc/passwd", "bytes": None}]}),
     )
-    with pytest.raises(ValueError, match="file:///etc/passwd.*allow_local_urls"):
+    with pytest.raises(ValueError, match=r"file:///etc/passwd.*allow_local_urls"):
         load_rows("https://example.org/list.csv")
     assert len(load_rows("https://example.org/list.csv", allow_local_urls=True)) == 1
     (tmp_path / "list.csv").touch()
