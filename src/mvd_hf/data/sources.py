@@ -341,7 +341,11 @@ class LabelReader:
         if self.names is None and isinstance(rows, datasets.IterableDataset):
             if isinstance(first, str) and not INDEX.fullmatch(first):
                 raise ValueError(f"The labels of the stream are names such as {first!r}: give label_names.")
-        elif self.names is None and (isinstance(first, str | float) or is_missing(first)):
+        elif self.names is None and (
+            isinstance(first, str | float)
+            or is_missing(first)
+            or (top in features and rows.data.column(top).null_count)
+        ):
             found = [self._text(field_of(row, column)) for row in labels]
             missing = next((i for i, label in enumerate(found) if is_missing(label)), None)
             if missing is not None:
