@@ -60,7 +60,7 @@ class HeldOut:
         path = next((folder / HELD_OUT_NAME for folder in folders if (folder / HELD_OUT_NAME).is_file()), None)
         return None if path is None else cls(**json.loads(path.read_text(encoding="utf-8")))
 
-    def rows(self) -> datasets.Dataset:
+    def rows(self, allow_local_urls: bool = False) -> datasets.Dataset:
         """The held-out rows of the source; raises ValueError if they are not all there."""
         rows = load_rows(
             self.dataset,
@@ -69,6 +69,7 @@ class HeldOut:
             self.dataset_config,
             video_column=self.video_column,
             class_level=self.class_level,
+            allow_local_urls=allow_local_urls,
         )
         wanted = set(self.videos)
         found = [i for i, item in enumerate(rows[media_column(rows)]) if media_name(item) in wanted]

@@ -39,6 +39,7 @@ class EvaluationArguments:
     root: str | None = None
     video_column: str | None = None
     class_level: str | None = None
+    allow_local_urls: bool = False
     streaming: bool = False
     max_samples: int | None = None
     label_column: str = "label"
@@ -59,7 +60,7 @@ def choose_videos(test: EvaluationArguments) -> tuple[datasets.Dataset, Path]:
     folder = Path(test.model if Path(test.model).is_dir() else "outputs")
     if test.dataset is not None:
         name = "evaluation" if held_out is None else f"evaluation_{Path(test.dataset).stem}"
-        choices = {"video_column": test.video_column, "class_level": test.class_level}
+        choices = {key: getattr(test, key) for key in ("video_column", "class_level", "allow_local_urls")}
         options = test.root, test.dataset_config, test.streaming, test.max_samples
         rows = evaluation_rows(test.dataset, test.split, *options, **choices)
         return rows, Path(test.output or folder / name)
@@ -68,7 +69,7 @@ def choose_videos(test: EvaluationArguments) -> tuple[datasets.Dataset, Path]:
     for key in ("split", "root", "dataset_config", "video_column", "class_level", "max_samples"):
         if getattr(test, key) is not None:
             raise ValueError(f"{key}={getattr(test, key)!r} needs a --dataset.")
-    rows = held_out.rows()
+    rows = held_out.rows(test.allow_local_urls)
     logger.info("Testing on the %d videos of %s that fine-tuning held out.", len(rows), held_out.dataset)
     test.label_column, test.label_names = held_out.label_column, held_out.label_names
     return rows, Path(test.output or folder / "evaluation")
