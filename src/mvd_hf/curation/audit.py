@@ -32,7 +32,8 @@ from ..data.sources import (
 )
 from ..data.urls import read_url
 from ..model.loading_mvd import listed
-from ..model.video_reading import FORMATS_WITHOUT_TIMES, SINGLE_FILE_FORMATS, VideoReadError
+from ..model.video_file import SINGLE_FILE_FORMATS, VideoReadError
+from ..model.video_reading import FORMATS_WITHOUT_TIMES
 from .workers import Journal, read_files
 
 # short files are usable (frames repeat), and so are duplicates

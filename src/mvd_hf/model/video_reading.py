@@ -10,7 +10,6 @@ import bisect
 import io
 import itertools
 import logging
-import os
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,65 +17,18 @@ from typing import Any
 
 import numpy as np
 
-try:
-    import av
-    from av.stream import Discard, Disposition
-    from av.video.reformatter import VideoReformatter
-except ImportError as error:  # models work without PyAV; only opening a video raises this error
-    av, av_import_error = None, error
+from .video_file import MAX_PIXELS, OpenVideo, Source, VideoReadError, av, orientation, source_name
 
 # demuxers without presentation times, and decoders whose skip_frame does not change other frames
 FORMATS_WITHOUT_TIMES = {"h264", "hevc", "m4v", "mpegvideo"}
 DECODERS_THAT_SKIP = {"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video"}
 logger = logging.getLogger(__name__)
 
-# containers that are a single file: playlists and manifests would open other files
-SINGLE_FILE_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,vvc,av1,obu,ivf,flv,asf,ogg,"
-    "gif,apng,mxf,nut,dv,rm,wtv,swf,yuv4mpegpipe,mjpeg,live_flv,mp3,wav,aac,flac"
-)
 # frames of a video without usable times stay in memory up to this size, instead of being decoded again
 MAX_CACHED_BYTES = 512 << 20
 # from so many packets on (a minute and a half) an mp4 file is read through its own table of packets
 MIN_INDEXED_PACKETS = 2500
-# an 8K frame has 33 million pixels; a file of 200 KB can announce frames of gigabytes
-MAX_PIXELS = 36_000_000
-
-Source = str | bytes | os.PathLike | io.IOBase
 Box = tuple[int, int, int, int]
-
-
-class VideoReadError(ValueError):
-    """A video cannot be read: the message names the file and the reason."""
-
-    def __init__(self, source: Source, reason: str | None = None):
-        # data loaders raise a worker's error again from its message alone
-        super().__init__(source_name(source) if reason is None else f"{source_name(source)}: {reason}")
-        self.source, self.reason = source, reason
-
-    def __reduce__(self):
-        return type(self), (source_name(self.source), self.reason)
-
-
-def source_name(source: Source) -> str:
-    """Name of a source in messages."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"<{len(source)} bytes of video>"
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", source))
-
-
-def orientation(frame) -> tuple[bool, bool, bool]:
-    """How to turn a decoded frame upright: whether to swap rows and columns, then flip rows, then flip columns.
-
-    Follows the display matrix [[a, b], [c, d]] of the stream, rounded to right angles.
-    """
-    for side_data in frame.side_data:
-        if side_data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(bytes(side_data)[:20], dtype="<i4").tolist()
-            if abs(a) + abs(d) >= abs(b) + abs(c):
-                return False, d < 0, a < 0
-            return True, b < 0, c < 0
-    return False, False, False
 
 
 @dataclass
@@ -136,49 +88,94 @@ class Frames:
         return output
 
 
-class VideoReader:
+def display_order(packets: list, decoder, format_name: str) -> list[int]:
+    """Position of the packet of each frame in display order; empty if the times do not give that order."""
+    hides_frames = decoder.name == "vp8"  # VP8 has reference frames that are not shown
+    shown = [
+        (packet.pts, i)
+        for i, packet in enumerate(packets)
+        if not packet.is_discard and not (hides_frames and not memoryview(packet)[0] & 0x10)
+    ]
+    times = [time for time, _ in shown]
+    if None in times or len(set(times)) != len(times):
+        return []
+    if format_name in FORMATS_WITHOUT_TIMES or not packets[0].is_keyframe:
+        return []
+    # times that never go back although the decoder reorders frames are decoding times, as always in AVI
+    reordered = any(later < earlier for earlier, later in itertools.pairwise(times))
+    if decoder.has_b_frames and (format_name == "avi" or not reordered):
+        return []
+    return [i for _, i in sorted(shown)]
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Ranges whose beginnings ascend, with those that touch joined into one."""
+    runs: list[list[int]] = []
+    for start, stop in ranges:
+        if runs and start <= runs[-1][1]:
+            runs[-1][1] = max(runs[-1][1], stop)
+        else:
+            runs.append([start, stop])
+    return runs
+
+
+def packet_runs(packets: list, shown: Iterable[int], keys_back: int | None) -> list[list[int]]:
+    """Runs [start, stop) of packets that decode the packets `shown`, in display order; runs that touch are joined.
+
+    A run starts `keys_back` key packets before the nearest one (None: at the first packet).
+    """
+    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+    runs = []
+    for packet in shown:
+        before = [i for i in keys if i <= packet and packets[i].pts <= packets[packet].pts]
+        start = before[max(len(before) - 1 - keys_back, 0)] if before and keys_back is not None else 0
+        runs.append((start, packet + 1))
+    return joined(runs)
+
+
+def spoilt_by(damaged: set[int | None], packets: list, start: int, stop: int) -> set[int]:
+    """Packets of a run that are damaged, or follow a damaged one before the next key packet in decoding order.
+
+    Frames shown before the run's first key frame refer to earlier packets: they fail without harm to others.
+    """
+    spoilt: set[int] = set()
+    is_spoilt = False
+    for i in range(start, stop) if damaged else ():
+        leads = packets[i].pts is not None and packets[i].pts < packets[start].pts
+        is_spoilt = (is_spoilt and not packets[i].is_keyframe) or (i in damaged and not leads)
+        if is_spoilt:
+            spoilt.add(i)
+    return spoilt
+
+
+class VideoReader(OpenVideo):
     """An open video of `len(reader)` frames; `reader.read(indices)` returns some. Use it in a `with` block.
 
     Args:
-        source: path, bytes or binary file object. A path is never taken as a URL or protocol.
-        num_threads: decoder threads. Use one in data workers, which run in parallel.
-        max_pixels: largest size of a frame, in pixels.
+        source, num_threads, max_pixels: as in [`OpenVideo`].
 
     Raises:
-        VideoReadError: if the source cannot be opened, has no video stream, no frame, or too large ones.
+        VideoReadError: as [`OpenVideo`], or if the video has no frame.
     """
 
     def __init__(self, source: Source, *, num_threads: int = 1, max_pixels: int = MAX_PIXELS):
-        if av is None:
-            raise ImportError(f"Reading video files needs PyAV: pip install av ({av_import_error}).")
-        self.source = source
-        self._container = self._open(source)
+        super().__init__(source, num_threads=num_threads, max_pixels=max_pixels)
+        self._cache: list | None = None
         try:
-            self._stream = self._choose_stream()
-            self._decoder = self._stream.codec_context
-            self._max_pixels = max_pixels
-            self._check_size(self._decoder.width, self._decoder.height)
-            self._threads = ("SLICE" if num_threads > 1 else "NONE", num_threads)
-            self._decoder.thread_type, self._decoder.thread_count = self._threads
-            self._reformatter = VideoReformatter()
-            self._cache: list | None = None
-            self._find_frames()
+            self._entries = self._read_index()
+            self._whole = None if self._entries else self._scan()
+            self._num_frames = self._count_frames()
+            if self._num_frames == 0:
+                raise VideoReadError(self.source, "no frame can be decoded")
         except BaseException:
-            self._container.close()
+            super().close()
             raise
 
     def __len__(self) -> int:
         return self._num_frames
 
-    def __enter__(self) -> "VideoReader":
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
-
     def close(self):
-        """Close the file and the decoder."""
-        self._container.close()
+        super().close()
         self._whole, self._entries, self._cache = None, [], None
 
     def decode(self, indices: Sequence[int] | np.ndarray) -> Frames:
@@ -245,54 +242,7 @@ class VideoReader:
             raise VideoReadError(self.source, f"the time {seconds:g} s was asked for, the video has {end:.2f} s")
         return int(np.abs(times - seconds).argmin())
 
-    # opening
-
-    @staticmethod
-    def _open(source: Source):
-        """Open the container of a source."""
-        if isinstance(source, bytes | bytearray | memoryview):
-            file = io.BytesIO(source)
-        elif isinstance(source, str | os.PathLike):
-            file = os.path.abspath(os.fspath(source))  # a relative "name:x.mp4" would be read as a protocol
-            if not os.path.isfile(file):
-                raise VideoReadError(source, "no such file")
-        else:
-            file = source
-        options = {"protocol_whitelist": "file", "format_whitelist": SINGLE_FILE_FORMATS}
-        try:
-            return av.open(file, mode="r", options=options)
-        except Exception as error:  # FFmpeg's errors, or any error of a file object's read and seek
-            raise VideoReadError(source, f"cannot be opened as a video ({error})") from error
-
-    def _choose_stream(self):
-        """The best video stream that can be decoded and is no cover picture; discards all others."""
-        streams = [
-            stream
-            for stream in self._container.streams.video
-            if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic
-        ]
-        if not streams:
-            raise VideoReadError(self.source, "has no video stream that can be decoded")
-        best = self._container.streams.best("video")
-        chosen = best if best in streams else streams[0]
-        for stream in self._container.streams:
-            if stream is not chosen:
-                stream.discard = Discard.all
-        return chosen
-
-    def _check_size(self, width: int, height: int):
-        if width * height > self._max_pixels:
-            raise VideoReadError(self.source, f"frames of {width}x{height} exceed max_pixels={self._max_pixels}")
-
     # which packets show which frames
-
-    def _find_frames(self):
-        """Find out how many frames there are, and which packets show them."""
-        self._entries = self._read_index()
-        self._whole = None if self._entries else self._scan()
-        self._num_frames = self._count_frames()
-        if self._num_frames == 0:
-            raise VideoReadError(self.source, "no frame can be decoded")
 
     def _read_index(self) -> list:
         """The container's own table of packets if the video is long and the table complete, else an empty list.
@@ -308,19 +258,6 @@ class VideoReader:
             return []
         return entries
 
-    def _demux(self, start: int | None = None) -> Iterator:
-        """Packets of the stream from the key packet before the time `start`, or from the beginning."""
-        try:
-            if start is not None:
-                self._container.seek(start, stream=self._stream)
-            yield from (packet for packet in self._container.demux(self._stream) if packet.size)
-        except av.error.FFmpegError:
-            raise
-        except IndexError:  # PyAV's, after the last packet, if streams appear that the header does not announce
-            return
-        except Exception as error:  # any error of a file object's read and seek
-            raise VideoReadError(self.source, f"cannot be read ({error})") from error
-
     def _scan(self) -> Segment:
         """The whole video, still compressed, without a packet that the end of the file cuts off."""
         packets: list = []
@@ -333,26 +270,10 @@ class VideoReader:
             packets.pop()
         if not packets:
             raise VideoReadError(self.source, "the video stream is empty")
-        return Segment(packets, self._display_order(packets))
+        return Segment(packets, self._order(packets))
 
-    def _display_order(self, packets: list) -> list[int]:
-        """Position of the packet of each frame in display order; empty if the times do not give that order."""
-        hides_frames = self._decoder.name == "vp8"  # VP8 has reference frames that are not shown
-        shown = [
-            (packet.pts, i)
-            for i, packet in enumerate(packets)
-            if not packet.is_discard and not (hides_frames and not memoryview(packet)[0] & 0x10)
-        ]
-        times = [time for time, _ in shown]
-        if None in times or len(set(times)) != len(times):
-            return []
-        if self._container.format.name in FORMATS_WITHOUT_TIMES or not packets[0].is_keyframe:
-            return []
-        # times that never go back although the decoder reorders frames are decoding times, as always in AVI
-        reordered = any(later < earlier for earlier, later in itertools.pairwise(times))
-        if self._decoder.has_b_frames and (self._container.format.name == "avi" or not reordered):
-            return []
-        return [i for _, i in sorted(shown)]
+    def _order(self, packets: list) -> list[int]:
+        return display_order(packets, self._decoder, self._container.format.name)
 
     def _count_frames(self) -> int:
         """Number of frames. A video without usable times is decoded, and its frames stay in memory if they fit."""
@@ -381,17 +302,11 @@ class VideoReader:
         keys = [i for i, entry in enumerate(self._entries) if entry.is_keyframe]
         first_frames = [before[key] for key in keys]
         ends = [*keys[1:], len(self._entries)]
-        groups: list[list[int]] = []
-        for index in wanted:
-            group = bisect.bisect_right(first_frames, index) - 1
-            # frames shown before a key frame may refer to the previous group
-            if groups and group - 1 <= groups[-1][1]:
-                groups[-1][1] = max(groups[-1][1], group)
-            else:
-                groups.append([max(group - 1, 0), group])
-        for first, last in groups:
+        groups = (bisect.bisect_right(first_frames, index) - 1 for index in wanted)
+        # frames shown before a key frame may refer to the previous group
+        for first, last in joined((max(group - 1, 0), group) for group in groups):
             packets = self._read_range(keys[first], ends[last])
-            order = self._display_order(packets) if packets else []
+            order = self._order(packets) if packets else []
             if len(order) != before[ends[last]] - before[keys[first]]:
                 yield self._scan_after_all()
                 return
@@ -399,13 +314,10 @@ class VideoReader:
 
     def _scan_after_all(self) -> Segment:
         """The whole video, after the container's table has led to other packets."""
-        self._container.close()
+        super().close()
         if isinstance(self.source, io.IOBase):
             self.source.seek(0)
-        self._container = self._open(self.source)
-        self._stream = self._choose_stream()
-        self._decoder = self._stream.codec_context
-        self._decoder.thread_type, self._decoder.thread_count = self._threads
+        self._start()
         self._entries, self._whole = [], self._scan()
         if self._count_frames() != self._num_frames:
             raise VideoReadError(self.source, f"its table of packets does not hold its {self._num_frames} frames")
@@ -460,19 +372,10 @@ class VideoReader:
         self, segment: Segment, wanted: list[int], keys_back: int | None
     ) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """Decode from the key packet before each wanted frame (or `keys_back` earlier, None: from the start)."""
-        packets, order = segment.packets, segment.order
-        keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
-        number_of = {order[index - segment.first_frame]: index for index in wanted}
-        runs: list[list[int]] = []
-        for packet in (order[index - segment.first_frame] for index in wanted):
-            before = [i for i in keys if i <= packet and packets[i].pts <= packets[packet].pts]
-            start = before[max(len(before) - 1 - keys_back, 0)] if before and keys_back is not None else 0
-            if runs and start <= runs[-1][1]:
-                runs[-1][1] = max(runs[-1][1], packet + 1)
-            else:
-                runs.append([start, packet + 1])
+        packets = segment.packets
+        number_of = {segment.order[index - segment.first_frame]: index for index in wanted}
         skips = keys_back == 0 and self._decoder.name in DECODERS_THAT_SKIP
-        for start, stop in runs:
+        for start, stop in packet_runs(packets, number_of, keys_back):
             packet_at = {packets[i].pts: i for i in range(start, stop)}
             run = self._skip_unreferenced(packets, start, stop, number_of) if skips else packets[start:stop]
             failed: list = []
@@ -484,27 +387,12 @@ class VideoReader:
                 if packet in number_of:
                     kept.append((packet, frame))
             damaged |= {packet_at.get(packet.pts) for packet in failed}
-            spoilt = self._spoilt_by(damaged, packets, start, stop)
+            spoilt = spoilt_by(damaged, packets, start, stop)
             for packet, frame in kept:
                 if packet in spoilt:
                     reason = f"frame {number_of[packet]} is damaged, or refers to a damaged frame"
                     raise VideoReadError(self.source, reason)
                 yield number_of[packet], frame
-
-    @staticmethod
-    def _spoilt_by(damaged: set[int | None], packets: list, start: int, stop: int) -> set[int]:
-        """Packets of a run that are damaged, or follow a damaged one before the next key packet in decoding order.
-
-        Frames shown before the run's first key frame refer to earlier packets: they fail without harm to others.
-        """
-        spoilt: set[int] = set()
-        is_spoilt = False
-        for i in range(start, stop) if damaged else ():
-            leads = packets[i].pts is not None and packets[i].pts < packets[start].pts
-            is_spoilt = (is_spoilt and not packets[i].is_keyframe) or (i in damaged and not leads)
-            if is_spoilt:
-                spoilt.add(i)
-        return spoilt
 
     def _skip_unreferenced(self, packets: list, start: int, stop: int, needed: Container[int]) -> Iterator:
         """Packets of a run; the decoder skips those that are neither needed nor referred to."""
@@ -512,47 +400,6 @@ class VideoReader:
             self._decoder.skip_frame = "DEFAULT" if i in needed else "NONREF"
             yield packets[i]
         self._decoder.skip_frame = "DEFAULT"
-
-    def _decode_packets(self, packets: Iterable, failed: list | None = None) -> Iterator:
-        """Frames of packets in output order. Appends packets that cannot be decoded to `failed`."""
-        try:
-            for packet in itertools.chain(packets, [None]):
-                try:
-                    frames = self._decoder.decode(packet)
-                except av.error.FFmpegError:
-                    frames = []
-                    if failed is not None and packet is not None:
-                        failed.append(packet)
-                yield from frames
-        finally:
-            self._decoder.skip_frame = "DEFAULT"
-            self._decoder.flush_buffers()
-
-    # pixels
-
-    def _check_frame(self, frame: "av.VideoFrame", size: tuple[int, int] | None) -> tuple[int, int]:
-        """(height, width) of a decoded frame; it must be `size`, that of the frames before it, if there are any."""
-        if size is None:
-            self._check_size(frame.width, frame.height)  # it may differ from what the container says
-        elif (frame.height, frame.width) != size:
-            raise VideoReadError(
-                self.source, f"frames change from {size[1]}x{size[0]} to {frame.width}x{frame.height}"
-            )
-        return frame.height, frame.width
-
-    def _to_rgb(self, frame: "av.VideoFrame", turn: tuple[bool, bool, bool]) -> np.ndarray:
-        """A frame as upright (height, width, 3) uint8, sharing the memory of the conversion's buffer."""
-        # the whole frame: for the region alone its planes would have to be copied, to save less than 1 % of a clip
-        try:
-            rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        except av.error.FFmpegError as error:  # such as colours of a kind that is tagged as reserved
-            raise VideoReadError(self.source, f"its colours cannot be converted to RGB ({error})") from error
-        plane = rgb.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
-        pixels = rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
-        swap, flip_rows, flip_columns = turn
-        pixels = pixels.swapaxes(0, 1) if swap else pixels
-        return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
 __all__ = ["Frames", "VideoReader", "VideoReadError"]

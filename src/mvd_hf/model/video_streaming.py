@@ -5,24 +5,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .video_reading import VideoReader, VideoReadError, av, orientation
+from .video_file import OpenVideo, VideoReadError, av, orientation
 
 
-class VideoStream(VideoReader):
+class VideoStream(OpenVideo):
     """An open video that is read once, from its beginning to its end, with the frames of `VideoReader`.
 
     It keeps nothing in memory, and does not know the number of frames in advance.
-
-    Args:
-        source, num_threads, max_pixels: as in `VideoReader`.
-
-    Raises:
-        VideoReadError: if the source cannot be opened, has no video stream, or too large frames.
     """
-
-    def _find_frames(self):
-        """Do not scan the video: that would keep its packets in memory."""
-        self._whole, self._entries = None, []
 
     def frames(self, is_wanted: Callable[[int], bool]) -> Iterator[np.ndarray | None]:
         """Every frame in order, upright RGB (H, W, 3) uint8; `None` for frames that are not wanted.
