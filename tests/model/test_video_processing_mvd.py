@@ -497,7 +497,7 @@ def test_as_code_that_comes_with_a_model(tmp_path, videos):
     folder = tmp_path / "model"
     processor().save_pretrained(folder)
     sources = Path(video_processing.__file__).parent
-    siblings = ("video_file", "video_reading", "frame_sampling", "saving_mvd", "boxes_mvd")
+    siblings = ("video_file", "video_inputs_mvd", "video_reading", "frame_sampling", "saving_mvd", "boxes_mvd")
     for name in ("video_processing_mvd", *siblings):
         shutil.copy(sources / f"{name}.py", folder)
     file = folder / "video_preprocessor_config.json"

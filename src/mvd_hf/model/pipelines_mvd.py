@@ -16,7 +16,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 from .frame_sampling import PAPER_VIEWS, key_frame_clip
 from .patches_mvd import patch_grid
-from .video_processing_mvd import downloaded, is_encoded, is_frame, stack_frames
+from .video_inputs_mvd import downloaded, is_encoded, is_frame, stack_frames
 from .video_reading import VideoReader
 from .video_streaming import VideoStream
 
