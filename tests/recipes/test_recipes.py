@@ -1,5 +1,6 @@
-"""Every command and snippet of the READMEs is run on the tiny job or resolved to its full configuration."""
+"""Every documented command and snippet is run on the tiny job or resolved to its full configuration."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -14,7 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from launching import ROOT, start
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor, TeacherConfig
-from mvd_hf.arguments import parse_arguments
+from mvd_hf.arguments import keys_of, parse_arguments
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.detection.ava import read_label_map
 from mvd_hf.detection.ava_audit import AvaAuditArguments
@@ -25,10 +26,12 @@ from mvd_hf.model.modeling_mvd import MVDLayer
 from mvd_hf.visualization.demo import DemoArguments
 from recipes.study.stages import StudyArguments
 
-READMES = sorted([ROOT / "README.md", *ROOT.glob("recipes/*/README.md")])
+DOCS = ROOT / "docs"
+READMES = sorted([ROOT / "README.md", *DOCS.glob("*.md"), *ROOT.glob("recipes/*/README.md")])
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
 # tests/test_study.py resolves the stages of the study
 RECIPES = [path for path in RECIPES if path.parent.name not in ("accelerate", "study")]
+TRAINING = [f"recipes/{name}.py" for name in ("pretrain", "distill", "finetune", "detect")]
 DETECTION = [path for path in RECIPES if path.parent.name == "ava" or path.stem == "detect"]
 
 
@@ -144,9 +147,9 @@ def test_the_scheduler_script_is_sound_shell_and_its_files_exist():
 
 
 @pytest.mark.slow
-def test_the_readmes_python_runs(tiny_job):
+def test_the_documented_python_runs(tiny_job):
     folder, _ = tiny_job
-    snippets = [text for text in blocks(ROOT / "README.md", "python") if "MVDForActionDetection" not in text]
+    snippets = [text for page in ("models.md", "finetuning.md") for text in blocks(DOCS / page, "python")]
     checks = [
         "assert features.shape == (1, 256, 48)",
         "assert (vector.shape, windows['features'].shape, windows['frames'].shape) == ((1, 48), (3, 4, 48), (3, 8))",
@@ -158,10 +161,10 @@ def test_the_readmes_python_runs(tiny_job):
 
 
 @pytest.mark.slow
-def test_the_readmes_figures_and_programs_are_made(tiny_job):
+def test_the_documented_figures_and_programs_are_made(tiny_job):
     folder, _ = tiny_job
     scripts = "recipes/visualize.py", "recipes/export.py"
-    commands = [words for path, words in COMMANDS if path == ROOT / "README.md" and words[1] in scripts]
+    commands = [words for path, words in COMMANDS if path == DOCS / "figures.md" and words[1] in scripts]
     commands = [words for words in commands if words[2] != "detect"]
     assert len(commands) == 5
     for words in commands:
@@ -174,23 +177,23 @@ def test_the_readmes_figures_and_programs_are_made(tiny_job):
 
 
 @pytest.mark.slow
-def test_the_readmes_python_for_action_detection_runs(tmp_path):
+def test_the_documented_python_for_action_detection_runs(tmp_path):
     data = make_toy_detection_dataset(tmp_path / "outputs/tiny/detection", ToyDetectionSettings(0, 3))
     recipe = yaml.safe_load((ROOT / "recipes/tiny/detect.yaml").read_text())
     names = read_label_map(data / "actions.pbtxt")
     config = MVDConfig.from_name("mvd-b", **recipe["config"], id2label={i - 1: name for i, name in names.items()})
     for part in (MVDForActionDetection(config), MVDVideoProcessor.for_detection(config)):
         part.save_pretrained(tmp_path / "outputs/tiny/detector")
-    (snippet,) = (text for text in blocks(ROOT / "README.md", "python") if "MVDForActionDetection" in text)
+    (snippet,) = blocks(DOCS / "detection.md", "python")
     checks = "\nassert outputs.logits.shape == (1, 2, 8)\nassert [len(p['labels']) for p in people] == [8, 8]"
     code, printed = run_in(tmp_path, "-c", snippet + checks)
     assert code == 0, printed[-3000:]
 
 
 @pytest.mark.slow
-def test_the_readmes_publications_can_be_tried(tiny_job):
+def test_the_documented_publications_can_be_tried(tiny_job):
     folder, _ = tiny_job
-    dry_runs = [words for path, words in COMMANDS if path == ROOT / "README.md" and words[1] == "recipes/publish.py"]
+    dry_runs = [words for path, words in COMMANDS if path == DOCS / "hub.md"]
     for words, expected in zip(dry_runs, ("modeling_mvd.py", "its class in the column `label`"), strict=True):
         code, printed = run_in(folder, *words[1:])
         assert code == 0, printed[-3000:]
@@ -216,9 +219,9 @@ def test_a_mistake_on_the_command_line_ends_with_a_clear_message(tiny_job):
 
 
 @pytest.mark.parametrize(
-    ("path", "command"), COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, list) else value.parent.name
+    ("path", "command"), COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, list) else value.stem
 )
-def test_every_command_of_a_readme_can_be_resolved(path, command):
+def test_every_documented_command_can_be_resolved(path, command):
     script, arguments = script_and_arguments(command)
     assert (ROOT / script).exists()
     if script in ("recipes/distill.py", "recipes/pretrain.py"):
@@ -309,11 +312,27 @@ def test_every_recipe_resolves_and_opens_with_its_command(path):
         assert TeacherConfig(**entry) if isinstance(entry, dict) else entry
 
 
-@pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
-def test_yaml_of_the_readmes_is_valid(path):
-    for block in blocks(path, "yaml"):
-        for entry in yaml.safe_load(block)["teachers"].values():
-            TeacherConfig(**entry)
+@pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_documented_recipes_and_imports_are_known(path):
+    known = set().union(*(keys_of(kind) for script in TRAINING for kind in load_script(script).KINDS))
+    for block in map(yaml.safe_load, blocks(path, "yaml")):
+        assert set(block) <= known
+        for entry in block.get("teachers", {}).values():
+            assert TeacherConfig(**entry) if isinstance(entry, dict) else entry
+    for node in (node for block in blocks(path, "python") for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "mvd_hf":
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_links_between_pages_lead_somewhere(path):
+    for target, _, heading in re.findall(r"\]\((?!https?:)([^)#]*)(#?)([^)]*)\)", path.read_text(encoding="utf-8")):
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 def test_the_published_run_resolves_to_the_papers_numbers(monkeypatch):
