@@ -1,5 +1,6 @@
-"""Tube and random masks: how many patches, which ones, and refused ratios."""
+"""Tube, random and multi-block masks: how many patches, which ones, and refused ratios."""
 
+import math
 import re
 from functools import partial
 
@@ -7,7 +8,19 @@ import pytest
 import torch
 
 from mvd_hf import MVDConfig
-from mvd_hf.data.masking import MASKS, part_to_decode, random_mask, several_masks, tube_mask
+from mvd_hf.data.masking import (
+    BLOCK_ASPECTS,
+    BLOCKS,
+    MASKS,
+    block_mask,
+    block_size,
+    block_union,
+    mask_sampler,
+    part_to_decode,
+    random_mask,
+    several_masks,
+    tube_mask,
+)
 
 GRID = (4, 5, 6)
 RATIOS = (0.1, 0.5, 0.75, 0.9)
@@ -35,7 +48,7 @@ def test_random_mask_hides_its_part_of_all_patches_and_varies_over_time():
 
 def test_count_is_the_one_that_the_configuration_promises():
     for ratio in RATIOS:
-        for mask_type in ["tube", "random"]:
+        for mask_type in [name for name in MASKS if name != "multi_block" or ratio > 0.8]:
             config = MVDConfig(image_size=(80, 96), num_frames=8, mask_type=mask_type, mask_ratio=ratio)
             mask = MASKS[mask_type](config.grid, ratio)
             assert len(mask) == config.num_patches
@@ -43,13 +56,13 @@ def test_count_is_the_one_that_the_configuration_promises():
 
 
 def test_generator_decides_the_mask_and_the_global_state_stays():
-    for mask_type in ["tube", "random"]:
+    for mask_type in MASKS:
         state = torch.get_rng_state()
         first, again = (
-            [MASKS[mask_type](GRID, 0.5, torch.Generator().manual_seed(seed)) for seed in range(8)] for _ in range(2)
+            [MASKS[mask_type](GRID, 0.95, torch.Generator().manual_seed(seed)) for seed in range(8)] for _ in range(2)
         )
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-        assert len({tuple(mask.tolist()) for mask in first}) == 8
+        assert len({tuple(mask.tolist()) for mask in first}) > 4
         assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -63,7 +76,7 @@ def test_every_patch_is_hidden_equally_often():
 
 
 def test_ratio_that_hides_nothing_or_everything_is_refused_by_value():
-    for mask_type in ["tube", "random"]:
+    for mask_type in MASKS:
         for ratio in [-0.5, 0.0, 0.005, 1.0, 1.5]:
             with pytest.raises(ValueError, match=re.escape(f"mask ratio of {ratio} ")):
                 MASKS[mask_type](GRID, ratio)
@@ -105,3 +118,64 @@ def test_more_than_what_is_hidden_cannot_be_chosen():
     for count in [0, 91]:
         with pytest.raises(ValueError, match=f"Of 88 masked patches {count} cannot be chosen; choose 1 to 88"):
             part_to_decode(tube_mask(GRID, 0.75), count)
+
+
+def covered_parts(length: int, side: int) -> torch.Tensor:
+    """Chance of each of `length` places to lie in a side of `side` places that is put anywhere with equal chances."""
+    starts = range(length - side + 1)
+    return torch.tensor(
+        [sum(start <= place < start + side for start in starts) / len(starts) for place in range(length)]
+    )
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_cover_each_place_as_often_as_the_closed_form_says(kind):
+    """1 - (1 - p)^n for n blocks, p the mean over aspect ratios of the product of both sides' chances."""
+    rows, columns, draws = 8, 10, 4000
+    count, scale = BLOCKS[kind]
+    aspects = torch.linspace(*BLOCK_ASPECTS, 2001).tolist()
+    sizes = [block_size(rows, columns, scale, aspect) for aspect in aspects]
+    parts = [torch.outer(covered_parts(rows, height), covered_parts(columns, width)) for height, width in sizes]
+    expected = 1 - (1 - torch.stack(parts).mean(0)) ** count
+    generator = torch.Generator().manual_seed(0)
+    often = sum(block_union(rows, columns, kind, generator).float() for _ in range(draws)) / draws
+    assert (often - expected).abs().max() < 5 * 0.5 / draws**0.5
+    assert often.mean().item() == pytest.approx(expected.mean().item(), abs=0.01)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_no_visible_patch_lies_in_a_block_and_every_mask_has_its_count(kind, monkeypatch):
+    blocks = []
+
+    def recorded(*args):
+        blocks.append(block_union(*args))
+        return blocks[-1]
+
+    monkeypatch.setattr("mvd_hf.data.masking.block_union", recorded)
+    generator = torch.Generator().manual_seed(0)
+    for ratio in (0.85, 0.9, 0.95):
+        mask = block_mask((4, 14, 14), ratio, kind, generator).view(4, 14, 14)
+        assert mask.sum() == int(ratio * 4 * 196)
+        assert mask[:, blocks[-1]].all()
+        assert not (mask == mask[0]).all()  # the patches that are left visible are drawn at each time
+
+
+def test_several_multi_block_masks_have_both_ranges_in_turn(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "mvd_hf.data.masking.block_mask",
+        lambda grid, ratio, kind, generator: drawn.append(kind) or torch.zeros(math.prod(grid), dtype=torch.bool),
+    )
+    firsts = set()
+    for seed in range(20):
+        drawn.clear()
+        masks = mask_sampler("multi_block", GRID, 0.9, 4)(generator=torch.Generator().manual_seed(seed))
+        assert masks.shape == (4, 120)
+        assert drawn in (["short", "long"] * 2, ["long", "short"] * 2)
+        firsts.add(drawn[0])
+    assert firsts == {"short", "long"}
+
+
+def test_a_ratio_below_what_blocks_cover_is_refused():
+    with pytest.raises(ValueError, match=r"mask ratio of 0\.1 .* mask_ratio"):
+        block_mask((2, 14, 14), 0.1, "long")

@@ -18,7 +18,7 @@ from ..model.frame_sampling import (
 )
 from .augmentation import MULTI_SCALE, FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
 from .clips import ClipDataset, ClipSampler
-from .masking import MASKS, part_to_decode, several_masks
+from .masking import mask_sampler, part_to_decode
 from .mixup import Mixup
 from .sources import (
     FILE_BUILDERS,
@@ -333,9 +333,9 @@ def pretraining_clips(
     if height != width:
         raise ValueError(f"Pre-training crops are square, the model wants {height}x{width} pixels.")
     num_clips = 1 if evaluation else training.clips_per_video
-    mask, decoded = partial(MASKS[config.mask_type], config.grid, config.mask_ratio), None
-    if training.masks_per_clip > 1 and not evaluation:
-        mask = partial(several_masks, mask, training.masks_per_clip)
+    masks_per_clip = 1 if evaluation else training.masks_per_clip
+    mask = mask_sampler(config.mask_type, config.grid, config.mask_ratio, masks_per_clip)
+    decoded = None
     if config.num_decoded_patches < config.num_masked_patches and not evaluation:
         decoded = partial(part_to_decode, count=config.num_decoded_patches)
     clip_sampler = ClipSampler(

@@ -1,10 +1,30 @@
-"""The masks of pre-training, tube and random, drawn per clip with an explicit generator."""
+"""The masks of pre-training, tube, random and multi-block, drawn per clip with an explicit generator."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 Grid = tuple[int, int, int]
+
+# V-JEPA's masks (arXiv 2404.08471, section 3.2): how many blocks, and the part of a frame that each covers
+BLOCKS = {"short": (8, 0.15), "long": (2, 0.7)}
+# smallest and largest ratio of a block's height to its width
+BLOCK_ASPECTS = (0.75, 1.5)
+# draws of blocks until the wanted number of patches is left visible
+BLOCK_ATTEMPTS = 1000
+
+
+def count_to_mask(length: int, ratio: float) -> int:
+    """`int(ratio * length)`; raises ValueError if that is no patch or every patch."""
+    num_masked = int(ratio * length)
+    if not 0 < num_masked < length:
+        raise ValueError(
+            f"A mask ratio of {ratio} masks {num_masked} of {length} patches; choose a ratio that masks at least one "
+            "and leaves at least one visible."
+        )
+    return num_masked
 
 
 def random_mask(grid: Grid, ratio: float, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -18,13 +38,8 @@ def random_mask(grid: Grid, ratio: float, generator: torch.Generator | None = No
     Raises:
         ValueError: if the ratio masks no patch or every patch.
     """
-    length = grid[0] * grid[1] * grid[2]
-    num_masked = int(ratio * length)
-    if not 0 < num_masked < length:
-        raise ValueError(
-            f"A mask ratio of {ratio} masks {num_masked} of {length} patches; choose a ratio that masks at least one "
-            "and leaves at least one visible."
-        )
+    length = math.prod(grid)
+    num_masked = count_to_mask(length, ratio)
     mask = torch.zeros(length, dtype=torch.bool)
     mask[torch.randperm(length, generator=generator)[:num_masked]] = True
     return mask
@@ -36,6 +51,71 @@ def tube_mask(grid: Grid, ratio: float, generator: torch.Generator | None = None
     Arguments and errors as in [`random_mask`].
     """
     return random_mask((1, *grid[1:]), ratio, generator).repeat(grid[0])
+
+
+def block_size(rows: int, columns: int, scale: float, aspect: float) -> tuple[int, int]:
+    """Height and width in patches of a block that covers `scale` of a frame, at most the frame's."""
+    area = scale * rows * columns
+    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    return min(max(height, 1), rows), min(max(width, 1), columns)
+
+
+def block_union(rows: int, columns: int, kind: str, generator: torch.Generator | None = None) -> torch.Tensor:
+    """The places (rows, columns) bool that the blocks of a `short` or `long` range mask cover.
+
+    The height of a block over its width is uniform in `BLOCK_ASPECTS`, its place is uniform within the frame.
+    """
+    covered = torch.zeros(rows, columns, dtype=torch.bool)
+    count, scale = BLOCKS[kind]
+    low, high = BLOCK_ASPECTS
+    for _ in range(count):
+        aspect = low + (high - low) * torch.rand((), generator=generator).item()
+        height, width = block_size(rows, columns, scale, aspect)
+        top = torch.randint(rows - height + 1, (), generator=generator)
+        left = torch.randint(columns - width + 1, (), generator=generator)
+        covered[top : top + height, left : left + width] = True
+    return covered
+
+
+def block_mask(grid: Grid, ratio: float, kind: str, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Mask blocks of one range over all times, and other patches at random up to `int(ratio * L)`: (L,) bool.
+
+    Blocks that leave too few patches visible are drawn anew. V-JEPA shortens the visible patches of a batch to the
+    smallest count and predicts the blocks alone; here the others are masked as well, so that each mask has its count.
+
+    Raises:
+        ValueError: if the ratio masks no patch or every patch, or is so low that the blocks do not leave its part.
+    """
+    time, rows, columns = grid
+    num_visible = math.prod(grid) - count_to_mask(math.prod(grid), ratio)
+    for _ in range(BLOCK_ATTEMPTS):
+        free = (~block_union(rows, columns, kind, generator)).flatten().repeat(time).nonzero().squeeze(1)
+        if len(free) >= num_visible:
+            mask = torch.ones(math.prod(grid), dtype=torch.bool)
+            mask[free[torch.randperm(len(free), generator=generator)[:num_visible]]] = False
+            return mask
+    raise ValueError(
+        f"A mask ratio of {ratio} leaves {num_visible} patches visible, more than {kind}-range blocks leave free in "
+        f"{rows}x{columns} patches: choose a higher mask_ratio, for example 0.9."
+    )
+
+
+def multi_block_masks(grid: Grid, ratio: float, count: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Masks (count, L) of one clip with short-range and long-range blocks in turn (V-JEPA); the first is drawn.
+
+    Arguments and errors as in [`block_mask`].
+    """
+    kinds = list(BLOCKS)
+    first = int(torch.randint(len(kinds), (), generator=generator))
+    return torch.stack([block_mask(grid, ratio, kinds[(first + i) % len(kinds)], generator) for i in range(count)])
+
+
+def multi_block_mask(grid: Grid, ratio: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Mask short-range or long-range blocks, drawn with equal chances (V-JEPA): (L,) bool, True for masked patches.
+
+    Arguments and errors as in [`block_mask`].
+    """
+    return multi_block_masks(grid, ratio, 1, generator)[0]
 
 
 def several_masks(
@@ -63,4 +143,14 @@ def part_to_decode(mask: torch.Tensor, count: int, generator: torch.Generator | 
 MASKS: dict[str, Callable[[Grid, float, torch.Generator | None], torch.Tensor]] = {
     "tube": tube_mask,
     "random": random_mask,
+    "multi_block": multi_block_mask,
 }
+
+
+def mask_sampler(kind: str, grid: Grid, ratio: float, masks_per_clip: int = 1) -> Callable[..., torch.Tensor]:
+    """What draws the masks of a clip when called with `generator=`: (L,) bool, or (m, L) for m > 1 masks."""
+    if masks_per_clip == 1:
+        return partial(MASKS[kind], grid, ratio)
+    if kind == "multi_block":
+        return partial(multi_block_masks, grid, ratio, masks_per_clip)
+    return partial(several_masks, partial(MASKS[kind], grid, ratio), masks_per_clip)
