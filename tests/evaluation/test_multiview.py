@@ -165,6 +165,17 @@ def test_mistakes_and_confusions_come_worst_first():
     assert evaluation.metrics()["mean_class_accuracy"] == pytest.approx(4 / 9)
 
 
+def test_a_result_no_better_than_the_most_frequent_class_says_so():
+    always_dog = np.log([[[0.7, 0.2, 0.1]]] * 4)
+    labels = [0, 0, 0, 1]
+    assert "majority_top1" not in synthetic(always_dog, labels).metrics()
+    dull = synthetic(always_dog, labels, majority_class=0)
+    assert dull.metrics()["majority_top1"] == 0.75
+    assert "not better than always naming 'dog'" in dull.describe()
+    assert "75.00 %" in dull.describe().splitlines()[-1]
+    assert "not better" not in synthetic(always_dog, labels, majority_class=1).describe()
+
+
 def test_a_report_holds_every_table_and_figure(model, rows, processor, tmp_path):
     evaluation = evaluate_views(model, rows, processor, num_workers=0)
     write_report(evaluation, rows, tmp_path)

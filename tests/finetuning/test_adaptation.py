@@ -16,7 +16,7 @@ from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
 from mvd_hf.data.toy import toy_frames, write_video
 from mvd_hf.evaluation.multiview import evaluate_views
 from mvd_hf.evaluation.probing import ProbeArguments
-from mvd_hf.finetuning.adaptation import Adaptation, AdaptationArguments
+from mvd_hf.finetuning.adaptation import TRAINED, Adaptation, AdaptationArguments
 from mvd_hf.finetuning.preparation import PreparationArguments
 from mvd_hf.hub import snippets
 from mvd_hf.hub.cards import CardDetails, render_card
@@ -75,6 +75,7 @@ def adapt(clips, encoder, folder, method="full", probe=None, training=None, prep
 # what the record of a run says, and what it logged last, by method
 RECORDS = {
     "full": ({"epochs": 2.0, "effective_batch": 4, "learning_rate": 0.1 * 4 / 256}, {"loss", "grad_norm"}),
+    "probe_then_full": ({"epochs": 2.0, "effective_batch": 4}, {"loss", "grad_norm"}),
     "lora": ({"epochs": 2.0, "effective_batch": 4}, {"loss", "grad_norm"}),
     "linear_probe": ({"clips_per_video": 2}, {"L2 penalty"}),
     "attentive_probe": ({"epochs": 3, "effective_batch": 8, "clips_per_video": 2}, {"loss"}),
@@ -98,6 +99,7 @@ def test_every_method_leaves_a_tested_model_that_the_pipeline_loads(adapted, cli
     assert figures["protocol"] == "4x2x2"
     assert figures["num_videos"] == 4
     assert 0 <= figures["video_top1"] <= 1
+    assert figures["majority_top1"] == 0.5
     model = MVDForVideoClassification.from_pretrained(folder)
     frozen, loaded = MVDModel.from_pretrained(encoder).state_dict(), model.mvd.state_dict()
     is_same = all(torch.equal(loaded[name], value) for name, value in frozen.items() if name in loaded)
@@ -106,13 +108,13 @@ def test_every_method_leaves_a_tested_model_that_the_pipeline_loads(adapted, cli
     labels = pipeline("video-classification", model=str(folder))(str(clips / "dots" / "0.mp4"))
     assert {entry["label"] for entry in labels} == set(NAMES)
     assert sum(entry["score"] for entry in labels) == pytest.approx(1)
-    assert (folder / "best" / "model.safetensors").exists() == (method in ("full", "lora"))
+    assert (folder / "best" / "model.safetensors").exists() == (method in TRAINED)
 
 
 def test_every_saved_model_has_a_record_for_its_card(adapted, encoder):
     method, output = adapted
     facts, logged = RECORDS[method]
-    for name in ("", "best", "ema") if method in ("full", "lora") else ("",):
+    for name in ("", "best", "ema") if method in TRAINED else ("",):
         folder = output / name
         run = read_run_record(folder)
         assert run["recipe"] == {"model": Path(encoder).name, "method": method, "dataset": "clips"}
@@ -156,8 +158,24 @@ def test_nearest_neighbours_leave_figures_and_no_model(clips, encoder, tmp_path)
     adapt(clips, encoder, tmp_path, "knn", {"probe_clips": 1, "neighbours": 3}).run()
     figures = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert figures["protocol"] == "4x2x2, k=3"
-    assert set(figures) == {"protocol", "num_videos", "missing", "knn_top1", "knn_top5"}
+    assert set(figures) == {"protocol", "num_videos", "missing", "knn_top1", "knn_top5", "majority_top1"}
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("attentive", [False, True])
+def test_full_training_after_a_probe_starts_from_its_head(clips, encoder, tmp_path, attentive):
+    config, probe = {"use_attentive_pooling": attentive}, "attentive_probe" if attentive else "linear_probe"
+    torch.manual_seed(0)
+    adapt(clips, encoder, tmp_path / "probe", probe, PROBE).run()
+    torch.manual_seed(0)
+    still = {"base_learning_rate": 1e-9, "weight_decay": 0.0}
+    adapt(clips, encoder, tmp_path / "full", "probe_then_full", PROBE, still, config=config).run()
+    expected, found = (
+        MVDForVideoClassification.from_pretrained(tmp_path / name).state_dict() for name in ("probe", "full")
+    )
+    assert expected["classifier.weight"].abs().max() > 1e-3  # a fresh head is at 2e-5
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
 
 
 def test_the_chosen_weights_are_tested(clips, encoder, tmp_path):
@@ -165,6 +183,7 @@ def test_the_chosen_weights_are_tested(clips, encoder, tmp_path):
     adaptation.run()
     model = MVDForVideoClassification.from_pretrained(tmp_path / "ema")
     again = evaluate_views(model, adaptation.videos.validation, adaptation.test_processor(), num_workers=0)
+    again.majority_class = adaptation.majority_class()
     assert again.metrics() == json.loads((tmp_path / "ema" / "evaluation" / "metrics.json").read_text())
     assert not (tmp_path / "evaluation").exists()
     assert measured_results(tmp_path / "ema", "clips")

@@ -77,6 +77,13 @@ def test_defaults_are_the_papers():
     assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.prob, mixup.label_smoothing) == (0.8, 1.0, 1.0, 0.1)
 
 
+def test_few_videos_get_epochs_until_there_are_enough_steps(data, tmp_path):
+    for min_steps, epochs in ((0, 2), (8, 2), (9, 3)):  # 4 steps per epoch
+        assert trainer(data, tmp_path, min_steps=min_steps).args.num_train_epochs == epochs
+    with pytest.raises(ValueError, match="min_steps=9 and max_steps=3"):
+        arguments(tmp_path, min_steps=9, max_steps=3)
+
+
 def test_repeats_are_clips_of_the_same_frames_with_other_crops(data):
     keys = FinetuningClipArguments(**LABELS, rand_augment=None, repeats=3)
     item = finetuning_clips(data, keys, small().config)[(1, 5)]

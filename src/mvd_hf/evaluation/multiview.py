@@ -46,6 +46,7 @@ class Evaluation:
         protocol: frames x clips x crops, such as `16x5x3`.
         weights: hash of the weights of the model, see `mvd_hf.data.hashing`.
         missing: (name, error) of each video that could not be read.
+        majority_class: the most frequent class of the training videos, if they are known.
     """
 
     videos: list[str]
@@ -56,6 +57,7 @@ class Evaluation:
     protocol: str
     weights: str
     missing: list[tuple[str, str]] = field(default_factory=list)
+    majority_class: int | None = None
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -77,7 +79,11 @@ class Evaluation:
 
         `video_*` are accuracies over videos, from the mean probabilities of their views (as the paper reports);
         `clip_*` are over single views. Missing videos are excluded. `weights` is the hash of the tested weights.
+        `majority_top1` is the accuracy of always naming the `majority_class`, if it is known.
         """
+        majority = {}
+        if self.majority_class is not None:
+            majority["majority_top1"] = float((self.labels == self.majority_class).mean())
         views, labels = self.logits.reshape(-1, len(self.names)), np.repeat(self.labels, self.logits.shape[1])
         return {
             "protocol": self.protocol,
@@ -86,6 +92,7 @@ class Evaluation:
             **{f"video_top{k}": float(top_k_hits(self.probabilities, self.labels, k).mean()) for k in (1, 5)},
             **{f"clip_top{k}": float(top_k_hits(views, labels, k).mean()) for k in (1, 5)},
             "mean_class_accuracy": mean_class_accuracy(self.predictions, self.labels, len(self.names)),
+            **majority,
             "weights": self.weights,
         }
 
@@ -133,6 +140,11 @@ class Evaluation:
             lines.append(
                 f"  {len(self.videos)} videos are few: with 95 % confidence the true top-1 is between "
                 f"{100 * low:.0f} % and {100 * high:.0f} %"
+            )
+        if self.metrics()["video_top1"] <= self.metrics().get("majority_top1", -1):
+            lines.append(
+                f"  not better than always naming {self.names[self.majority_class]!r}, the most frequent class of "
+                f"training: {figures['majority_top1']}"
             )
         if self.missing:
             lines.append(f"  {len(self.missing)} more videos could not be read and are excluded")

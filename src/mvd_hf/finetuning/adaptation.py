@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers.utils import is_peft_available
@@ -38,7 +39,7 @@ from .trainer import BEST_FOLDER, EMA_FOLDER, FinetuningArguments, FinetuningTra
 
 logger = logging.getLogger(__name__)
 
-TRAINED = ("full", "lora")  # methods with a trainer
+TRAINED = ("full", "probe_then_full", "lora")  # methods with a trainer
 METHODS = (*TRAINED, "linear_probe", "attentive_probe", "knn")
 WEIGHTS = {"last": "", "best": BEST_FOLDER, "ema": EMA_FOLDER}
 # folders of cached features, in the output folder, and of the results of the test, beside the tested weights
@@ -53,8 +54,9 @@ class AdaptationArguments:
         model: an MVD or VideoMAE checkpoint, or a published size to train from scratch; see
             `mvd_hf.load_classifier`.
         config: `MVDConfig` fields to change.
-        method: `full` (trains all weights, as in the paper), `lora` (trains adapters of `peft`), `linear_probe` or
-            `attentive_probe` (freezes the encoder), or `knn` (trains and saves nothing).
+        method: `full` (trains all weights, as in the paper), `probe_then_full` (fits the head on frozen features
+            first, arXiv 2202.10054), `lora` (trains adapters of `peft`), `linear_probe` or `attentive_probe` (freezes
+            the encoder), or `knn` (trains and saves nothing).
         lora: fields of `peft.LoraConfig`; by default rank 8 on all attention layers.
         test_clips, test_crops: views of a video in the test; by default as in the paper, 5 x 3 dense, 2 x 3 uniform.
         test_weights: weights to test: `last` (as in the paper), `best` or `ema`.
@@ -138,6 +140,11 @@ class Adaptation:
         """Train all weights."""
         self.train(self.model)
 
+    def probe_then_full(self):
+        """Fit the head on frozen features, then train all weights (arXiv 2202.10054)."""
+        self.fit_head()
+        self.full()
+
     def lora(self):
         """Train the head and adapters of the attention; raises ImportError if `peft` is missing."""
         if not is_peft_available():
@@ -172,30 +179,35 @@ class Adaptation:
         trainer.run_record = self.record
         trainer.run(then=self.test)
 
-    def linear_probe(self):
-        """Fit the linear layer to frozen features."""
+    def fit_head(self) -> dict:
+        """Fit the linear layer to frozen features, with the attentive pooler if there is one; facts for the record."""
+        if self.model.pooler is not None:
+            return self.fit_attentive_head()
         features, labels, rows = pooled_features(self.training_features(), self.videos.labels)
         penalty = fit_linear(
             *(part.to(self.training.device) for part in (features, labels, rows)), self.model.classifier
         )
         logger.info("Linear probe on %d clips; L2 penalty %g, chosen on every fifth video.", len(features), penalty)
-        self.save_and_test({"training": {"L2 penalty": penalty}})
+        return {"training": {"L2 penalty": penalty}}
 
-    def attentive_probe(self):
-        """Train a pooler and the linear layer on the frozen tokens."""
+    def fit_attentive_head(self) -> dict:
+        """Train a pooler and the linear layer on the frozen tokens; facts for the record."""
         losses = fit_attentive(
             self.model, self.training_features(), self.videos.labels, self.probe, self.training.seed
         )
         logger.info("Attentive probe: training loss %.4f in the first epoch, %.4f in the last.", losses[0], losses[-1])
-        probe = self.probe
-        self.save_and_test(
-            {
-                "effective_batch": probe.probe_batch_size,
-                "learning_rate": probe.probe_learning_rate,
-                "epochs": probe.probe_epochs,
-                "training": {"loss": losses[-1]},
-            }
-        )
+        return {
+            "effective_batch": self.probe.probe_batch_size,
+            "learning_rate": self.probe.probe_learning_rate,
+            "epochs": self.probe.probe_epochs,
+            "training": {"loss": losses[-1]},
+        }
+
+    def linear_probe(self):
+        """Fit the head to frozen features."""
+        self.save_and_test(self.fit_head())
+
+    attentive_probe = linear_probe  # whose head has a pooler
 
     def knn(self):
         """Classify by the votes of the nearest training clips; trains nothing."""
@@ -213,20 +225,27 @@ class Adaptation:
             "num_videos": len(truth),
             "missing": len(results.problems),
             **{f"knn_top{k}": top_k_accuracy(votes, truth, k) for k in (1, 5)},
+            "majority_top1": float((truth == self.majority_class()).mean()),
         }
         if PartialState().is_main_process:
             path = self.folder / TEST_FOLDER / "metrics.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
             logger.info(
-                "k-NN, k=%d of %d training videos, on %d videos: top-1 %.2f %%, top-5 %.2f %%. Written to %s",
+                "k-NN, k=%d of %d training videos, on %d videos: top-1 %.2f %%, top-5 %.2f %%; always naming the most "
+                "frequent class of training: %.2f %%. Written to %s",
                 self.probe.neighbours,
                 len(bank.rows()),
                 len(truth),
                 100 * figures["knn_top1"],
                 100 * figures["knn_top5"],
+                100 * figures["majority_top1"],
                 path,
             )
+
+    def majority_class(self) -> int | None:
+        """The most frequent class of the training videos; `None` for a stream."""
+        return None if self.videos.labels is None else int(np.bincount(self.videos.labels).argmax())
 
     def training_features(self) -> ViewResults:
         """Features of the training videos, cached in the output folder."""
@@ -293,6 +312,7 @@ class Adaptation:
             num_workers=self.training.dataloader_num_workers,
             replace=True,  # those of the run before it was continued
         )
+        evaluation.majority_class = self.majority_class()
         if state.is_main_process:
             write_report(evaluation, self.videos.validation, source / TEST_FOLDER)
             logger.info("%s\nThe model is in %s, its test in %s", evaluation.describe(), source, source / TEST_FOLDER)

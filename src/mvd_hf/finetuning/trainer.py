@@ -36,12 +36,15 @@ class FinetuningArguments(MVDTrainingArguments):
     Args:
         ema_decay: decay per step of an exponential moving average (EMA) of the weights, which is evaluated as
             `eval_ema_*` and saved in the folder `ema`; `None` for no average.
+        min_steps: optimizer steps that a run takes at least: with few videos it has more epochs than
+            `num_train_epochs`.
 
     The best model by `metric_for_best_model` (`top1` by default; `ema_top1` for averaged weights) is saved in the
     folder `best` of the output folder.
     """
 
     ema_decay: float | None = field(default=None)
+    min_steps: int = field(default=0)
 
     base_learning_rate: float | None = field(default=5e-4)
     base_min_learning_rate: float = field(default=1e-6)
@@ -59,6 +62,8 @@ class FinetuningArguments(MVDTrainingArguments):
         super()._check()
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be between 0 and 1, such as 0.9999.")
+        if self.min_steps > 0 < self.max_steps:
+            raise ValueError(f"min_steps={self.min_steps} and max_steps={self.max_steps} exclude each other.")
         if self.clips_per_video != 1:
             raise ValueError(f"clips_per_video={self.clips_per_video} is for pre-training: give repeats instead.")
         if self.masks_per_clip != 1:
@@ -140,6 +145,7 @@ class FinetuningTrainer(MVDTrainer):
         self, model: MVDForVideoClassification, args: FinetuningArguments, mixup: Mixup | None = None, **kwargs
     ):
         super().__init__(model=model, args=args, **kwargs)
+        self.lengthen()
         self.mixup = mixup
         self.ema: EMACallback | None = None
         if args.ema_decay is not None:
@@ -149,6 +155,22 @@ class FinetuningTrainer(MVDTrainer):
                 )
             self.ema = EMACallback(self.model, args.ema_decay)
             self.add_callback(self.ema)
+
+    def lengthen(self):
+        """Add epochs until the run has `min_steps`."""
+        args = self.args
+        steps = self.steps_per_epoch() if args.min_steps and self.train_dataset is not None else 0
+        if steps == 0 or args.num_train_epochs * steps >= args.min_steps:
+            return
+        epochs = -(-args.min_steps // steps)
+        logger.info(
+            "%d steps per epoch: %d epochs instead of %g make min_steps=%d.",
+            steps,
+            epochs,
+            args.num_train_epochs,
+            args.min_steps,
+        )
+        args.num_train_epochs = epochs
 
     def model_inputs(self, inputs: Mapping) -> dict:
         inputs = super().model_inputs(inputs)
