@@ -10,11 +10,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill import StudentArguments
-
 from mvd_hf import MVDConfig, MVDTrainingArguments
-from mvd_hf.arguments import HELP, parse_arguments, run_script
+from mvd_hf.arguments import HELP, find_recipe, parse_arguments, run_script
 from mvd_hf.data.arguments import DataArguments
+from mvd_hf.recipes.distill import StudentArguments
 from mvd_hf.training.costs import Part, distillation_parts, format_parts, gpu_hours, teacher_widths, training_tflops
 
 
@@ -74,6 +73,7 @@ def main(arguments: list[str]):
     recipes, options = arguments[:start], arguments[start:]
     if not recipes and HELP.isdisjoint(options):
         raise ValueError("Give at least one recipe, for example recipes/mvd-vit-b-from-vit-l/distill.yaml.")
+    recipes = [str(find_recipe(recipe, Path(__file__).with_name("distill.py"))) for recipe in recipes]
     assumed, parts, clips = recipe_cost([*recipes[:1], *options])
     if len(recipes) > 1:
         logging.info("%s\n\n%s", table(recipes, options), assumed.summary())

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvd_hf.arguments import read_arguments, run_script
+from mvd_hf.arguments import find_recipe, read_arguments, run_script
 
 logger = logging.getLogger(__name__)
 
@@ -212,14 +212,15 @@ def describe(summary: dict) -> str:
 def split_runs(arguments: list[str]) -> tuple[SplitRuns, bool]:
     """The runs of a command line, and whether to collect their results only."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("recipe", help="YAML file of recipes/finetune.py")
+    parser.add_argument("recipe", help="recipe of finetune.py: a YAML file, ucf101 or hmdb51")
     parser.add_argument("--data", required=True, help="folder of train_<N>.csv, test_<N>.csv and classes.txt")
     parser.add_argument("--splits", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--launcher", type=shlex.split, help="arguments of accelerate launch")
     parser.add_argument("--script", default=str(Path(__file__).with_name("finetune.py")), help="what fine-tunes")
     parser.add_argument("--collect", action="store_true", help="only read results")
     known, keys = parser.parse_known_args(arguments)
-    return SplitRuns(known.script, known.recipe, known.data, known.splits, keys, known.launcher), known.collect
+    recipe = str(find_recipe(known.recipe, Path(__file__).with_name("finetune.py")))
+    return SplitRuns(known.script, recipe, known.data, known.splits, keys, known.launcher), known.collect
 
 
 def main(arguments: list[str]) -> int:

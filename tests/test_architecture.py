@@ -19,6 +19,8 @@ FLOORS = [
     {"training"},
     {"detection", "finetuning"},
     {"visualization"},
+    {"recipes"},
+    {"cli"},
 ]
 MODEL_FILES = sorted(path for path in (PACKAGE / MODEL).glob("*.py") if path.stem != "__init__")
 

@@ -5,6 +5,7 @@ A YAML file can be laid over another one: `extends: other.yaml`.
 
 import difflib
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -113,6 +114,45 @@ def load_recipe(path: str | Path, heirs: tuple[Path, ...] = ()) -> dict:
     if parent.resolve() in heirs:
         raise ValueError(f"The recipe {str(path)!r} extends {str(parent)!r}, which extends it.")
     return merge(load_recipe(parent, heirs), content)
+
+
+def recipe_header(path: Path) -> str:
+    """The comment that opens a recipe, as one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.strip("# \\") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def named_recipes(script: Path) -> dict[str, Path]:
+    """The recipes for a script below its folder, by name: `tiny/distill`. Their first comment has the command."""
+    found = {f"{path.parent.name}/{path.stem}": path for path in sorted(script.parent.glob("*/*.yaml"))}
+    return {
+        name: path
+        for name, path in found.items()
+        if f"recipes/{script.name} recipes/{name}.yaml" in recipe_header(path)
+    }
+
+
+def find_recipe(name: str, script: Path) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: a path, a name of [`named_recipes`], or the folder in it if that has one recipe for the script.
+        script: path of the script that runs the recipe.
+
+    Raises:
+        ValueError: if there is no such recipe, or the folder has several.
+    """
+    if Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():
+        return Path(name)
+    named = named_recipes(script)
+    found = [other for other in named if name in (other, other.partition("/")[0])]
+    if len(found) == 1:
+        return named[found[0]]
+    if found:
+        raise ValueError(f"{name!r} has several recipes for {script.name}: choose {', '.join(found)}.")
+    close = difflib.get_close_matches(name, {*named, *(other.partition("/")[0] for other in named)}, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else " `mvd-hf recipes` lists the names."
+    raise ValueError(f"There is no recipe {name!r} for {script.name}, neither a file nor a name.{hint}")
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -280,7 +320,7 @@ def read_arguments(arguments: Sequence[str], *dataclasses: type, first: str | No
     """The values that a YAML file and the command line give, read by the types of the dataclasses' fields.
 
     Args:
-        arguments: `[recipe.yaml] [--key value ...]`, as in `sys.argv[1:]`.
+        arguments: `[recipe] [--key value ...]`, as in `sys.argv[1:]`; [`find_recipe`] says what a recipe may be.
         dataclasses: types whose fields are the known keys; without any, all keys are known and have no type.
         first: key of what comes first, if that is neither a key nor a YAML file.
 
@@ -295,7 +335,7 @@ def read_by_type(arguments: Sequence[str], dataclasses: Sequence[type], first: s
     values, arguments = {}, list(arguments)
     if arguments and not arguments[0].startswith("--"):
         if first is None or Path(arguments[0]).suffix in (".yaml", ".yml"):
-            values = load_recipe(arguments.pop(0))
+            values = load_recipe(find_recipe(arguments.pop(0), Path(sys.argv[0])))
         else:
             arguments[0] = f"--{first}={arguments[0]}"
     values = apply_arguments(values, arguments)
