@@ -76,7 +76,7 @@ def main(arguments: list[str]):
         teachers,
         probe=make_probe(recipe, config, clips),
         args=training,
-        processing_class=MVDVideoProcessor.for_model(config, frame_sampling_rate=data.stride),
+        processing_class=MVDVideoProcessor.for_model(config, **data.distance),
         train_dataset=clips,
         eval_dataset=pretraining_clips(data, config, training, teachers, evaluation=True),
     )

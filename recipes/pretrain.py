@@ -41,7 +41,7 @@ def main(arguments: list[str]):
     trainer = MVDTrainer(
         MVDForPixelReconstruction(config),
         training,
-        processing_class=MVDVideoProcessor.for_model(config, frame_sampling_rate=data.stride),
+        processing_class=MVDVideoProcessor.for_model(config, **data.distance),
         train_dataset=pretraining_clips(data, config, training),
         eval_dataset=pretraining_clips(data, config, training, evaluation=True),
     )

@@ -37,8 +37,8 @@ def numbers(frames: np.ndarray) -> list[int]:
     return np.where(blocks[0] & ~blocks[-1], number, -1).tolist()
 
 
-def add_video(container, frames: np.ndarray, codec="libx264", pix_fmt="yuv420p", gop=12, **options):
-    stream = container.add_stream(codec, rate=25, options=options)
+def add_video(container, frames: np.ndarray, codec="libx264", pix_fmt="yuv420p", gop=12, rate=25, **options):
+    stream = container.add_stream(codec, rate=rate, options=options)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt, stream.gop_size, stream.codec_context.thread_count = pix_fmt, gop, 1
     return stream
@@ -62,6 +62,20 @@ def write(path: Path, frames: np.ndarray | None = None, times=None, movflags: st
             tag(stream)
         encode(container, stream, frames, times)
     return path
+
+
+# seconds of the frames of the same four seconds in videos of three rates, and of one whose rate changes
+MOMENTS = {str(rate): np.arange(4 * rate) / rate for rate in (10, 25, 60)}
+MOMENTS["variable"] = np.sort(np.random.default_rng(0).choice(240, 180, replace=False)) / 60
+MOMENTS["variable"][0] = 0.0
+
+
+def write_moments(folder: Path, name: str) -> Path:
+    """A file of [`MOMENTS`]: each frame carries its time in sixtieths of a second as its number."""
+    moments = np.round(60 * MOMENTS[name]).astype(int)
+    rate = 60 if name == "variable" else int(name)
+    times = moments if name == "variable" else np.arange(len(moments))
+    return write(folder / f"{name}.mp4", numbered_frames(240)[moments], times, rate=rate, **H264)
 
 
 def all_frames(path: str | Path) -> np.ndarray:

@@ -11,7 +11,13 @@ import torch
 from PIL import Image
 
 from mvd_hf import MVDConfig
-from mvd_hf.data.arguments import DataArguments, load_clips, pretraining_clips
+from mvd_hf.data.arguments import (
+    DataArguments,
+    FinetuningClipArguments,
+    finetuning_clips,
+    load_clips,
+    pretraining_clips,
+)
 from mvd_hf.data.augmentation import PretrainingAugmentation
 from mvd_hf.data.clips import ClipDataset, ClipSampler, sample_generator
 from mvd_hf.data.streaming import StreamingClips
@@ -402,3 +408,24 @@ def test_blank_clips_have_as_many_masks(toy):
     config = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75, decoder_keep=0.5)
     blank = pretraining_clips(DataArguments(dataset=str(toy)), config, counts(masks_per_clip=3))[(0, -1)]
     assert blank["bool_masked_pos"].shape == blank["bool_decoded_pos"].shape == (3, config.num_patches)
+
+
+def test_seconds_replace_the_stride_of_a_recipe(toy):
+    assert DataArguments(dataset=str(toy)).distance == {"frame_sampling_rate": 4}
+    data = DataArguments(dataset=str(toy), fps=5)
+    assert data.distance == {"fps": 5}
+    clips = pretraining_clips(data, CONFIG, counts())
+    assert clips.reader.clip_sampler.fps == 5
+    assert clips[0]["pixel_values"].shape[0] == CONFIG.num_frames
+    for wrong in ({"fps": 5, "stride": 4}, {"fps": -1}):
+        with pytest.raises(ValueError, match=f"fps={wrong['fps']}"):
+            DataArguments(dataset=str(toy), **wrong)
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_uniform_clips_take_no_seconds(toy, evaluation):
+    data, keys = DataArguments(dataset=str(toy), fps=5), FinetuningClipArguments(sampling="uniform", flip=0.5)
+    with pytest.raises(ValueError, match="fps=5"):
+        finetuning_clips(data, keys, CONFIG, evaluation=evaluation)
+    keys.sampling = "dense"
+    assert finetuning_clips(data, keys, CONFIG).reader.clip_sampler.fps == 5

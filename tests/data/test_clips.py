@@ -16,9 +16,9 @@ from mvd_hf.data.augmentation import PretrainingAugmentation
 from mvd_hf.data.clips import MAX_SUBSTITUTES, ClipDataset, ClipSampler, collate_clips, sample_generator
 from mvd_hf.data.masking import tube_mask
 from mvd_hf.data.toy import make_toy_dataset
-from mvd_hf.model.frame_sampling import pretraining_frames
+from mvd_hf.model.frame_sampling import dense_frames, dense_test_frames, pretraining_frames, uniform_frames
 from mvd_hf.model.video_reading import VideoReader, VideoReadError
-from video_files import all_frames, first_and_last, whole
+from video_files import MOMENTS, all_frames, first_and_last, numbers, whole, write_moments
 
 FRAMES = partial(pretraining_frames, num_frames=4, stride=2)
 MASK = partial(tube_mask, (2, 4, 4), 0.75)
@@ -444,3 +444,40 @@ def test_a_batch_without_a_readable_video_keeps_one_blank_clip():
 
 def test_skipped_items_give_no_batch():
     assert collate_clips([None] * 4) is None
+
+
+def middle_clip(total_frames: int, stride: int, generator=None) -> np.ndarray:
+    return dense_test_frames(total_frames, 8, stride, num_clips=1)
+
+
+@pytest.mark.parametrize("memory_gib", [0.0, 0.1])
+@pytest.mark.parametrize("sampler", [pretraining_frames, dense_frames, middle_clip])
+def test_the_same_motion_gives_the_same_displacement_at_every_rate(tmp_path, sampler, memory_gib):
+    frames = sampler if sampler is middle_clip else partial(sampler, num_frames=8)
+    shown = {}
+    for name in MOMENTS:
+        cut = ClipSampler(frames, whole, fps=5, memory_gib=memory_gib)
+        item = {"path": str(write_moments(tmp_path, name)), "bytes": None}
+        for _ in range(2):  # the second time from the memory, if there is one
+            (clip,) = cut(item, sample_generator(0, 0))
+            shown[name] = np.array(numbers(clip["pixel_values"].numpy()))
+    assert (shown["60"] >= 0).all()
+    if sampler is not dense_frames:  # whose frames are spread over both ends of their span
+        assert (np.diff(shown["60"]) == 12).all()
+        assert (np.diff(shown["10"]) == 12).all()
+    for name, error in (("10", 3), ("25", 2), ("variable", 2)):  # half of the largest distance of its frames
+        assert np.abs(shown[name] - shown["60"]).max() <= error, name
+
+
+def test_an_image_is_a_still_clip_at_any_rate(tmp_path):
+    Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "red.png")
+    (clip,) = ClipSampler(FRAMES, whole, fps=4)(str(tmp_path / "red.png"), sample_generator(0, 0), is_image=True)
+    assert clip["pixel_values"].shape == (4, 32, 32, 3)
+    assert clip["pixel_values"][..., 0].min() == 200
+
+
+def test_a_sampler_without_a_stride_takes_no_fps():
+    with pytest.raises(ValueError, match="fps=4"):
+        ClipSampler(uniform_frames, whole, fps=4)
+    with pytest.raises(ValueError, match="fps=0"):
+        ClipSampler(FRAMES, whole, fps=0)

@@ -215,6 +215,7 @@ def test_inputs_and_samplings_in_words():
     assert "images of 16 x 16 pixels; 7 parameters" in summarise(config, "MVDModel", 7)
     assert "middle frame" in describe_sampling(MVDVideoProcessor(num_frames=1), "MVDModel")
     assert "0, 4, 8, ... of a clip of 64" in describe_sampling(MVDVideoProcessor(), "MVDModel")
+    assert "4 per second, of a clip of 4 seconds" in describe_sampling(MVDVideoProcessor(fps=4), "MVDModel")
     assert "16 equal parts" in describe_sampling(MVDVideoProcessor(sampling="uniform"), "MVDModel")
     of_detector = describe_sampling(MVDVideoProcessor.for_detection(MVDConfig()), "MVDForActionDetection")
     assert "16 frames as in training, 4 frames apart" in of_detector

@@ -17,7 +17,7 @@ from mvd_hf import (
     MVDVideoProcessor,
     load_classifier,
 )
-from mvd_hf.hub.loading import load_processor
+from mvd_hf.hub.loading import check_fps_of_source, load_processor
 from mvd_hf.model.loading_mvd import CheckpointMismatchError
 from tiny_models import TINY
 
@@ -209,3 +209,15 @@ def test_damaged_files_of_a_model_are_named(config, tmp_path, name, content, mes
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_classifier(str(tmp_path), 2)
+
+
+def test_a_model_of_clips_by_seconds_is_not_continued_with_a_stride(tmp_path, config):
+    MVDVideoProcessor.for_model(config, fps=4).save_pretrained(tmp_path)
+    source = str(tmp_path)
+    with pytest.raises(ValueError, match="fps=4"):
+        check_fps_of_source(source, MVDVideoProcessor())
+    for other in (MVDVideoProcessor(fps=8), MVDVideoProcessor(sampling="uniform")):
+        check_fps_of_source(source, other)
+    check_fps_of_source("mvd-s", MVDVideoProcessor())
+    MVDVideoProcessor.for_model(config).save_pretrained(tmp_path)
+    check_fps_of_source(source, MVDVideoProcessor())

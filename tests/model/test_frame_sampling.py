@@ -9,8 +9,11 @@ import torch
 from mvd_hf.model.frame_sampling import (
     dense_frames,
     dense_test_frames,
+    frames_by_seconds,
     key_frame_clip,
+    key_frame_clip_by_seconds,
     pretraining_frames,
+    resampled_frames,
     uniform_frames,
     uniform_test_frames,
 )
@@ -171,3 +174,40 @@ def test_a_key_frame_is_in_the_video():
     for key_frame in [-1, 10]:
         with pytest.raises(ValueError, match=f"The key frame {key_frame} is not in a video of 10 frames"):
             key_frame_clip(key_frame, 10)
+
+
+@pytest.mark.parametrize("sampler", [pretraining_frames, dense_frames, dense_test_frames])
+@pytest.mark.parametrize("total", [1, 30, 63, 64, 65, 300])
+def test_a_quarter_of_the_rate_of_a_video_gives_the_clips_of_stride_4(sampler, total):
+    options = [{} if sampler is dense_test_frames else {"generator": seeded(0)} for _ in range(2)]
+    by_number = sampler(total, **options[0])
+    for rate in (25, 30000 / 1001, 12.5):
+        options[1] = {} if sampler is dense_test_frames else {"generator": seeded(0)}
+        found = frames_by_seconds(sampler, 3.0 + np.arange(total) / rate, rate / 4, **options[1])
+        assert np.array_equal(found, by_number)
+
+
+def test_a_video_is_seen_at_a_constant_rate_by_its_nearest_frames():
+    times = np.array([0.0, 0.1, 0.5, 0.52, 1.4])
+    seen = resampled_frames(times, 4)
+    expected = [np.abs(times - moment).argmin() for moment in np.arange(0, 1.6, 0.25)]
+    assert seen.tolist() == expected == [0, 1, 2, 3, 4, 4, 4]
+    assert resampled_frames(np.zeros(1), 4).tolist() == [0]
+
+
+def test_a_key_frame_clip_by_seconds_lies_around_the_key_frame():
+    times = np.arange(300) / 25
+    assert np.array_equal(key_frame_clip_by_seconds(120, times, 16, 6.25), key_frame_clip(120, 300))
+    assert key_frame_clip_by_seconds(299, times, 16, 6.25)[0, -1] == 299
+
+
+@pytest.mark.parametrize("fps", [0, -4, float("nan"), 1e9, True, "4"])
+def test_frames_per_second_out_of_range_are_refused(fps):
+    with pytest.raises(ValueError, match=f"fps={fps!r}"):
+        resampled_frames(np.arange(8) / 25, fps)
+
+
+@pytest.mark.parametrize("times", [[], [0.0, 0.2, 0.1], [0.0, float("nan"), 0.1]])
+def test_times_that_do_not_ascend_are_refused(times):
+    with pytest.raises(ValueError, match="must ascend"):
+        resampled_frames(np.array(times), 4)

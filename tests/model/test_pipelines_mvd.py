@@ -1,5 +1,6 @@
 """Our pipelines: views, features of clips and windows, people, batches, saving, errors."""
 
+import io
 import itertools
 import json
 import os
@@ -33,6 +34,7 @@ from mvd_hf.model.pipelines_mvd import (
     SlidingWindows,
 )
 from mvd_hf.model.video_reading import VideoReadError
+from video_files import MOMENTS, write_moments
 
 SIZES = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 LENGTHS = {"long": 40, "short": 5}
@@ -492,3 +494,36 @@ def test_windows_without_frames_are_refused():
     for name in ("num_frames", "stride", "step"):
         with pytest.raises(ValueError, match=f"{name}=0"):
             SlidingWindows(**({"num_frames": 4, "stride": 2, "step": 3} | {name: 0}))
+
+
+# frames by seconds
+
+
+@pytest.mark.parametrize("name", ["25", "variable"])
+@pytest.mark.parametrize("step", [2, 6])
+def test_windows_slide_by_seconds(student, tmp_path, name, step):
+    video, moments = write_moments(tmp_path, name), MOMENTS[name]
+    sources = [str(video), io.BytesIO(video.read_bytes()), {"path": "x.mp4", "bytes": video.read_bytes()}]
+    extract = load(FEATURES, student, fps=5, window_step=step)
+    outputs = [extract(source) for source in sources]
+    seen = np.array([np.abs(moments - moment).argmin() for moment in np.arange(20) / 5])
+    windows = [seen[start : start + 4] for start in range(0, 20 - 4 + step, step)]
+    windows = [np.pad(window, (0, 4 - len(window)), mode="edge") for window in windows]
+    assert outputs[0]["frames"].tolist() == np.stack(windows).tolist()
+    clips = read_frames(video, outputs[0]["frames"].ravel()).reshape(-1, 4, 64, 96, 3)
+    expected = torch.cat([load(FEATURES, student, frame_sampling_rate=1)(clip)["features"] for clip in clips])
+    for output in outputs:
+        torch.testing.assert_close(output["features"], expected)
+
+
+def test_views_and_people_are_sampled_by_seconds(classifier, detector, tmp_path):
+    slow, fast = (str(write_moments(tmp_path, name)) for name in ("10", "60"))
+    found = [load(VIEWS, classifier, fps=2.5)(video) for video in (slow, fast)]
+    assert [item["label"] for item in found[0]] == [item["label"] for item in found[1]]
+    assert load(VIEWS, classifier)(fast) != found[1]
+    run = load(PEOPLE, detector)
+    by_number = run(fast, boxes=BOXES, time=2.0, frame_sampling_rate=12)
+    by_seconds = run(fast, boxes=BOXES, time=2.0, fps=5)
+    assert [person["box"] for person in by_number] == [person["box"] for person in by_seconds]
+    with pytest.raises(ValueError, match="fps=5"):
+        run(read_frames(fast, range(4)), boxes=BOXES, fps=5)

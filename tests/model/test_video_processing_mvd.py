@@ -28,6 +28,7 @@ from mvd_hf.data.toy import toy_frames, write_video
 from mvd_hf.model.frame_sampling import dense_test_frames, uniform_test_frames
 from mvd_hf.model.video_processing_mvd import crop_offsets, resize_bilinear, resize_short_side
 from mvd_hf.model.video_reading import VideoReadError
+from video_files import MOMENTS, write_moments
 
 SIZE = 16
 RAW = {"do_rescale": False, "do_normalize": False}  # grey levels come out
@@ -37,7 +38,8 @@ LENGTHS = {"long": 40, "short": 5}
 
 def processor(**fields) -> MVDVideoProcessor:
     """A processor of clips of 4 x 16 x 16 pixels."""
-    return MVDVideoProcessor(**{"size": SIZE, "crop_size": SIZE, "num_frames": 4, "frame_sampling_rate": 2} | fields)
+    distance = {} if fields.get("fps") else {"frame_sampling_rate": 2}
+    return MVDVideoProcessor(**{"size": SIZE, "crop_size": SIZE, "num_frames": 4} | distance | fields)
 
 
 def pixels_of(videos, **fields) -> torch.Tensor:
@@ -174,6 +176,8 @@ def test_frame_numbers_without_a_video():
     assert processor().sample_frames(described, num_frames=2, sampling="uniform").tolist() == [7, 21]
     with pytest.raises(ValueError, match="fps=3"):
         processor().sample_frames(described, fps=3)
+    described.fps = 12
+    assert processor().sample_frames(described, fps=6).tolist() == processor().sample_frames(described).tolist()
 
 
 def test_views_are_all_crops_of_the_first_clip_then_of_the_next():
@@ -357,7 +361,7 @@ def test_fields_of_another_version_are_kept_out_of_the_way(tmp_path):
 
 def test_wrong_arguments_are_refused():
     wrong = {"num_crop": 3, "num_crops": "3", "num_clips": True, "sampling": "random", "frame_sampling_rate": 2.5}
-    for name, value in (wrong | {"fps": 2, "do_pad": True, "resample": 3}).items():
+    for name, value in (wrong | {"fps": "2", "do_pad": True, "resample": 3}).items():
         for call in (MVDVideoProcessor, partial(processor(), random_frames())):
             with pytest.raises((TypeError, ValueError, StrictDataclassError), match=name):
                 call(**{name: value})
@@ -617,3 +621,44 @@ def test_boxes_come_back_through_a_crop_and_a_size_given_in_the_call():
     inputs = crops(random_frames(4, 80, 96), boxes=[[0.3, 0.4, 0.6, 0.7]], size=40, return_tensors="pt")
     ((person,),) = crops.post_process_action_detection(model(**inputs), target_sizes=[(80, 96)], size=40)
     torch.testing.assert_close(person["box"], torch.tensor([28.8, 32, 57.6, 56]))
+
+
+# frames by seconds
+
+
+def test_a_rate_in_seconds_chooses_the_frames_of_the_same_moments(tmp_path):
+    for name in MOMENTS:
+        video = write_moments(tmp_path, name)
+        output = processor(fps=5, num_clips=2)(video, return_metadata=True)
+        moments = MOMENTS[name][np.array(output.video_metadata[0].frames_indices).reshape(2, 4)]
+        assert np.abs(moments - [np.arange(4) / 5, 3.2 + np.arange(4) / 5]).max() <= 0.06, name
+
+
+def test_a_processor_stores_frames_per_second_instead_of_a_stride(tmp_path):
+    processor(frame_sampling_rate=None, fps=5).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
+    assert (stored["fps"], stored["frame_sampling_rate"]) == (5, None)
+    loaded = MVDVideoProcessor.from_pretrained(tmp_path)
+    assert (loaded.fps, loaded.frame_sampling_rate) == (5, None)
+    assert MVDVideoProcessor.from_pretrained(tmp_path, frame_sampling_rate=2).fps is None
+    assert "fps" not in processor().to_dict()
+
+
+def test_a_call_chooses_between_seconds_and_stride(videos):
+    for stored, given in ((processor(), {"fps": 6.25}), (processor(fps=3), {"frame_sampling_rate": 4})):
+        found = stored(videos["long"], return_metadata=True, **given).video_metadata[0].frames_indices
+        assert (
+            found
+            == processor(frame_sampling_rate=4)(videos["long"], return_metadata=True).video_metadata[0].frames_indices
+        )
+
+
+def test_seconds_and_stride_exclude_each_other(videos):
+    with pytest.raises(ValueError, match="fps=5"):
+        MVDVideoProcessor(fps=5, frame_sampling_rate=4)
+    with pytest.raises(ValueError, match="frame_sampling_rate=3"):
+        processor()(videos["long"], fps=5, frame_sampling_rate=3)
+    with pytest.raises(ValueError, match=r"fps=5.*uniform"):
+        MVDVideoProcessor(fps=5, sampling="uniform")
+    with pytest.raises(ValueError, match=r"fps=5.*video file"):
+        MVDVideoProcessor(fps=5, num_frames=4)(numbered_frames(30, 256, 256), do_sample_frames=True)

@@ -712,3 +712,33 @@ def test_times_follow_from_the_rate_if_packets_have_none(tmp_path):
     with VideoReader(elementary) as reader:
         rate = float(reader._stream.average_rate or reader._stream.guessed_rate)
         np.testing.assert_allclose(reader.times(), np.arange(len(reader)) / rate)
+
+
+def test_only_times_that_the_file_stores_count_as_stored(tmp_path):
+    clip = write(tmp_path / "clip.ts", **H264)
+    with VideoReader(clip) as reader:
+        assert np.array_equal(reader.stored_times(), reader.times())
+    (tmp_path / "twice.ts").write_bytes(2 * clip.read_bytes())
+    elementary = copy_packets(clip, tmp_path / "clip.h264", lambda i, packet: packet)
+    for path, problem in ((tmp_path / "twice.ts", "time of another"), (elementary, "stores no times")):
+        with VideoReader(path) as reader, pytest.raises(VideoReadError, match=problem):
+            reader.stored_times()
+
+
+def test_times_that_go_back_are_refused(tmp_path):
+    first = write(tmp_path / "first.ts", numbered_frames()[:10], **H264, bf="0", times=100 + 2 * np.arange(10))
+    second = write(tmp_path / "second.ts", numbered_frames()[10:20], **H264, bf="0", times=1 + 2 * np.arange(10))
+    (tmp_path / "both.ts").write_bytes(first.read_bytes() + second.read_bytes())
+    with VideoReader(tmp_path / "both.ts") as reader, pytest.raises(VideoReadError, match="go back"):
+        reader.stored_times()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_stored_times_are_those_of_the_reader(tmp_path, name):
+    suffix, options = FORMATS[name]
+    with VideoReader(write(tmp_path / f"clip.{suffix}", **options)) as reader:
+        if name in ("h264_equal_times_mkv", "mpeg2_elementary_stream_b_frames"):
+            with pytest.raises(VideoReadError, match="stride"):
+                reader.stored_times()
+        else:
+            np.testing.assert_allclose(reader.stored_times(), reader.times(), atol=1e-3)

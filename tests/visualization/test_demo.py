@@ -92,14 +92,13 @@ def brightness_classifier() -> Mock:
     return model
 
 
-@pytest.mark.parametrize("sampling", ["dense", "uniform"])
-def test_probabilities_change_when_the_video_changes(film, brightness_classifier, sampling):
+@pytest.mark.parametrize("options", [{"sampling": "dense"}, {"sampling": "uniform"}, {"fps": 5}])
+def test_probabilities_change_when_the_video_changes(film, brightness_classifier, options):
     processor = MVDVideoProcessor(
         size={"shortest_edge": 16},
         crop_size={"height": 16, "width": 16},
         num_frames=4,
-        frame_sampling_rate=2,
-        sampling=sampling,
+        **({"frame_sampling_rate": 2} | options if "fps" not in options else options),
     )
     found = classify_windows(brightness_classifier, processor, film, seconds=0.8)
     assert found.names == ["dark", "bright"]

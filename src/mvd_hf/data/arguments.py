@@ -10,6 +10,7 @@ import numpy as np
 
 from ..model.configuration_mvd import MVDConfig
 from ..model.frame_sampling import (
+    check_fps,
     dense_frames,
     dense_test_frames,
     pretraining_frames,
@@ -59,6 +60,10 @@ def evaluation_rows(
     return rows if max_samples is None else first_rows(rows, max_samples)
 
 
+# distance of the frames of a clip in the paper
+STRIDE = 4
+
+
 @dataclass
 class DataArguments:
     """The videos of a recipe, and the frames and crops of its clips.
@@ -82,7 +87,9 @@ class DataArguments:
             evaluation leaves them out and reports how many are missing.
         memory_gib: GiB of decoded frames of training videos that each process which reads them (a data worker, or
             the training process) keeps for later epochs. For many epochs of small videos; clips do not change.
-        stride: distance of the frames of a clip.
+        stride: distance of the frames of a clip, 4 by default.
+        fps: frames per second of a clip, by the times of the frames, instead of a stride: the distance is 1/fps
+            seconds in videos of any rate, also a changing one.
         crop: `multi_scale` (MVD, VideoMAE) or `random_resized` (MAE).
         crop_scales: sides (not areas) of multi-scale crops, as parts of the short side; the default is the official
             programs'.
@@ -104,19 +111,31 @@ class DataArguments:
     shuffle_buffer: int = 256
     on_bad_video: str = "raise"
     memory_gib: float = 0.0
-    stride: int = 4
+    stride: int | None = None
+    fps: float | None = None
     crop: str = "multi_scale"
     crop_scales: list[float] = field(default_factory=lambda: list(MULTI_SCALE))
 
     def __post_init__(self):
         if not self.dataset:
             raise ValueError("No data: give --dataset with a list file, a folder of videos or a Hub data set id.")
+        if self.fps is not None:
+            check_fps(self.fps)
+            if self.stride is not None:
+                raise ValueError(f"stride={self.stride} and fps={self.fps:g} exclude each other: leave one out.")
+        elif self.stride is None:
+            self.stride = STRIDE
         is_file = Path(self.dataset).suffix.lower() in (*LIST_FILE_SUFFIXES, *FILE_BUILDERS)
         if is_file and self.eval_dataset is None and self.eval_split not in (None, self.split):
             raise ValueError(
                 f"The file {self.dataset!r} has no splits, eval_split={self.eval_split!r} would be the same videos: "
                 "give eval_dataset."
             )
+
+    @property
+    def distance(self) -> dict[str, float]:
+        """The distance of the frames of a clip, as an argument of `MVDVideoProcessor`."""
+        return {"frame_sampling_rate": self.stride} if self.fps is None else {"fps": self.fps}
 
     def rows(self, evaluation: bool = False) -> Rows:
         """Rows of the evaluation split, or of the training split without files that the manifest leaves out."""
@@ -186,7 +205,7 @@ def load_clips(
         frames, augmentation, mask, repeats: as in `mvd_hf.data.clips.ClipSampler`.
         label_column, label_names, seed: see [`ClipDataset`].
         options: further fields of `mvd_hf.data.arguments.DataArguments`: `split`, `root`, `max_samples`, `streaming`,
-            `on_bad_video`, ...
+            `on_bad_video`, `fps`, ...
 
     Raises:
         ValueError: if there is no such source, split, label column or option, or no video.
@@ -195,7 +214,7 @@ def load_clips(
         data = DataArguments(dataset=source, **options)
     except TypeError as error:
         raise ValueError(f"load_clips cannot take these options: {error}.") from error
-    clip_sampler = ClipSampler(frames, augmentation, mask, repeats, memory_gib=data.memory_gib)
+    clip_sampler = ClipSampler(frames, augmentation, mask, repeats, memory_gib=data.memory_gib, fps=data.fps)
     return data.clips(clip_sampler, label_column=label_column, label_names=label_names, seed=seed)
 
 
@@ -284,9 +303,11 @@ def finetuning_clips(
         raise ValueError(f"Fine-tuning crops are square, the model wants {height}x{width} pixels.")
     if keys.sampling is None or (keys.flip is None and not evaluation):
         raise ValueError(f"sampling={keys.sampling} and flip={keys.flip} must be chosen: see recipes/own_videos.")
+    if keys.sampling == "uniform" and data.fps is not None:
+        raise ValueError(f"fps={data.fps:g} is for sampling=dense: uniform clips are spread over the whole video.")
     frames = {"num_frames": config.num_frames} | ({"stride": data.stride} if keys.sampling == "dense" else {})
     if evaluation:
-        clip_sampler = ClipSampler(partial(centre_frames, **frames), ValidationAugmentation(height))
+        clip_sampler = ClipSampler(partial(centre_frames, **frames), ValidationAugmentation(height), fps=data.fps)
     else:
         clip_sampler = ClipSampler(
             partial(dense_frames if keys.sampling == "dense" else uniform_frames, **frames),
@@ -301,6 +322,7 @@ def finetuning_clips(
             ),
             repeats=keys.repeats,
             memory_gib=data.memory_gib,
+            fps=data.fps,
         )
     options = {"label_column": keys.label_column, "label_names": keys.label_names, "seed": seed}
     if rows is None:
@@ -344,5 +366,6 @@ def pretraining_clips(
         mask,
         decoded=decoded,
         memory_gib=0.0 if evaluation else data.memory_gib,
+        fps=data.fps,
     )
     return data.clips(clip_sampler, evaluation=evaluation, label_column=label_column, seed=training.seed)

@@ -4,6 +4,7 @@ All random choices follow from (seed, epoch, sample): clips, crops and masks are
 processes, and after resuming.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import datasets
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from ..model.frame_sampling import check_fps, frames_by_seconds
 from ..model.video_reading import Frames, VideoReadError
 from .decoding import Item, open_media
 from .frame_memory import PROCESS_MEMORY, check_memory
@@ -43,6 +45,11 @@ class ClipSampler:
         decoded: chooses the masked patches to decode, if not all; it is called with the mask and `generator=`.
         memory_gib: GiB of decoded frames that each process keeps for later epochs
             (`mvd_hf.data.frame_memory.PROCESS_MEMORY`).
+        fps: choose frames at a distance of 1/fps seconds, by their times, instead of by number: `frames` is a sampler
+            with a stride, and called as by `mvd_hf.model.frame_sampling.frames_by_seconds`.
+
+    Raises:
+        ValueError: if a number is out of range, or `frames` has no stride that `fps` could replace.
     """
 
     def __init__(
@@ -53,13 +60,18 @@ class ClipSampler:
         repeats: int = 1,
         decoded: Callable[..., torch.Tensor] | None = None,
         memory_gib: float = 0.0,
+        fps: float | None = None,
     ):
+        if fps is not None:
+            check_fps(fps)
+            if "stride" not in inspect.signature(frames).parameters:
+                raise ValueError(f"fps={fps:g} needs a sampler of frames with a stride, such as pretraining_frames.")
         if repeats < 1:
             raise ValueError(f"repeats={repeats} must be at least 1.")
         self.frames, self.augmentation, self.mask = frames, augmentation, mask
         self.repeats, self.decoded = repeats, decoded
         check_memory(memory_gib)
-        self.memory_gib = memory_gib
+        self.memory_gib, self.fps = memory_gib, fps
 
     def __call__(
         self, item: Item, generator: torch.Generator, is_image: bool = False
@@ -70,7 +82,10 @@ class ClipSampler:
             VideoReadError: if the file cannot be read.
         """
         with self._open(item, is_image) as video:
-            chosen = self.frames(len(video), generator=generator)
+            if self.fps is None:
+                chosen = self.frames(len(video), generator=generator)
+            else:
+                chosen = frames_by_seconds(self.frames, video.stored_times(), self.fps, generator=generator)
             if len(chosen) * self.repeats == 1:
                 return [self._clip(video.decode(chosen[0]), generator)]
             numbers, places = np.unique(chosen, return_inverse=True)

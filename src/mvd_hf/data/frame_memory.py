@@ -38,10 +38,11 @@ def check_memory(gib: float):
 
 @dataclass
 class CachedFrames:
-    """Number of frames of a video, and its decoded frames (height, width, 3) by number."""
+    """Number of frames of a video, its decoded frames (height, width, 3) by number, and its times, if read."""
 
     total: int
     frames: dict[int, np.ndarray] = field(default_factory=dict)
+    times: np.ndarray | None = None
 
 
 class FrameMemory:
@@ -68,12 +69,14 @@ class FrameMemory:
         """A row's video, as by `mvd_hf.data.decoding.open_media`."""
         return CachedVideo(self, item, is_image)
 
-    def keep(self, key: Hashable, total: int, frames: dict[int, np.ndarray]):
-        """Add frames of a video of `total` frames, if there is room."""
+    def keep(self, key: Hashable, total: int, frames: dict[int, np.ndarray], times: np.ndarray | None = None):
+        """Add frames of a video of `total` frames, and its times if they are known, if there is room."""
         size = sum(frame.nbytes for frame in frames.values())
         if self.size + size <= self.capacity:
             self.size += size
-            self.videos.setdefault(key, CachedFrames(total)).frames.update(frames)
+            video = self.videos.setdefault(key, CachedFrames(total))
+            video.frames.update(frames)
+            video.times = video.times if times is None else times
 
 
 class CachedVideo:
@@ -85,7 +88,7 @@ class CachedVideo:
     def __init__(self, memory: FrameMemory, item: Item, is_image: bool):
         self.memory, self.item, self.key = memory, item, (media_key(item), is_image)
         self.is_image = is_image
-        self.opened, self.reader = ExitStack(), None
+        self.opened, self.reader, self.times = ExitStack(), None, None
 
     def __enter__(self) -> "CachedVideo":
         return self
@@ -96,6 +99,14 @@ class CachedVideo:
     def __len__(self) -> int:
         kept = self.memory.videos.get(self.key)
         return len(self._open()) if kept is None else kept.total
+
+    def stored_times(self) -> np.ndarray:
+        """Seconds of each frame, as in `VideoReader.stored_times`."""
+        kept = self.memory.videos.get(self.key)
+        if kept is not None and kept.times is not None:
+            return kept.times
+        self.times = self._open().stored_times()
+        return self.times
 
     def _open(self):
         """The reader of the file, open until the `with` block ends."""
@@ -112,7 +123,7 @@ class CachedVideo:
             return known
         total = len(self._open())
         decoded = self._decode(missing, [i for i in range(total) if i not in known])
-        self.memory.keep(self.key, total, decoded)
+        self.memory.keep(self.key, total, decoded, self.times)
         return known | decoded
 
     def _decode(self, missing: list[int], unknown: list[int]) -> dict[int, np.ndarray]:

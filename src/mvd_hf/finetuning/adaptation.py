@@ -27,7 +27,7 @@ from ..evaluation.probing import (
 )
 from ..evaluation.reports import write_report
 from ..evaluation.views import ViewResults, protocol_of
-from ..hub.loading import check_source, load_classifier
+from ..hub.loading import check_fps_of_source, check_source, load_classifier
 from ..hub.run_record import RunRecord
 from ..model.configuration_mvd import ConfigFields
 from ..model.frame_sampling import PAPER_VIEWS
@@ -122,8 +122,9 @@ class Adaptation:
         self.model, _ = load_classifier(recipe.model, self.videos.names or self.videos.num_labels, config)
         self.keys, self.data = choose_clips(keys, data, self.videos, self.model.config.num_frames)
         self.processor = MVDVideoProcessor.for_model(
-            self.model.config, sampling=self.keys.sampling, frame_sampling_rate=self.data.stride
+            self.model.config, sampling=self.keys.sampling, **self.data.distance
         )
+        check_fps_of_source(recipe.model, self.processor)
 
     def run(self, given: Mapping | None = None):
         """Adapt the model, save it with its video processor, and test it.

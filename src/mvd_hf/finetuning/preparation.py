@@ -312,6 +312,9 @@ def choose_clips(
     The sampling depends on the lengths of the videos; clips are flipped unless classes distinguish left from right.
     """
     sampling, flip, stride = keys.sampling, keys.flip, data.stride
+    if sampling is None and data.fps is not None:
+        sampling = "dense"
+        logger.info("Sampling dense with fps %g: clips are random parts of the video.", data.fps)
     if sampling is None and videos.labels is None:
         raise ValueError("The lengths of the videos of a stream are not known: give sampling, dense or uniform.")
     if sampling is None:

@@ -168,17 +168,21 @@ def read_stored_processor(folder: str | Path) -> MVDVideoProcessor:
 
 def describe_sampling(processor: MVDVideoProcessor, name: str) -> str:
     """How a checkpoint samples frames, by the name of its model class."""
-    count, rate = processor.num_frames, processor.frame_sampling_rate
+    count, rate, fps = processor.num_frames, processor.frame_sampling_rate, processor.fps
+    apart = f"{rate} frames apart" if fps is None else f"{1 / fps:g} seconds apart"
     if name == DETECTOR:
         side = processor.size["shortest_edge"]
         return (
-            f"By default it samples {count} frames as in training, {rate} frames apart, around the frame of the "
+            f"By default it samples {count} frames as in training, {apart}, around the frame of the "
             f"boxes; their short side is resized to {side} pixels."
         )
     if count == 1:
         return "It samples the middle frame."
-    chosen = f"frames 0, {rate}, {2 * rate}, ... of a clip of {count * rate} in the middle"
-    if processor.sampling == "uniform":
+    if fps is not None:
+        chosen = f"{fps:g} per second, of a clip of {count / fps:g} seconds in the middle"
+    elif processor.sampling == "dense":
+        chosen = f"frames 0, {rate}, {2 * rate}, ... of a clip of {count * rate} in the middle"
+    else:
         chosen = f"the middle frames of {count} equal parts of the video"
     return f"By default it samples {count} frames as in training: {chosen}."
 

@@ -182,6 +182,7 @@ def input_record(module: Exported, processor: MVDVideoProcessor, pixels: str) ->
         "frames": {
             "sampling": processor.sampling,
             "stride": processor.frame_sampling_rate if processor.sampling == "dense" else None,
+            **({} if processor.fps is None else {"fps": processor.fps}),
             "meaning": "dense: every stride-th frame; uniform: the middle frames of as many equal parts of the video",
         },
         "crop": {"short_side": min(height, width), "interpolation": "bilinear, not antialiased", "place": "centre"},
@@ -238,7 +239,7 @@ def export_model(arguments: ExportArguments) -> dict[str, float]:
     module = load_part(arguments.model, arguments.part)
     processor = load_processor(arguments.model, module.model.config, arguments.sampling)
     if arguments.stride is not None:
-        processor.frame_sampling_rate = arguments.stride
+        processor.frame_sampling_rate, processor.fps = arguments.stride, None
     processor.num_clips = processor.num_crops = 1  # a program sees one view
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -122,6 +122,22 @@ def load_processor(source: str, config: PreTrainedConfig, sampling: str | None =
     return MVDVideoProcessor.for_model(converted_videomae_config(source, config), **chosen)
 
 
+def check_fps_of_source(source: str, processor: MVDVideoProcessor):
+    """Raise ValueError if a model was trained on clips by seconds, and the processor of a run has a stride."""
+    if is_published_name(source) or os.path.isfile(source):
+        return
+    try:
+        stored, _ = MVDVideoProcessor.get_video_processor_dict(source)
+    except OSError:  # it has no processor
+        return
+    fps = stored.get("fps")
+    if fps is not None and processor.fps is None and processor.sampling == "dense":
+        raise ValueError(
+            f"The model {source!r} was trained on clips of {fps:g} frames per second, the recipe has "
+            f"stride={processor.frame_sampling_rate}: give fps={fps:g}, or another fps."
+        )
+
+
 def load_classifier(
     source: str, classes: Sequence[str] | int, config: Mapping | None = None
 ) -> tuple[MVDForVideoClassification, list[str]]:

@@ -7,10 +7,14 @@ shapes: K clips, T frames per clip.
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+# clips by seconds take every fourth frame of a video that is seen at 4 * fps frames per second
+STEPS_PER_FRAME = 4
+MAX_FPS = 1000
 # clips and crops of the paper's tests, by how the frames of a clip are chosen
 PAPER_VIEWS = {"dense": (5, 3), "uniform": (2, 3)}
 
@@ -119,11 +123,67 @@ def key_frame_clip(key_frame: int, total_frames: int, num_frames: int = 16, stri
     return np.clip(key_frame + offsets, 0, total_frames - 1)[None]
 
 
+def check_fps(fps: float):
+    """Raise ValueError if a number of frames per second is not above 0, or is beyond all cameras."""
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= MAX_FPS:
+        raise ValueError(f"fps={fps!r} must be a number above 0 and at most {MAX_FPS}.")
+
+
+def resampled_frames(times: np.ndarray, fps: float) -> np.ndarray:
+    """The frames (n,) that show a video at a constant rate: those nearest to 0, 1/fps, 2/fps, ... seconds.
+
+    Args:
+        times: (frames,) seconds of each frame, in order; see `VideoReader.stored_times`.
+        fps: frames per second.
+
+    Raises:
+        ValueError: if a time is not finite or goes back, or the rate is not positive.
+    """
+    check_fps(fps)
+    times = np.asarray(times, dtype=np.float64)
+    steps = np.diff(times)
+    if len(times) == 0 or not np.isfinite(times).all() or (steps < 0).any():
+        place = int(np.argmax(~(steps >= 0))) + 1 if len(times) > 1 else 0
+        raise ValueError(f"Times of frames must ascend: that of frame {place} of {len(times)} does not.")
+    seconds = times[-1] - times[0] + (np.median(steps) if len(steps) else 0.0)
+    # of two frames at the same distance the first, whatever the rounding of times
+    wanted = times[0] + np.arange(max(int(np.ceil(seconds * fps - 1e-6)), 1)) / fps - 1e-6
+    return np.searchsorted((times[1:] + times[:-1]) / 2, wanted)  # the frame after so many middles is the nearest
+
+
+def frames_by_seconds(sampler: Callable[..., np.ndarray], times: np.ndarray, fps: float, **options) -> np.ndarray:
+    """Clips (K, T) of a sampler with a `stride`, such as [`pretraining_frames`], at a distance of 1/fps seconds.
+
+    The sampler sees the video at `4 * fps` frames per second and takes every fourth frame. At a constant rate r, clips
+    with `fps=r / 4` are those with `stride=4`.
+
+    Args:
+        sampler: called with a number of frames, `stride` and the options.
+        times, fps: as in [`resampled_frames`].
+    """
+    seen = resampled_frames(times, STEPS_PER_FRAME * fps)
+    return seen[sampler(len(seen), stride=STEPS_PER_FRAME, **options)]
+
+
+def key_frame_clip_by_seconds(key_frame: int, times: np.ndarray, num_frames: int, fps: float) -> np.ndarray:
+    """One clip (1, T) around a key frame as [`key_frame_clip`], with frames at a distance of 1/fps seconds."""
+    place = round(float(times[key_frame] - times[0]) * STEPS_PER_FRAME * fps)
+
+    def sampler(total_frames: int, stride: int) -> np.ndarray:
+        return key_frame_clip(min(place, total_frames - 1), total_frames, num_frames, stride)
+
+    return frames_by_seconds(sampler, times, fps)
+
+
 __all__ = [
+    "check_fps",
+    "resampled_frames",
+    "frames_by_seconds",
     "pretraining_frames",
     "dense_frames",
     "uniform_frames",
     "dense_test_frames",
     "uniform_test_frames",
     "key_frame_clip",
+    "key_frame_clip_by_seconds",
 ]

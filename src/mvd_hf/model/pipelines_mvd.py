@@ -6,7 +6,7 @@ t x h x w the grid of patches, D the width of their features.
 # Copyright 2026 The mvd_hf authors. Licensed under the Apache License, Version 2.0.
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers.pipelines.base import ChunkPipeline
 
-from .frame_sampling import PAPER_VIEWS, key_frame_clip
+from .frame_sampling import PAPER_VIEWS, key_frame_clip, key_frame_clip_by_seconds, resampled_frames
 from .patches_mvd import patch_grid
 from .video_inputs_mvd import downloaded, is_encoded, is_frame, stack_frames
 from .video_reading import VideoReader
@@ -23,11 +23,11 @@ from .video_streaming import VideoStream
 FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
 FUNCTION_OF_PROBLEM = {"regression": "none", "multi_label_classification": "sigmoid"}
 FEATURES = ("pooled", "tubelets", "tokens")
-SAMPLING_OPTIONS = ("sampling", "num_frames", "frame_sampling_rate", "num_clips", "num_crops")
+SAMPLING_OPTIONS = ("sampling", "num_frames", "frame_sampling_rate", "fps", "num_clips", "num_crops")
 # options of sliding windows
-WINDOW_OPTIONS = ("num_frames", "frame_sampling_rate")
+WINDOW_OPTIONS = ("num_frames", "frame_sampling_rate", "fps")
 # options of a frame with people
-PEOPLE_OPTIONS = ("boxes", "time", "num_frames", "frame_sampling_rate", "box_unit")
+PEOPLE_OPTIONS = ("boxes", "time", "num_frames", "frame_sampling_rate", "fps", "box_unit")
 
 
 def mark_last(chunks: Iterable[dict]) -> Iterator[dict]:
@@ -145,7 +145,7 @@ class MVDMultiViewClassificationPipeline(MVDVideoPipeline):
 
     - `num_clips`, `num_crops`: views of a video. The default is stored in the processor or, if that is one view, that
       of the paper: 5 clips x 3 crops for dense sampling, 2 x 3 for uniform sampling.
-    - `sampling`, `num_frames`, `frame_sampling_rate`: as in `MVDVideoProcessor`.
+    - `sampling`, `num_frames`, `frame_sampling_rate`, `fps`: as in `MVDVideoProcessor`.
     - `top_k`: number of classes, 5 by default.
     - `function_to_apply`: `softmax`, `sigmoid` or `none`, applied to each view before the mean; by default it follows
       the `problem_type` of the model.
@@ -198,7 +198,8 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
     - `window_step`: distance of the first frames of windows, which slide to the end of the video. Each frame is
     decoded
       once, and memory does not grow with the length of a file; a URL is downloaded whole.
-    - `num_frames`, `frame_sampling_rate`: frames of a view, and their distance; by default as stored in the processor.
+    - `num_frames`, `frame_sampling_rate` or `fps`: frames of a view, and their distance; by default as stored in the
+      processor. With `fps`, windows begin `window_step / fps` seconds apart; the times of all frames are read first.
     - `sampling`, `num_clips`, `num_crops`: as in `MVDVideoProcessor`, without `window_step`.
     - `batch_size`: views per forward pass.
 
@@ -221,18 +222,33 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
         views = self.sample_views(video, options) if window_step is None else self.slide(video, window_step, **options)
         yield from mark_last(views)
 
-    def slide(
-        self, video: Any, step: int, num_frames: int | None = None, frame_sampling_rate: int | None = None
-    ) -> Iterator[dict]:
+    def slide(self, video: Any, step: int, **options) -> Iterator[dict]:
         """Windows over a whole video: `pixel_values` (1, T, C, H, W) and the numbers of their frames, (1, T)."""
-        stored = self.video_processor
-        windows = SlidingWindows(
-            num_frames or stored.num_frames, frame_sampling_rate or stored.frame_sampling_rate, step
-        )
-        for numbers, frames in windows.cut(self._prepared_frames(video, windows)):
+        chosen = self.video_processor.complete(options)
+        if chosen["fps"] is not None:
+            yield from self._slide_by_seconds(video, step, chosen["num_frames"], chosen["fps"])
+            return
+        windows = SlidingWindows(chosen["num_frames"], chosen["frame_sampling_rate"], step)
+        for numbers, frames in windows.cut(self._prepared_frames(video, windows.is_used)):
             yield {"pixel_values": torch.stack(frames)[None], "frames": torch.from_numpy(numbers)[None]}
 
-    def _prepared_frames(self, video: Any, windows: SlidingWindows) -> Iterator[torch.Tensor | None]:
+    def _slide_by_seconds(self, video: Any, step: int, num_frames: int, fps: float) -> Iterator[dict]:
+        """Windows as [`slide`], over the frames that show the video at `fps` frames per second."""
+        if not is_encoded(video):
+            raise ValueError(f"fps={fps:g} needs the times of frames: pass a video file, or frame_sampling_rate.")
+        video = downloaded(video)
+        with VideoReader(video) as reader:
+            seen, total = resampled_frames(reader.stored_times(), fps), len(reader)
+        if hasattr(video, "seek"):
+            video.seek(0)
+        windows, counts = SlidingWindows(num_frames, 1, step), np.bincount(seen, minlength=total)
+        used = {int(number) for place, number in enumerate(seen) if windows.is_used(place)}
+        frames = self._prepared_frames(video, used.__contains__)
+        shown = itertools.chain.from_iterable(itertools.repeat(f, n) for f, n in zip(frames, counts, strict=True))
+        for places, kept in windows.cut(shown):
+            yield {"pixel_values": torch.stack(kept)[None], "frames": torch.from_numpy(seen[places])[None]}
+
+    def _prepared_frames(self, video: Any, is_used: Callable[[int], bool]) -> Iterator[torch.Tensor | None]:
         """Every frame of a video in order, processed to (C, H, W); `None` if no window uses it."""
 
         def prepare(frame: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -241,10 +257,10 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
 
         if not is_encoded(video):
             for number, frame in enumerate(stack_frames(video)):
-                yield prepare(frame) if windows.is_used(number) else None
+                yield prepare(frame) if is_used(number) else None
             return
         with VideoStream(downloaded(video)) as stream:
-            for frame in stream.frames(windows.is_used):
+            for frame in stream.frames(is_used):
                 yield None if frame is None else prepare(frame)
 
     def _forward(self, inputs: dict, features: str = "pooled") -> dict:
@@ -295,7 +311,7 @@ class MVDActionDetectionPipeline(MVDVideoPipeline):
     - `box_unit`: `relative`, parts of the width and height of the frame, or `pixels`; by default as stored in the
       processor.
     - `time`: seconds from the beginning to the frame; the default is the middle frame. - `num_frames`,
-    `frame_sampling_rate`: frames of the clip around the frame, and their distance; by default as stored
+    `frame_sampling_rate` or `fps`: frames of the clip around the frame, and their distance; by default as stored
       in the processor. For decoded frames that are such a clip, pass a distance of 1.
     - `top_k`: number of actions of each person, 5 by default; `threshold`: their least score, 0 by default.
     - `batch_size`: frames per batch; those of one size share a forward pass.
@@ -321,21 +337,27 @@ class MVDActionDetectionPipeline(MVDVideoPipeline):
         video: Any,
         boxes: Any = None,
         time: float | None = None,
-        num_frames: int | None = None,
-        frame_sampling_rate: int | None = None,
         box_unit: str | None = None,
+        **options,
     ) -> dict:
         """The model's input, and the (height, width) of the video as `sizes` (1, 2)."""
         if boxes is None:
             raise ValueError("boxes are needed: x1, y1, x2, y2 of each person, such as boxes=[[0.2, 0.1, 0.5, 0.9]].")
         stored = self.video_processor
-        shape = num_frames or stored.num_frames, frame_sampling_rate or stored.frame_sampling_rate
+        chosen = stored.complete(options)
+        shape, fps = (chosen["num_frames"], chosen["frame_sampling_rate"]), chosen["fps"]
         if is_encoded(video):
             with VideoReader(downloaded(video)) as reader:
                 frame = middle_of(len(reader)) if time is None else reader.frame_at(time)
-                frames = stack_frames(reader.read(key_frame_clip(frame, len(reader), *shape)[0]))
+                if fps is None:
+                    clip = key_frame_clip(frame, len(reader), *shape)
+                else:
+                    clip = key_frame_clip_by_seconds(frame, reader.stored_times(), shape[0], fps)
+                frames = stack_frames(reader.read(clip[0]))
         elif time is not None:
             raise ValueError(f"time={time} is of a video file; of decoded frames the middle one is taken.")
+        elif fps is not None:
+            raise ValueError(f"fps={fps:g} needs the times of frames: pass a video file, or frame_sampling_rate.")
         else:
             frames = stack_frames(video)
             frames = frames[key_frame_clip(middle_of(len(frames)), len(frames), *shape)[0]]

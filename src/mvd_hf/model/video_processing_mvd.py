@@ -23,16 +23,16 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .boxes_mvd import Placement, as_pixels, clip_boxes, pad_people
-from .frame_sampling import dense_test_frames, uniform_test_frames
+from .frame_sampling import dense_test_frames, frames_by_seconds, uniform_test_frames
 from .saving_mvd import forget_absent_code
 from .video_inputs_mvd import downloaded, is_box_matrix, is_encoded, list_videos, stack_frames
 from .video_reading import VideoReader
 
 # arguments of all video processors that this one does not support
-UNUSED_ARGUMENTS = ("fps", "do_pad", "data_format", "video_metadata")
+UNUSED_ARGUMENTS = ("do_pad", "data_format", "video_metadata")
 # tasks of transformers that load our models but give them images, and the task to use
 VIDEO_TASKS = {"object-detection": "video-action-detection", "image-feature-extraction": "video-feature-extraction"}
-SAMPLING_ARGUMENTS = ("sampling", "num_frames", "frame_sampling_rate", "num_clips")
+SAMPLING_ARGUMENTS = ("sampling", "num_frames", "frame_sampling_rate", "fps", "num_clips")
 
 Taps = tuple[torch.Tensor, torch.Tensor]
 
@@ -149,6 +149,8 @@ class MVDVideoProcessor(BaseVideoProcessor):
             the video (Something-Something). A video that is too short repeats its last frame.
         num_frames (`int`, defaults to 16): frames of a clip.
         frame_sampling_rate (`int`, defaults to 4): distance of the frames of a dense clip.
+        fps (`float`, *optional*): frames per second of a dense clip, by the times of the frames, instead of
+            `frame_sampling_rate`; for files, also with a changing rate. Of two stored or passed ones a call decides.
         num_clips (`int`, defaults to 1): clips, evenly spread over the video; a single dense one is in the middle.
         num_crops (`int`, defaults to 1): crops of a clip, evenly spread along the longer side; a single one is the
             centre crop.
@@ -199,6 +201,9 @@ class MVDVideoProcessor(BaseVideoProcessor):
     def __init__(self, **kwargs):
         self._check(kwargs, is_file="video_processor_type" in kwargs)
         super().__init__(**kwargs)
+        if self.fps is not None and kwargs.get("frame_sampling_rate") is None:
+            self.frame_sampling_rate = None
+        self.complete({})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "MVDVideoProcessor":
@@ -267,10 +272,23 @@ class MVDVideoProcessor(BaseVideoProcessor):
         if kwargs.get("resample") not in (None, PILImageResampling.BILINEAR):
             raise ValueError(f"resample={kwargs['resample']!r} is not possible; frames are resized bilinearly (2).")
 
-    def _complete(self, kwargs: dict) -> dict:
-        """All arguments: the given ones, else the stored ones."""
-        stored = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
-        return stored | {name: value for name, value in kwargs.items() if value is not None}
+    def complete(self, kwargs: dict) -> dict:
+        """All arguments: the given ones, else the stored ones. A given distance of frames replaces the stored one.
+
+        Raises:
+            ValueError: if both or neither distance is given, or `fps` with uniform sampling.
+        """
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        options = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
+        if "fps" in given or "frame_sampling_rate" in given:
+            options["fps"] = options["frame_sampling_rate"] = None
+        options |= given
+        fps, stride = options["fps"], options["frame_sampling_rate"]
+        if (fps is None) == (stride is None):
+            raise ValueError(f"Give either fps={fps} or frame_sampling_rate={stride}, and leave the other out.")
+        if fps is not None and options["sampling"] == "uniform":
+            raise ValueError(f"fps={fps:g} is for sampling='dense': uniform clips are spread over the whole video.")
+        return options
 
     def preprocess(self, videos, boxes=None, **kwargs) -> BatchFeature:
         """The model's input from one video or a batch; see [`MVDVideoProcessor`].
@@ -281,7 +299,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
             kwargs: arguments of the processor.
         """
         self._check(kwargs)
-        options = self._standardize_kwargs(**self._complete(kwargs))
+        options = self._standardize_kwargs(**self.complete(kwargs))
         self._validate_preprocess_kwargs(**options)
         batch = list_videos(videos)
         people = self._list_boxes(boxes, len(batch), options)
@@ -302,17 +320,31 @@ class MVDVideoProcessor(BaseVideoProcessor):
             output["video_metadata"] = metadata
         return output
 
-    def sample_frames(self, metadata: VideoMetadata, **kwargs) -> np.ndarray:
+    def sample_frames(self, metadata: VideoMetadata, times: np.ndarray | None = None, **kwargs) -> np.ndarray:
         """Frame numbers (K * T,) of the clips of a video with `metadata.total_num_frames` frames.
 
-        `sampling`, `num_frames`, `frame_sampling_rate` and `num_clips` default to the stored arguments.
+        Args:
+            metadata: of the video.
+            times: (frames,) seconds of each frame, for `fps`; by default they follow from `metadata.fps`.
+            kwargs: `sampling`, `num_frames`, `frame_sampling_rate`, `fps`, `num_clips`; by default the stored ones.
+
+        Raises:
+            ValueError: if `fps` is used and there are no times.
         """
         self._check(kwargs)
-        options = self._complete(kwargs)
+        options = self.complete(kwargs)
         total, num_frames, num_clips = metadata.total_num_frames, options["num_frames"], options["num_clips"]
         if options["sampling"] == "uniform":
             return uniform_test_frames(total, num_frames, num_clips).ravel()
-        return dense_test_frames(total, num_frames, options["frame_sampling_rate"], num_clips).ravel()
+        clips = partial(dense_test_frames, num_frames=num_frames, num_clips=num_clips)
+        if options["fps"] is None:
+            return clips(total, stride=options["frame_sampling_rate"]).ravel()
+        if times is None and not metadata.fps:
+            raise ValueError(
+                f"fps={options['fps']:g} needs the times of the frames: pass a video file, or frame_sampling_rate."
+            )
+        times = np.arange(total) / metadata.fps if times is None else times
+        return frames_by_seconds(clips, times, options["fps"]).ravel()
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Write `video_preprocessor_config.json`; see [`~transformers.BaseVideoProcessor.save_pretrained`].
@@ -328,6 +360,14 @@ class MVDVideoProcessor(BaseVideoProcessor):
         text = json.dumps(pointer, indent=2, sort_keys=True) + "\n"
         (Path(save_directory) / IMAGE_PROCESSOR_NAME).write_text(text, encoding="utf-8")
         return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict, **kwargs):
+        """A processor of stored arguments; a given distance of frames replaces the stored one."""
+        if {"fps", "frame_sampling_rate"} & kwargs.keys():
+            drop = {"fps", "frame_sampling_rate"} - kwargs.keys()
+            video_processor_dict = {key: value for key, value in video_processor_dict.items() if key not in drop}
+        return super().from_dict(video_processor_dict, **kwargs)
 
     @classmethod
     def get_video_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
@@ -360,9 +400,18 @@ class MVDVideoProcessor(BaseVideoProcessor):
             return list(
                 zip(*(self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls), strict=True)
             )
-        with VideoReader(downloaded(video_url_or_urls)) as reader:
+
+        def choose(reader: VideoReader, metadata: VideoMetadata) -> np.ndarray:
+            return np.arange(len(reader)) if sample_indices_fn is None else sample_indices_fn(metadata=metadata)
+
+        return self._read(video_url_or_urls, choose)
+
+    @staticmethod
+    def _read(video: Any, choose: Callable[[VideoReader, VideoMetadata], np.ndarray]):
+        """The chosen frames (n, H, W, 3) uint8 of an encoded video, and its metadata."""
+        with VideoReader(downloaded(video)) as reader:
             metadata = VideoMetadata(total_num_frames=len(reader), video_backend="pyav")
-            indices = np.arange(len(reader)) if sample_indices_fn is None else sample_indices_fn(metadata=metadata)
+            indices = choose(reader, metadata)
             frames = reader.read(indices)
         metadata.frames_indices = [int(index) for index in indices]
         metadata.height, metadata.width = frames.shape[1:3]
@@ -379,6 +428,9 @@ class MVDVideoProcessor(BaseVideoProcessor):
             )
         arguments = {name: options[name] for name in SAMPLING_ARGUMENTS}
         choose = partial(self.sample_frames, **arguments) if is_sampled else None
+        if is_encoded(video) and is_sampled and options["fps"] is not None:
+            frames, metadata = self._read(video, lambda reader, found: choose(found, times=reader.stored_times()))
+            return torch.from_numpy(frames).movedim(-1, 1), metadata
         if is_encoded(video):
             frames, metadata = self.fetch_videos(video, choose)
             return torch.from_numpy(frames).movedim(-1, 1), metadata
@@ -482,7 +534,7 @@ class MVDVideoProcessor(BaseVideoProcessor):
             ValueError: if the number of target sizes is not that of clips.
         """
         self._check(kwargs)
-        options = self._standardize_kwargs(**self._complete(kwargs))
+        options = self._standardize_kwargs(**self.complete(kwargs))
         num_clips = len(outputs.logits)
         if target_sizes is not None and len(target_sizes) != num_clips:
             raise ValueError(f"There are {len(target_sizes)} target_sizes for {num_clips} clips; give one for each.")

@@ -230,6 +230,29 @@ class VideoReader(OpenVideo):
             return np.arange(self._num_frames) / float(rate)
         return (times - times[0]) * float(self._stream.time_base)
 
+    def stored_times(self) -> np.ndarray:
+        """Seconds as [`times`], but only those that the file stores.
+
+        Raises:
+            VideoReadError: if it stores none, or they repeat or go back.
+        """
+        name, has_order = self._container.format.name, bool(self._entries or self._whole.order)
+        if name in FORMATS_WITHOUT_TIMES:
+            raise VideoReadError(self.source, f"stores no times of its frames ({name}): sample with stride, not fps")
+        if has_order or (name == "avi" and self._stream.average_rate):
+            times = self.times()
+        else:
+            ticks = [packet.pts for packet in self._whole.packets if not packet.is_discard]
+            if None in ticks or len(set(ticks)) != self._num_frames:
+                raise VideoReadError(
+                    self.source, "has frames without a time, or with the time of another: sample with stride, not fps"
+                )
+            times = (np.sort(ticks) - min(ticks)) * float(self._stream.time_base)
+        shown = [p.pts for p in self._whole.packets if p.pts is not None] if self._whole is not None else []
+        if not self._decoder.has_b_frames and any(later < earlier for earlier, later in itertools.pairwise(shown)):
+            raise VideoReadError(self.source, "the times of its frames go back: sample with stride, not fps")
+        return times
+
     def frame_at(self, seconds: float) -> int:
         """Number of the frame nearest to a time in seconds from the first frame.
 

@@ -7,8 +7,9 @@ import datasets
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from ..data.clips import SampleDataset
+from ..data.clips import ClipSampler, SampleDataset
 from ..data.streaming import StreamingClips
+from ..model.video_processing_mvd import MVDVideoProcessor
 from .arguments import MVDTrainingArguments
 from .preemption import outlive_signals
 
@@ -37,6 +38,18 @@ def check_samples(dataset):
         raise ValueError(
             f"A {type(dataset).__name__} does not take (epoch, index) keys ({error}). {remedy}"
         ) from error
+
+
+def check_frame_distance(dataset, processor):
+    """Raise ValueError if a processor samples frames by seconds and the training clips do not, or the reverse."""
+    sampler = getattr(getattr(dataset, "reader", None), "clip_sampler", None)
+    if not isinstance(sampler, ClipSampler) or not isinstance(processor, MVDVideoProcessor):
+        return
+    if sampler.fps != processor.fps:
+        raise ValueError(
+            f"The clips are sampled with fps={sampler.fps}, the processor that is saved with the model has "
+            f"fps={processor.fps}: give both the same."
+        )
 
 
 class EpochSampler(Sampler):

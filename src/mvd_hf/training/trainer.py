@@ -19,7 +19,15 @@ from .meters import MAX_BLANK_BATCHES, LossMeter
 from .optimization import bare_model, parameter_groups, parameter_rules, training_schedule
 from .preemption import outlive_signals
 from .run import run_training
-from .samplers import EpochSampler, EvaluationSampler, check_samples, sample_names, start_stream, stream_loader
+from .samplers import (
+    EpochSampler,
+    EvaluationSampler,
+    check_frame_distance,
+    check_samples,
+    sample_names,
+    start_stream,
+    stream_loader,
+)
 from .saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,6 +69,7 @@ class MVDTrainer(SavingTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("MVDTrainer takes the model's own loss: override compute_loss for another one.")
         check_samples(kwargs.get("train_dataset"))
+        check_frame_distance(kwargs.get("train_dataset"), kwargs.get("processing_class"))
         check_best_metric(args, kwargs.get("eval_dataset"))
         self.epoch_sampler: EpochSampler | None = None
         self.weight_decays: np.ndarray | None = None

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers.video_utils import VideoMetadata
 
 from ..data.masking import tube_mask
 from ..hub.loading import load_processor
+from ..model.frame_sampling import dense_test_frames, frames_by_seconds
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader
 from .features import clip_indices, crop_frames, load_feature_extractor
@@ -85,6 +87,11 @@ class WindowPredictions:
         return figure
 
 
+def frames_within(times: np.ndarray, seconds: float) -> int:
+    """Number of the first frames of a video that are shown within so many seconds, at least 1."""
+    return max(int(np.searchsorted(times, seconds)), 1)
+
+
 @torch.no_grad()
 def classify_windows(
     model: PreTrainedModel, processor: MVDVideoProcessor, video: str, max_windows: int = 16, seconds: float = 4.0
@@ -104,12 +111,15 @@ def classify_windows(
     with VideoReader(video) as reader:
         times = reader.times()
         if processor.sampling == "dense":
-            length = processor.num_frames * processor.frame_sampling_rate
+            stride, fps = processor.frame_sampling_rate, processor.fps
+            length = processor.num_frames * stride if fps is None else frames_within(times, processor.num_frames / fps)
         else:
-            length = max(int(np.searchsorted(times, seconds)), 1)
+            length = frames_within(times, seconds)
         length = min(length, len(reader))
         starts = window_starts(len(reader), length, max_windows)
-        numbers = starts[:, None] + processor.sample_frames(VideoMetadata(total_num_frames=length))
+        window = VideoMetadata(total_num_frames=length)
+        windows = [start + processor.sample_frames(window, times=times[start : start + length]) for start in starts]
+        numbers = np.stack(windows)
         frames = reader.read(numbers.ravel())
     rows = []
     for window in frames.reshape(*numbers.shape, *frames.shape[1:]):
@@ -193,8 +203,11 @@ class Demo:
     def read_clip(self, video: str) -> np.ndarray:
         """The middle clip (T, H, W, C) of a video, with the frames of the feature extractor."""
         with VideoReader(video) as reader:
-            stride = self.processor.frame_sampling_rate
-            return reader.read(clip_indices(reader, self.extractor.num_frames, stride))
+            stride, fps, num_frames = self.processor.frame_sampling_rate, self.processor.fps, self.extractor.num_frames
+            if fps is None:
+                return reader.read(clip_indices(reader, num_frames, stride))
+            sampler = partial(dense_test_frames, num_frames=num_frames, num_clips=1)
+            return reader.read(frames_by_seconds(sampler, reader.times(), fps)[0])
 
     def mask_game(self, video: str, ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Images (H, W, 3) of the patches of a video's middle clip that a student sees, and of the whole clip.

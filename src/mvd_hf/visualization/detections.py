@@ -13,7 +13,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ..detection.ava import BOX, KEY, read_boxes, read_person_boxes
 from ..model.detection_mvd import MVDForActionDetection
-from ..model.frame_sampling import key_frame_clip
+from ..model.frame_sampling import key_frame_clip, key_frame_clip_by_seconds
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader
 from .strips import write_film
@@ -91,7 +91,10 @@ def detection_frames(
     with VideoReader(arguments.video) as reader:
         for timestamp, boxes in arguments.people(int(reader.times()[-1]) + 1).items():
             key_frame = reader.frame_at(timestamp - arguments.video_start)
-            clip = key_frame_clip(key_frame, len(reader), processor.num_frames, processor.frame_sampling_rate)
+            if processor.fps is None:
+                clip = key_frame_clip(key_frame, len(reader), processor.num_frames, processor.frame_sampling_rate)
+            else:
+                clip = key_frame_clip_by_seconds(key_frame, reader.times(), processor.num_frames, processor.fps)
             frames = reader.read(clip[0])
             inputs = processor(frames, boxes=boxes, return_tensors="pt").to(model.device)
             with torch.no_grad():
