@@ -424,7 +424,10 @@ def test_seconds_replace_the_stride_of_a_recipe(toy):
 
 @pytest.mark.parametrize("evaluation", [False, True])
 def test_uniform_clips_take_no_seconds(toy, evaluation):
-    data, keys = DataArguments(dataset=str(toy), fps=5), FinetuningClipArguments(sampling="uniform", flip=0.5)
+    data, keys = (
+        DataArguments(dataset=str(toy), fps=5),
+        FinetuningClipArguments("motion", sampling="uniform", flip=0.5),
+    )
     with pytest.raises(ValueError, match="fps=5"):
         finetuning_clips(data, keys, CONFIG, evaluation=evaluation)
     keys.sampling = "dense"

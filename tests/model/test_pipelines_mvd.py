@@ -506,7 +506,7 @@ def test_windows_slide_by_seconds(student, tmp_path, name, step):
     sources = [str(video), io.BytesIO(video.read_bytes()), {"path": "x.mp4", "bytes": video.read_bytes()}]
     extract = load(FEATURES, student, fps=5, window_step=step)
     outputs = [extract(source) for source in sources]
-    seen = np.array([np.abs(moments - moment).argmin() for moment in np.arange(20) / 5])
+    seen = np.array([np.abs(moments - moment + 1e-6).argmin() for moment in np.arange(20) / 5])
     windows = [seen[start : start + 4] for start in range(0, 20 - 4 + step, step)]
     windows = [np.pad(window, (0, 4 - len(window)), mode="edge") for window in windows]
     assert outputs[0]["frames"].tolist() == np.stack(windows).tolist()

@@ -1,8 +1,7 @@
 """Orders of samples in training and evaluation."""
 
-import pytest
-
 import datasets
+import pytest
 import torch
 
 from mvd_hf import MVDVideoProcessor
