@@ -10,9 +10,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvd_hf import MVDConfig, MVDTrainingArguments
+from mvd_hf import MVDTrainingArguments
 from mvd_hf.arguments import HELP, find_recipe, parse_arguments, run_script
 from mvd_hf.data.arguments import DataArguments
+from mvd_hf.hub.warm_start import StartingPoint
 from mvd_hf.recipes.distill import StudentArguments
 from mvd_hf.training.costs import Part, distillation_parts, format_parts, gpu_hours, teacher_widths, training_tflops
 
@@ -45,7 +46,7 @@ def recipe_cost(arguments: list[str]) -> tuple[CostArguments, list[Part], float]
     """The assumptions, the FLOPs per clip and the number of clips of the whole run."""
     kinds = StudentArguments, DataArguments, MVDTrainingArguments, CostArguments
     recipe, _, training, assumed = parse_arguments([*arguments, "--use_cpu"], *kinds)
-    config = MVDConfig.from_name(recipe.student, **recipe.config)
+    config = StartingPoint(recipe.student, recipe.config, recipe.keep_layers).config
     config.teacher_dims = teacher_widths(recipe.teachers)
     parts = distillation_parts(config, recipe.teachers, training.masks_per_clip)
     return assumed, parts, assumed.num_videos * training.num_train_epochs * training.clips_per_video

@@ -23,6 +23,7 @@ from mvd_hf import (
 )
 from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
+from mvd_hf.hub.warm_start import StartingPoint
 from mvd_hf.model.configuration_mvd import ConfigFields
 from mvd_hf.training.costs import distillation_parts, format_parts
 from mvd_hf.training.diagnostics import OnlineProbe
@@ -33,8 +34,10 @@ class StudentArguments:
     """The student and its teachers.
 
     Args:
-        student: a published name.
+        student: a published name, for random weights; or the folder, Hub id or official .pth file of an MVD or
+            VideoMAE model whose encoder, and decoders for teachers of the same name and width, are the start.
         config: the fields of its `MVDConfig` that differ.
+        keep_layers: numbers of the layers of that encoder that are kept, counted from 0; by default all.
         teachers: by name, each a model's id or folder, or a mapping of the fields of `mvd_hf.TeacherConfig`.
         probe: the column of labels, if a linear probe is to be trained beside the student.
         probe_classes: how many classes it has, if the data set does not know.
@@ -42,6 +45,7 @@ class StudentArguments:
 
     student: str = "mvd-b"
     config: ConfigFields = field(default_factory=dict)
+    keep_layers: list[int] | None = None
     teachers: dict[str, str | Annotated[dict, TeacherConfig]] = field(default_factory=dict)
     probe: str | None = None
     probe_classes: int | None = None
@@ -64,7 +68,8 @@ def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe, data, training = parse_arguments(arguments, *KINDS)
     set_seed(training.seed)
-    config = MVDConfig.from_name(recipe.student, **recipe.config)
+    start = StartingPoint(recipe.student, recipe.config, recipe.keep_layers)
+    config = start.config
     teachers = load_teachers(recipe.teachers, config.grid, config.num_frames)
     config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
     if training.process_index == 0:
@@ -72,7 +77,7 @@ def main(arguments: list[str]):
         logging.info("%s", format_parts(parts))
     clips = pretraining_clips(data, config, training, teachers, label_column=recipe.probe)
     trainer = DistillationTrainer(
-        MVDForFeatureDistillation(config),
+        start.build(MVDForFeatureDistillation),
         teachers,
         probe=make_probe(recipe, config, clips),
         args=training,
@@ -81,6 +86,7 @@ def main(arguments: list[str]):
         eval_dataset=pretraining_clips(data, config, training, teachers, evaluation=True),
     )
     trainer.run_record.set_recipe(read_arguments(arguments, *KINDS), data)
+    trainer.run_record.sources |= start.sources()
     trainer.run()
 
 

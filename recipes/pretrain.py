@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from transformers import set_seed
 
-from mvd_hf import MVDConfig, MVDForPixelReconstruction, MVDTrainer, MVDTrainingArguments, MVDVideoProcessor
+from mvd_hf import MVDForPixelReconstruction, MVDTrainer, MVDTrainingArguments, MVDVideoProcessor
 from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
+from mvd_hf.hub.warm_start import StartingPoint
 from mvd_hf.model.configuration_mvd import ConfigFields
 
 
@@ -22,12 +23,15 @@ class ModelArguments:
     """The masked autoencoder.
 
     Args:
-        model: a published name.
+        model: a published name, for random weights; or the folder, Hub id or official .pth file of an MVD or
+            VideoMAE model whose encoder, and decoder if it fits, are the start.
         config: the fields of its `MVDConfig` that differ.
+        keep_layers: numbers of the layers of that encoder that are kept, counted from 0; by default all.
     """
 
     model: str = "videomae-b"
     config: ConfigFields = field(default_factory=dict)
+    keep_layers: list[int] | None = None
 
 
 KINDS = (ModelArguments, DataArguments, MVDTrainingArguments)
@@ -37,15 +41,17 @@ def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe, data, training = parse_arguments(arguments, *KINDS)
     set_seed(training.seed)
-    config = MVDConfig.from_name(recipe.model, **recipe.config)
+    start = StartingPoint(recipe.model, recipe.config, recipe.keep_layers)
+    config = start.config
     trainer = MVDTrainer(
-        MVDForPixelReconstruction(config),
+        start.build(MVDForPixelReconstruction),
         training,
         processing_class=MVDVideoProcessor.for_model(config, **data.distance),
         train_dataset=pretraining_clips(data, config, training),
         eval_dataset=pretraining_clips(data, config, training, evaluation=True),
     )
     trainer.run_record.set_recipe(read_arguments(arguments, *KINDS), data)
+    trainer.run_record.sources |= start.sources()
     trainer.run()
 
 

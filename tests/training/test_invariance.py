@@ -211,9 +211,10 @@ def test_a_stream_resumes_with_the_same_clips(recipe, tmp_path, toy_folder, proc
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_resumes_as_if_nothing_had_happened(recipe, tmp_path, processes):
+@pytest.mark.parametrize(("processes", "is_warm"), [(1, True), (2, False)], ids=["one, warm start", "two"])
+def test_a_killed_run_resumes_as_if_nothing_had_happened(recipe, reference, tmp_path, processes, is_warm):
     options = {
+        "student": reference if is_warm else "mvd-b",
         "per_device_train_batch_size": 16 // processes // 2,
         "gradient_accumulation_steps": 2,
         "config.drop_path_rate": 0.2,
@@ -227,6 +228,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(recipe, tmp_path, proce
     assert not (killed / "model.safetensors").exists(), "it was killed too late"
     log = run(recipe, killed, processes, **options)
     assert "Resuming from" in log
+    assert (f"Started from {reference}. New weights: none." in log) == is_warm
     assert history(killed).keys() == history(whole).keys()
     assert figures(killed) == figures(whole)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (killed, whole))

@@ -65,10 +65,25 @@ def load_videomae(source: str, stored: Mapping) -> tuple[MVDConfig, Weights]:
     return converted_videomae_config(source, config), videomae_weights(model)
 
 
+def holds_official_weights(source: str) -> bool:
+    """Whether a source is a file or folder of the official format, not one of transformers or a model of the Hub."""
+    path = Path(source)
+    return path.is_file() or (path.is_dir() and not (path / CONFIG_NAME).exists())
+
+
+def read_source_config(source: str, overrides: Mapping) -> MVDConfig:
+    """The configuration of a checkpoint; its weights are read only if they are of the official format."""
+    if not holds_official_weights(source):
+        stored = read_stored_config(source)
+        if stored.get("model_type") == "videomae":
+            return converted_videomae_config(source, AutoConfig.for_model(**stored))
+    return load_source(source, overrides)[0]
+
+
 def load_source(source: str, overrides: Mapping) -> tuple[MVDConfig, Weights | None]:
     """Configuration and weights of a checkpoint; no weights where `from_pretrained` can read them."""
     path = Path(source)
-    if path.is_file() or (path.is_dir() and not (path / CONFIG_NAME).exists()):
+    if holds_official_weights(source):
         unknown = ("num_attention_heads", "decoder_num_attention_heads", "position_embedding_type")
         model = convert_checkpoint(path, **{key: overrides[key] for key in unknown if key in overrides})
         return model.config, model.state_dict()
@@ -77,7 +92,7 @@ def load_source(source: str, overrides: Mapping) -> tuple[MVDConfig, Weights | N
         return load_videomae(source, stored)
     if stored.get("model_type") != "mvd":
         raise ValueError(
-            f"The model {source!r} has the type {stored.get('model_type')!r}; fine-tuning supports MVD and VideoMAE."
+            f"The model {source!r} has the type {stored.get('model_type')!r}; training starts from MVD and VideoMAE."
         )
     try:
         return MVDConfig.from_pretrained(source), None

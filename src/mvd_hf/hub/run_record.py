@@ -144,6 +144,11 @@ class RunRecord:
         if isinstance(base, str) and (os.path.exists(base) or is_hub_id(base)):
             self.sources["base"] = source_record(base)
 
+    def start_identity(self) -> dict:
+        """What the run starts from, see `mvd_hf.training.identity`: name of the model, and layers that are kept."""
+        base = self.sources.get("base", {})
+        return {"model": Path(base["model"]).name if base else None, "keep_layers": base.get("keep_layers")}
+
     def resume(self, folder: str | os.PathLike, conditions: Mapping | None = None) -> Mapping:
         """Continue the record of the run that wrote a checkpoint; gives the conditions of its last segment."""
         before = read_run_record(folder) or {}

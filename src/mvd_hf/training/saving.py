@@ -89,6 +89,7 @@ class SavingTrainer(Trainer):
             "clips_per_video": self.args.clips_per_video,
             "masks_per_clip": self.args.masks_per_clip,
             "data": self.run_record.data,
+            "start": self.run_record.start_identity(),
         }
 
     def conditions(self) -> dict:
