@@ -22,9 +22,11 @@ from mvd_hf.detection.ava_audit import AvaAuditArguments
 from mvd_hf.detection.toy import ToyDetectionSettings, make_toy_detection_dataset
 from mvd_hf.detection.trainer import DetectionArguments
 from mvd_hf.hub.export import ExportArguments
+from mvd_hf.hub.warm_start import StartingPoint
 from mvd_hf.model.modeling_mvd import MVDLayer
 from mvd_hf.visualization.demo import DemoArguments
 from recipes.study.stages import StudyArguments
+from starting_points import without_weights
 
 DOCS = ROOT / "docs"
 READMES = sorted([ROOT / "README.md", *DOCS.glob("*.md"), *ROOT.glob("recipes/*/README.md")])
@@ -70,8 +72,9 @@ def resolve(script: str, arguments: list[str]):
     kind = module.StudentArguments if script.endswith("distill.py") else module.ModelArguments
     arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
     recipe, data, training = parse_arguments([*arguments, "--use_cpu"], kind, DataArguments, MVDTrainingArguments)
-    name = recipe.student if script.endswith("distill.py") else recipe.model
-    return recipe, data, training, MVDConfig.from_name(name, **recipe.config)
+    source = recipe.student if script.endswith("distill.py") else recipe.model
+    with without_weights():
+        return recipe, data, training, StartingPoint(source, recipe.config, recipe.keep_layers).config
 
 
 def resolve_detection(script: str, arguments: list[str]) -> list:

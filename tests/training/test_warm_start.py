@@ -74,5 +74,4 @@ def test_fifty_steps_after_a_warm_start_the_held_out_loss_is_below_that_from_ran
     held_out("mvd-b", tmp_path / "source", seed=7, steps=60)
     for seed in range(3):
         random, warm = (held_out(source, tmp_path / f"{seed}", seed) for source in ("mvd-b", tmp_path / "source"))
-        print(seed, random, warm)
         assert warm < random
