@@ -9,9 +9,9 @@ from mvd_hf.arguments import parse_arguments
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.hub.warm_start import StartingPoint
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation
+from mvd_hf.recipes.distill import StudentArguments
 from mvd_hf.training.arguments import MVDTrainingArguments
 from mvd_hf.training.costs import distillation_parts
-from recipes.distill import StudentArguments
 from starting_points import without_weights
 
 RECIPES = ROOT / "recipes"
