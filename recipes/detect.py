@@ -10,14 +10,14 @@ Keys: the model (below), the data (`mvd_hf.detection.trainer.DetectionArguments`
 import logging
 from dataclasses import dataclass, field
 
-import torch
 from transformers import set_seed
 
-from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor
+from mvd_hf import MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor
 from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.detection import DetectionArguments, DetectionTrainer
-from mvd_hf.hub.loading import is_published_name, read_stored_config
+from mvd_hf.hub.loading import load_detector
 from mvd_hf.model.configuration_mvd import ConfigFields
+from mvd_hf.model.loading_mvd import listed
 
 
 @dataclass
@@ -25,7 +25,8 @@ class DetectorArguments:
     """The checkpoint to start from.
 
     Args:
-        model: folder or Hub id of a student, a classifier or a detector; a published name (`mvd-b`) for a new network.
+        model: folder or Hub id of a student, a classifier or a detector, whose classes are matched by name; a
+            published name (`mvd-b`) for a new network.
         config: fields of its `MVDConfig` that differ.
         final_norm: source of the encoder's final norm: `checkpoint`, or `fc_norm` or `fresh` for a mean-pooling
             classifier, which has none, see `mvd_hf.MVDForActionDetection.from_classifier`.
@@ -41,26 +42,25 @@ class DetectorArguments:
 KINDS = (DetectorArguments, DetectionArguments, MVDTrainingArguments)
 
 
-def load_detector(recipe: DetectorArguments, data: DetectionArguments) -> MVDForActionDetection:
-    """The detector with the classes of the data set."""
+def load_model(recipe: DetectorArguments, data: DetectionArguments) -> MVDForActionDetection:
+    """The detector with the classes of the data set; raises ValueError if there is nothing trained to evaluate."""
     if not recipe.model:
         raise ValueError("No model: give --model with a checkpoint's folder, a Hub id or a published name (mvd-b).")
-    names = data.id2label
-    labels = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
-    overrides = {**recipe.config, **labels}
-    if is_published_name(recipe.model):
-        return MVDForActionDetection(MVDConfig.from_name(recipe.model, **overrides))
-    read_stored_config(recipe.model)  # the error says what a model may be
-    if recipe.final_norm != "checkpoint":
-        return MVDForActionDetection.from_classifier(recipe.model, recipe.final_norm, **overrides)
-    return MVDForActionDetection.from_pretrained(recipe.model, dtype=torch.float32, **overrides)
+    model, new = load_detector(recipe.model, data.actions, recipe.config, recipe.final_norm)
+    if recipe.evaluate_only and new:
+        raise ValueError(
+            f"{recipe.model!r} is no detector of the actions {listed(list(data.actions.values()))}, so its head is "
+            "new and cannot be evaluated: give --label_map with the names that it was trained with, or train it "
+            "without --evaluate_only."
+        )
+    return model
 
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe, data, training = parse_arguments(arguments, *KINDS)
     set_seed(training.seed)
-    model = load_detector(recipe, data)
+    model = load_model(recipe, data)
     trainer = DetectionTrainer(
         model,
         training,

@@ -51,9 +51,12 @@ def arguments(toy: Path, **fields) -> DetectionArguments:
     return DetectionArguments(**(options | fields))
 
 
+CLASSES = {number - 1: name for number, name in ACTIONS.items()}
+
+
 def config(**fields) -> MVDConfig:
     sizes = {"image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 32, "num_hidden_layers": 1}
-    return MVDConfig(**(sizes | {"num_attention_heads": 2, "id2label": {i: str(i) for i in range(8)}} | fields))
+    return MVDConfig(**(sizes | {"num_attention_heads": 2, "id2label": CLASSES} | fields))
 
 
 def trainer(data: DetectionArguments, output, model=None, **fields) -> DetectionTrainer:
@@ -92,17 +95,13 @@ def test_ava_s_actions_are_the_default(toy):
     data = arguments(toy, label_map=None)
     assert data.actions == AVA_ACTIONS
     assert tuple(data.scored) == SCORED_ACTIONS
-    assert (len(data.id2label), data.id2label[0], data.id2label[79]) == (80, AVA_ACTIONS[1], AVA_ACTIONS[80])
 
 
 def test_custom_actions_are_scored_unless_others_are_named(toy, tmp_path):
     data = arguments(toy)
     assert data.actions == data.scored == ACTIONS
-    assert data.id2label == {number - 1: name for number, name in ACTIONS.items()}
     (tmp_path / "some.pbtxt").write_text('item { name: "rings" id: 4 } item { name: "up" id: 10 }')
     assert list(arguments(toy, scored_label_map=str(tmp_path / "some.pbtxt")).scored) == [4, 10]
-    gaps = arguments(toy, label_map=str(tmp_path / "some.pbtxt")).id2label
-    assert (len(gaps), gaps[3], gaps[0]) == (10, "rings", "unused 1")
 
 
 def test_no_data_is_an_error(toy):
@@ -302,24 +301,58 @@ def test_the_recipe_starts_from_a_student_a_classifier_and_a_detector(recipe, to
         model.save_pretrained(tmp_path / name)
         norm = "fc_norm" if name == "classifier" else "checkpoint"
         keys = recipe.DetectorArguments(str(tmp_path / name), {"drop_path_rate": 0.1, "image_std": 0.225}, norm)
-        detector = recipe.load_detector(keys, data)
+        detector = recipe.load_model(keys, data)
         assert (detector.config.drop_path_rate, detector.config.image_std) == (0.1, 0.225)
-        assert detector.config.id2label == data.id2label
+        assert detector.config.id2label == CLASSES
         assert detector.config.label2id["rings"] == 3
         for key, value in model.mvd.state_dict().items():
             assert torch.equal(detector.mvd.state_dict()[key], value), (name, key)
         expected = 1 / (255 * 0.225)
         assert detector.mvd.embeddings.projection.byte_scale.flatten()[0].item() == pytest.approx(expected)
     with pytest.raises(ValueError, match="from_classifier"):
-        recipe.load_detector(recipe.DetectorArguments(str(tmp_path / "classifier")), data)
+        recipe.load_model(recipe.DetectorArguments(str(tmp_path / "classifier")), data)
 
 
 def test_the_recipe_makes_a_new_network_of_a_published_size(recipe, toy):
     sizes = {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    detector = recipe.load_detector(recipe.DetectorArguments("mvd-b", sizes), arguments(toy))
+    detector = recipe.load_model(recipe.DetectorArguments("mvd-b", sizes), arguments(toy))
     assert (detector.config.num_labels, detector.config.drop_path_rate) == (8, 0.1)
     with pytest.raises(ValueError, match="give --model"):
-        recipe.load_detector(recipe.DetectorArguments(), arguments(toy))
+        recipe.load_model(recipe.DetectorArguments(), arguments(toy))
+
+
+def label_map(path: Path, names: list[str]) -> str:
+    """A label map file."""
+    path.write_text("".join(f'item {{ name: "{name}" id: {number} }}\n' for number, name in enumerate(names, 1)))
+    return str(path)
+
+
+def test_a_detector_scores_the_same_with_the_classes_in_another_order(recipe, toy, tmp_path):
+    MVDForActionDetection(config(head_init_scale=50.0)).save_pretrained(tmp_path / "detector")
+    order = list(ACTIONS.values())[::-1]
+    table = read_boxes(toy / "validation.csv")
+    renumbered = table.assign(action=[order.index(ACTIONS[int(a)]) + 1 if a == a else a for a in table["action"]])
+    renumbered.drop(columns="score").to_csv(tmp_path / "validation.csv", header=False, index=False)
+    other = arguments(
+        toy,
+        eval_annotations=str(tmp_path / "validation.csv"),
+        label_map=label_map(tmp_path / "order.pbtxt", order),
+    )
+    found = []
+    for data in (arguments(toy), other):
+        model = recipe.load_model(recipe.DetectorArguments(str(tmp_path / "detector"), evaluate_only=True), data)
+        found.append(trainer(data, tmp_path, model).evaluate())
+    assert 0 < found[0]["eval_mAP"] == pytest.approx(found[1]["eval_mAP"], abs=1e-12)
+    with pytest.raises(ValueError, match=r"class id 1 is 'moves up' .* 'plain'|load_detector"):
+        trainer(other, tmp_path, MVDForActionDetection(config()))
+
+
+def test_a_new_head_is_not_evaluated(recipe, toy, tmp_path):
+    MVDForActionDetection(config()).save_pretrained(tmp_path / "detector")
+    data = arguments(toy, label_map=label_map(tmp_path / "other.pbtxt", [f"other {i}" for i in range(8)]))
+    keys = recipe.DetectorArguments(str(tmp_path / "detector"), evaluate_only=True)
+    with pytest.raises(ValueError, match=r"other 0, .*--label_map"):
+        recipe.load_model(keys, data)
 
 
 def test_several_evaluation_sets_are_refused(toy, tmp_path):

@@ -10,6 +10,7 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVide
 from launching import ROOT
 from mvd_hf import (
     MVDConfig,
+    MVDForActionDetection,
     MVDForFeatureDistillation,
     MVDForPixelReconstruction,
     MVDForVideoClassification,
@@ -17,7 +18,7 @@ from mvd_hf import (
     MVDVideoProcessor,
     load_classifier,
 )
-from mvd_hf.hub.loading import check_fps_of_source, load_processor
+from mvd_hf.hub.loading import check_fps_of_source, load_detector, load_processor
 from mvd_hf.model.loading_mvd import CheckpointMismatchError
 from tiny_models import TINY
 
@@ -108,6 +109,59 @@ def test_a_head_of_another_size_is_replaced_and_one_of_numbers_kept(config, tmp_
     assert not fresh
     assert list(model.config.id2label.values()) == CLASSES
     assert torch.equal(model.classifier.weight, source.classifier.weight)
+
+
+def detector(config: MVDConfig, folder, **fields) -> MVDForActionDetection:
+    model = MVDForActionDetection(MVDConfig(**config.to_diff_dict() | {"head_init_scale": 1.0} | fields))
+    torch.nn.init.normal_(model.classifier.bias)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("numbers", [[1, 2, 3], [3, 1, 2], [2], [1, 4]])
+def test_a_detector_that_knows_the_actions_keeps_its_head_by_name(config, tmp_path, caplog, numbers):
+    caplog.set_level(logging.INFO)
+    source = detector(config, tmp_path, id2label=dict(enumerate(CLASSES)))
+    actions = dict(zip(numbers, CLASSES, strict=False))
+    model, fresh = load_detector(str(tmp_path), actions, {"drop_path_rate": 0.2})
+    assert (fresh, model.config.drop_path_rate) == ([], 0.2)
+    assert model.config.num_labels == model.num_labels == len(model.classifier.weight) == max(numbers)
+    for number, name in actions.items():
+        assert model.config.id2label[number - 1] == name
+        for ours, theirs in zip(model.classifier.parameters(), source.classifier.parameters(), strict=True):
+            assert torch.equal(ours[number - 1], theirs[CLASSES.index(name)])
+    for number in set(range(1, max(numbers))) - set(numbers):
+        assert (model.config.id2label[number - 1], model.classifier.bias[number - 1]) == (f"unused {number}", 0)
+    assert ("matched by name" in caplog.text) == (numbers != [1, 2, 3])
+    again, _ = load_detector(str(tmp_path), actions)
+    again.save_pretrained(tmp_path)
+    assert MVDForActionDetection.from_pretrained(tmp_path).config.id2label == model.config.id2label
+
+
+@pytest.mark.parametrize("names", [["cat", "cow", "dog"], ["jump", "run", "swim"], ["cat"]])
+def test_a_detector_of_other_actions_gets_a_new_head(config, tmp_path, caplog, names):
+    caplog.set_level(logging.INFO)
+    source = detector(config, tmp_path, id2label=dict(enumerate(CLASSES)))
+    model, fresh = load_detector(str(tmp_path), dict(enumerate(names, 1)), {"head_init_scale": 0.001})
+    assert fresh == HEAD
+    assert ", ".join(HEAD) in caplog.text
+    assert model.config.id2label == dict(enumerate(names))
+    assert model.classifier.weight.abs().max() < 0.01 * source.classifier.weight.abs().max()
+    assert model.classifier.bias.abs().max() == 0
+    assert torch.equal(model.mvd.layernorm.weight, source.mvd.layernorm.weight)
+
+
+def test_a_head_without_names_is_kept_by_a_detector_and_that_of_a_classifier_never(config, tmp_path):
+    source = detector(config, tmp_path, num_labels=3)
+    model, fresh = load_detector(str(tmp_path), dict(enumerate(CLASSES, 1)))
+    assert not fresh
+    assert torch.equal(model.classifier.weight, source.classifier.weight)
+    assert list(model.config.id2label.values()) == CLASSES
+    classifier(config, CLASSES, tmp_path)
+    _, fresh = load_detector(str(tmp_path), dict(enumerate(CLASSES, 1)), final_norm="fc_norm")
+    assert fresh == HEAD
+    with pytest.raises(CheckpointMismatchError, match="from_classifier"):
+        load_detector(str(tmp_path), dict(enumerate(CLASSES, 1)))
 
 
 @pytest.mark.parametrize("kind", [VideoMAEForPreTraining, VideoMAEForVideoClassification])

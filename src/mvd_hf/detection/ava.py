@@ -70,7 +70,10 @@ def read_label_map(path: str | os.PathLike) -> dict[int, str]:
             )
         if int(number[1]) in actions:
             raise ValueError(f"The label map {str(path)!r} gives the class id {number[1]} twice.")
-        actions[int(number[1])] = re.sub(r"\\(.)", r"\1", name[1][1:-1])
+        action = re.sub(r"\\(.)", r"\1", name[1][1:-1])
+        if action in actions.values():
+            raise ValueError(f"The label map {str(path)!r} gives the name {action!r} twice.")
+        actions[int(number[1])] = action
     if not actions:
         raise ValueError(
             f'The label map {str(path)!r} has no entry: write item {{ name: "sit" id: 11 }} for each action.'

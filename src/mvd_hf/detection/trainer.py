@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from ..data.clips import BAD_VIDEOS, IS_BLANK, SampleDataset
 from ..data.hashing import hash_of_weights
+from ..hub.loading import has_class_names
 from ..model.configuration_mvd import MVDConfig
 from ..model.detection_mvd import MVDForActionDetection
 from ..training.arguments import MVDTrainingArguments
@@ -92,12 +93,6 @@ class DetectionArguments:
         """Class ids and names of the scored actions."""
         return scored_actions(self.scored_label_map, self.label_map)
 
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Names of the model's classes; class c has the id c + 1."""
-        actions = self.actions
-        return {number - 1: actions.get(number, f"unused {number}") for number in range(1, max(actions) + 1)}
-
     def training_set(self, config: MVDConfig, seed: int = 0) -> SampleDataset:
         """Key frames with annotated people, jittered and cropped."""
         height, width = config.frame_size
@@ -169,6 +164,13 @@ class DetectionTrainer(MVDTrainer):
                 f"The evaluation sets {', '.join(sets)} cannot be scored together, as eval_annotations are those of "
                 "one: evaluate them one by one."
             )
+        for number, name in data.actions.items() if has_class_names(model.config) else ():
+            known = model.config.id2label.get(number - 1)
+            if known != name:
+                raise ValueError(
+                    f"The class id {number} is {name!r} in the data and {known!r} in the model: load the model with "
+                    "mvd_hf.hub.load_detector, which matches classes by name."
+                )
         super().__init__(model, args, **kwargs)
         self.data = data
         self.found: list[tuple[np.ndarray, ...]] = []

@@ -1,20 +1,22 @@
-"""Loading a classifier from any MVD or VideoMAE checkpoint, with a report of its new weights."""
+"""Loading a classifier or a detector from any MVD or VideoMAE checkpoint, with a report of its new weights."""
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForVideoClassification, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
 from ..arguments import check_path
 from ..model.configuration_mvd import MVDConfig
+from ..model.detection_mvd import MVDForActionDetection
 from ..model.loading_mvd import listed, loading_problems, refuse_partial_load
-from ..model.modeling_mvd import MVDForVideoClassification
+from ..model.modeling_mvd import MVDForVideoClassification, MVDPreTrainedModel
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..teachers.families import FAMILIES, read_normalization
 from .conversion import convert_checkpoint, videomae_config, videomae_weights
@@ -186,23 +188,74 @@ def load_classifier(
         labels = label_fields(stored_names)
     fields = {key: value for key, value in stored.to_diff_dict().items() if key not in ("id2label", "label2id")}
     fields |= {"problem_type": "single_label_classification"} | labels | overrides
-    model, new = load_weights(source, MVDConfig(**fields), weights)
+    model, new = load_weights(MVDForVideoClassification, source, MVDConfig(**fields), weights)
     if stored_names is not None and names is not None:
         if sorted(stored_names) == sorted(names):
             reorder_head(model, [stored_names.index(name) for name in names])
         else:
             new |= reset_head(model)
             logger.info("The classes of %s are replaced: %s by %s.", source, listed(stored_names, 3), listed(names, 3))
+    return model, log_new_weights(source, new)
+
+
+def load_detector(
+    source: str, actions: Mapping[int, str], config: Mapping | None = None, final_norm: str = "checkpoint"
+) -> tuple[MVDForActionDetection, list[str]]:
+    """A detector with the encoder of a checkpoint, and the names of its new weights, which are also logged.
+
+    The head of a detector that knows all the actions is kept, its classes matched by name. A head for the same number
+    of classes without names is kept. All other weights must be complete.
+
+    Args:
+        source: as in [`load_classifier`].
+        actions: class ids, from 1, and names. A class of the model whose id is missing is called `unused <id>`.
+        config: `MVDConfig` fields to change, such as `drop_path_rate`.
+        final_norm: source of the encoder's final norm: `checkpoint`, or `fc_norm` or `fresh` for a mean-pooling
+            classifier, which has none, see [`MVDForActionDetection.from_classifier`].
+
+    Raises:
+        ValueError: if the source is none of these, or has no such norm.
+        CheckpointMismatchError: (a ValueError) if weights of the encoder are missing, unexpected or of another shape.
+    """
+    overrides = {key: value for key, value in (config or {}).items() if key != "num_labels"}
+    MVDConfig.check_fields(overrides)
+    names = [actions.get(number, f"unused {number}") for number in range(1, max(actions) + 1)]
+    if is_published_name(source):
+        model = MVDForActionDetection(MVDConfig.from_name(source, **label_fields(names), **overrides))
+        logger.info("All weights are new: %s is trained from scratch.", source)
+        return model, [name for name, _ in model.named_parameters()]
+    if final_norm != "checkpoint":
+        read_stored_config(source)  # the error says what a model may be
+        model = MVDForActionDetection.from_classifier(source, final_norm, **overrides, **label_fields(names))
+        return model, log_new_weights(source, {"classifier.weight", "classifier.bias"})
+    stored, weights = load_source(source, overrides)
+    stored_names = list(stored.id2label.values()) if has_class_names(stored) else None
+    is_detector = MVDForActionDetection.__name__ in (stored.architectures or ())
+    is_known = is_detector and stored_names is not None and set(stored_names) >= set(actions.values())
+    fields = {key: value for key, value in stored.to_diff_dict().items() if key not in ("id2label", "label2id")}
+    fields |= label_fields(stored_names if is_known else names) | overrides
+    model, new = load_weights(MVDForActionDetection, source, MVDConfig(**fields), weights)
+    if is_known and stored_names != names:
+        select_classes(model, names)
+        logger.info("The %d classes of %s are matched by name.", len(stored_names), source)
+    elif not new and not is_known and (stored_names is not None or not is_detector):
+        new = reset_head(model)
+        logger.info("The classes of %s are replaced by %s.", source, listed(names, 3))
+    return model, log_new_weights(source, new)
+
+
+def log_new_weights(source: str, new: Collection[str]) -> list[str]:
+    """Log which weights are new, and return their names in order."""
     logger.info("New weights: %s. All others are from %s.", ", ".join(sorted(new)) or "none", source)
-    return model, sorted(new)
+    return sorted(new)
 
 
 def load_weights(
-    source: str, config: MVDConfig, weights: Weights | None
-) -> tuple[MVDForVideoClassification, set[str]]:
-    """A classifier with the given weights, or else those of the source, and the names of its new weights."""
+    kind: type[MVDPreTrainedModel], source: str, config: MVDConfig, weights: Weights | None
+) -> tuple[MVDPreTrainedModel, set[str]]:
+    """A model with the given weights, or else those of the source, and the names of its new weights."""
     try:
-        model, report = MVDForVideoClassification.from_pretrained(
+        model, report = kind.from_pretrained(
             None if weights is not None else source,
             config=config,
             state_dict=weights,
@@ -229,7 +282,20 @@ def reorder_head(model: MVDForVideoClassification, order: Sequence[int]):
         parameter.copy_(parameter[list(order)].clone())
 
 
-def reset_head(model: MVDForVideoClassification) -> set[str]:
+@torch.no_grad()
+def select_classes(model: MVDForActionDetection, names: Sequence[str]):
+    """Give a detector the classes of these names; those that its head does not know are initialised."""
+    trained, known = model.classifier, model.config.label2id
+    model.config.update(label_fields(names))
+    model.num_labels = len(names)
+    model.classifier = nn.Linear(trained.in_features, len(names))
+    reset_head(model)
+    rows = [row for row, name in enumerate(names) if name in known]
+    for name, parameter in model.classifier.named_parameters():
+        parameter[rows] = getattr(trained, name)[[known[names[row]] for row in rows]]
+
+
+def reset_head(model: MVDForVideoClassification | MVDForActionDetection) -> set[str]:
     """Initialise the linear layer of the head again; returns the names of its weights."""
     names = set()
     for name, parameter in model.classifier.named_parameters():
