@@ -23,7 +23,7 @@ class PrepareArguments:
         videos: folder of the videos, with folders for the classes or without.
         splits: folder of the official split files.
         output: folder of the list files.
-        allow_missing: leave out videos that are missing, and log their number.
+        allow_missing: leave out videos that are missing, and classes without any video, and log them.
     """
 
     data_set: str
@@ -41,8 +41,8 @@ def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     (prepare,) = parse_arguments(arguments, PrepareArguments, first="data_set")
     splits = SPLIT_READERS[prepare.data_set](prepare.splits)
-    lists = find_videos(splits, prepare.videos, allow_missing=prepare.allow_missing)
-    write_lists(prepare.output, lists, splits.label_names)
+    lists, label_names = find_videos(splits, prepare.videos, allow_missing=prepare.allow_missing)
+    write_lists(prepare.output, lists, label_names)
     for name, videos in lists.items():
         logging.info("%s/%s.csv: %d videos", prepare.output, name, len(videos))
 

@@ -210,14 +210,14 @@ def test_videos_are_found_in_any_layout_with_any_suffix(tmp_path):
         folder = tmp_path / str(number)
         names = [pattern.replace("A/", "AABAB"[i] + "/").format(i) for i in (1, 2, 3, 4)]
         touch(folder, [*names, "notes.txt", "v_1.txt"])
-        lists = find_videos(OfficialSplits(["A", "B"], LISTS), folder)
+        lists, _ = find_videos(OfficialSplits(["A", "B"], LISTS), folder)
         assert lists["train_1"] == [(str(folder / names[0]), 0), (str(folder / names[1]), 1)]
         assert lists["test_1"] == [(str(folder / names[2]), 0), (str(folder / names[3]), 1)]
 
 
 def test_the_folder_of_the_class_decides(tmp_path):
     touch(tmp_path, ["A/v_1.mp4", "B/v_1.avi", "B/v_2.avi", "old/v_2.avi", "A/v_3.avi", "A/v_3.mp4", "B/v_4.avi"])
-    lists = find_videos(OfficialSplits(["A", "B"], LISTS), tmp_path)
+    lists, _ = find_videos(OfficialSplits(["A", "B"], LISTS), tmp_path)
     assert [Path(path).relative_to(tmp_path).as_posix() for videos in lists.values() for path, _ in videos] == [
         "A/v_1.mp4",
         "B/v_2.avi",
@@ -245,7 +245,7 @@ def test_missing_videos(tmp_path, caplog):
     touch(tmp_path, present)
     with pytest.raises(ValueError, match=r"8 \(A/test12\.avi, .*allow_missing"):
         find_videos(splits, tmp_path)
-    lists = find_videos(splits, tmp_path, allow_missing=True)
+    lists, _ = find_videos(splits, tmp_path, allow_missing=True)
     assert [len(found) for found in lists.values()] == [20, 12]
     assert [record.getMessage() for record in caplog.records] == ["test_1: 8 of 20 videos are missing and left out"]
     for video, label in videos["test_1"]:
@@ -253,6 +253,34 @@ def test_missing_videos(tmp_path, caplog):
             (tmp_path / video).unlink(missing_ok=True)
     with pytest.raises(ValueError, match=r"'test_1' .*1 \(B\)"):
         find_videos(splits, tmp_path, allow_missing=True)
+
+
+def test_a_folder_with_part_of_the_classes_in_lower_case(tmp_path, caplog):
+    touch(tmp_path, ["b/V_2.avi", "b/v_4.avi", "b/x_1.avi"])
+    splits = OfficialSplits(["A", "B"], LISTS)
+    with pytest.raises(ValueError, match=r"2 \(A/v_1.avi, A/v_3.avi\).*1 \(A\).*allow_missing"):
+        find_videos(splits, tmp_path)
+    lists, names = find_videos(splits, tmp_path, allow_missing=True)
+    assert names == ["B"]
+    assert lists == {"train_1": [(str(tmp_path / "b/V_2.avi"), 0)], "test_1": [(str(tmp_path / "b/v_4.avi"), 0)]}
+    assert "numbered anew: 1 (A)" in caplog.text
+    touch(tmp_path, ["a/v_2.avi"])  # the folder of another class, in lower case
+    assert find_videos(splits, tmp_path, allow_missing=True)[0]["train_1"] == lists["train_1"]
+
+
+def test_clips_of_kinetics_are_found_with_padded_times_unpadded_ones_or_none(tmp_path):
+    splits = read_kinetics(write(tmp_path / "splits", KINETICS))
+    folder = touch(tmp_path / "videos", ["testifying/---QUuC4vJs_84_94.mp4", "-0-_x.webm", "zzz_000000_000010.mp4"])
+    touch(folder, ["zzz.mp4", "other/-0-_x_8_18.mp4"])
+    lists, _ = find_videos(splits, folder)
+    assert [path.removeprefix(f"{folder}/") for videos in lists.values() for path, _ in videos] == [
+        "testifying/---QUuC4vJs_84_94.mp4",
+        "-0-_x.webm",
+        "zzz_000000_000010.mp4",
+    ]
+    two_clips = KINETICS | {"val.csv": KINETICS["val.csv"] + "testifying,-0-_x,30,40,validate\n"}
+    with pytest.raises(ValueError, match=r"-0-_x\.webm.*_000007_000017\.mp4.*_000030_000040"):
+        find_videos(read_kinetics(write(tmp_path / "two", two_clips)), folder)
 
 
 def test_a_folder_that_is_missing_or_empty(tmp_path):
@@ -305,7 +333,7 @@ def test_lists_that_cannot_be_written(tmp_path):
 def test_official_splits_from_files_to_rows(tmp_path):
     splits = read_ucf101(write(tmp_path / "splits", UCF101))
     touch(tmp_path / "videos", {video for videos in splits.lists.values() for video, _ in videos})
-    write_lists(tmp_path / "data", find_videos(splits, tmp_path / "videos"), splits.label_names)
+    write_lists(tmp_path / "data", *find_videos(splits, tmp_path / "videos"))
     rows = load_rows(str(tmp_path / "data" / "test_2.csv"))
     assert [Path(row["video"]["path"]).name for row in rows] == [
         "v_ApplyEyeMakeup_g08_c01.avi",

@@ -260,8 +260,11 @@ SPLIT_READERS = {"ucf101": read_ucf101, "hmdb51": read_hmdb51, "ssv2": read_ssv2
 # videos
 
 
-def video_index(folder: str | Path) -> dict[str, list[PurePosixPath]]:
-    """Paths of all videos of a folder and its sub-folders, relative to it, by name without suffix."""
+Index = dict[str, list[PurePosixPath]]
+
+
+def video_index(folder: str | Path) -> Index:
+    """Paths of all videos of a folder and its sub-folders, relative to it, by name without suffix, in lower case."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no folder of videos {str(folder)!r}.")
@@ -276,69 +279,110 @@ def video_index(folder: str | Path) -> dict[str, list[PurePosixPath]]:
         for name in sorted(files):
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in VIDEO_SUFFIXES:
-                index[stem].append(PurePosixPath((Path(place) / name).relative_to(folder).as_posix()))
+                index[stem.lower()].append(PurePosixPath((Path(place) / name).relative_to(folder).as_posix()))
     if not index:
         raise ValueError(f"The folder {str(folder)!r} has no video ({', '.join(sorted(VIDEO_SUFFIXES))}).")
     return index
 
 
-def find_video(name: str, index: dict[str, list[PurePosixPath]], class_folders: set[str]) -> PurePosixPath | None:
+def possible_stems(stem: str) -> list[str]:
+    """Names without suffix of a video's file: a clip of Kinetics is also named with unpadded times, or without."""
+    clip = re.fullmatch(r"(.+)_(\d{6})_(\d{6})", stem)
+    return [stem] if clip is None else [stem, f"{clip[1]}_{int(clip[2])}_{int(clip[3])}", clip[1]]
+
+
+def find_video(name: str, index: Index, class_folders: set[str]) -> PurePosixPath | None:
     """The path of a video of a split file in a [`video_index`], or `None`; its name may begin with its class folder.
 
-    Another suffix is accepted, the folder of another class is not. Preferred are paths that end with the name, then
-    those in the folder of the class, then those with the same suffix. Several files that fit equally well are refused.
+    Another suffix and another case are accepted, the folder of another class is not. Preferred are paths that end with
+    the name, then those of the same case, then those in the folder of the class, then those with the same suffix.
+    Several files that fit equally well are refused.
+
+    Args:
+        name: of the video.
+        index: of the folder.
+        class_folders: of all classes, in lower case.
     """
     wanted = PurePosixPath(name)
-    others = class_folders - set(wanted.parts[:-1])
-    found = [path for path in index.get(wanted.stem, []) if path.parent.name not in others]
-    choices = (
-        [path for path in found if path.parts[-len(wanted.parts) :] == wanted.parts],
-        [path for path in found if path.parent.name == wanted.parent.name],
-        [path for path in found if path.suffix.lower() == wanted.suffix.lower()],
-        found,
-    )
-    fitting = next((choice for choice in choices if choice), [])
-    if len(fitting) > 1:
-        raise ValueError(f"Files that could be {name!r}: {listed(list(map(str, fitting)))}. Keep one of them.")
-    return fitting[0] if fitting else None
+    others = class_folders - {part.lower() for part in wanted.parts[:-1]}
+
+    def fit(path: PurePosixPath) -> tuple[bool, ...]:
+        return (
+            path.parts[-len(wanted.parts) :] == wanted.parts,
+            path.stem in stems,
+            path.parent.name.lower() == wanted.parent.name.lower(),
+            path.suffix.lower() == wanted.suffix.lower(),
+        )
+
+    stems = possible_stems(wanted.stem)
+    for stem in stems:
+        found = [path for path in index.get(stem.lower(), []) if path.parent.name.lower() not in others]
+        fitting = [path for path in found if fit(path) == max(map(fit, found))]
+        if len(fitting) > 1:
+            raise ValueError(f"Files that could be {name!r}: {listed(list(map(str, fitting)))}. Keep one of them.")
+        if fitting:
+            return fitting[0]
+    return None
 
 
-def find_videos(splits: OfficialSplits, folder: str | Path, *, allow_missing: bool = False) -> dict[str, List]:
-    """The lists of official splits with the paths of the videos.
+def places_of(splits: OfficialSplits, folder: str | Path) -> dict[str, PurePosixPath | None]:
+    """Where each video of official splits is below a folder; raises ValueError if a file could be several videos."""
+    index = video_index(folder)
+    wanted = dict.fromkeys(video for videos in splits.lists.values() for video, _ in videos)
+    class_folders = {PurePosixPath(video).parts[0].lower() for video in wanted if "/" in video}
+    places = {video: find_video(video, index, class_folders) for video in wanted}
+    owners: defaultdict[PurePosixPath, list[str]] = defaultdict(list)
+    for video, path in places.items():
+        if path is not None:
+            owners[path].append(video)
+    shared = next((path for path, videos in owners.items() if len(videos) > 1), None)
+    if shared is not None:
+        raise ValueError(f"The file {str(shared)!r} could be each of {listed(owners[shared])}: add times to its name.")
+    return places
+
+
+def find_videos(
+    splits: OfficialSplits, folder: str | Path, *, allow_missing: bool = False
+) -> tuple[dict[str, List], list[str]]:
+    """The lists of official splits with the paths of the videos, and the names of their classes.
 
     Args:
         splits: from a reader of this module.
         folder: holds the videos, with class folders or without, with the official suffix or another.
-        allow_missing: leave out videos that are missing, and log their number.
+        allow_missing: leave out videos that are missing, and classes without any video, and log them.
 
     Returns:
-        By the name of the list, (absolute path, class index) pairs.
+        By the name of the list, (absolute path, class index) pairs; and the names of the classes.
 
     Raises:
-        ValueError: naming missing videos, a class of a list without any, or several files that could be one video.
+        ValueError: naming missing videos, a class that only some lists have, or several files that could be one video.
     """
-    index = video_index(folder)
-    wanted = dict.fromkeys(video for videos in splits.lists.values() for video, _ in videos)
-    class_folders = {PurePosixPath(video).parts[0] for video in wanted if "/" in video}
-    places = {video: find_video(video, index, class_folders) for video in wanted}
+    places = places_of(splits, folder)
     missing = [video for video, path in places.items() if path is None]
+    present = {label for videos in splits.lists.values() for video, label in videos if places[video]}
+    absent = [name for label, name in enumerate(splits.label_names) if label not in present]
     if missing and not allow_missing:
+        classes = f", and with them the classes {listed(absent)}" if absent else ""
         raise ValueError(
-            f"Of {len(wanted)} videos, these are missing in {str(folder)!r}: {listed(missing)}. Give the folder that "
-            "holds them, or leave them out with allow_missing."
+            f"Of {len(places)} videos, these are missing in {str(folder)!r}: {listed(missing)}{classes}. Give the "
+            "folder that holds them, or leave them out with allow_missing."
         )
+    if absent:
+        logger.warning("Classes without videos are left out, the others are numbered anew: %s", listed(absent))
+    number_of = {label: number for number, label in enumerate(sorted(present))}
     base = os.path.abspath(folder)
     lists = {}
     for name, videos in splits.lists.items():
-        lists[name] = [(os.path.join(base, places[video]), label) for video, label in videos if places[video]]
-        num_missing = len(videos) - len(lists[name])
+        there = [(os.path.join(base, places[video]), number_of[label]) for video, label in videos if places[video]]
+        lists[name] = there
+        num_missing = len(videos) - len(there)
         if num_missing:
             logger.warning("%s: %d of %d videos are missing and left out", name, num_missing, len(videos))
-        gone = sorted({label for _, label in videos} - {label for _, label in lists[name]})
+        gone = sorted({label for _, label in videos} & present - {label for video, label in videos if places[video]})
         if gone:
             classes = listed([splits.label_names[label] for label in gone])
             raise ValueError(f"Classes of the list {name!r} without any video in {str(folder)!r}: {classes}.")
-    return lists
+    return lists, [splits.label_names[label] for label in sorted(present)]
 
 
 # list files

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..model.loading_mvd import listed
 from .average_precision import BoxRows, average_precisions
+from .pickled_boxes import SUFFIXES, read_pickled_boxes
 
 BOX = ["x1", "y1", "x2", "y2"]
 COLUMNS = ["video", "timestamp", *BOX, "action", "score"]
@@ -113,6 +114,8 @@ def read_columns(source: Table, columns: Sequence[str]) -> pd.DataFrame:
     if isinstance(source, pd.DataFrame | Mapping):
         return pd.DataFrame(source).reset_index(drop=True).reindex(columns=columns)
     names = [*columns, "too many"]
+    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in SUFFIXES:
+        return read_pickled_boxes(source).reindex(columns=columns)
     if isinstance(source, str | os.PathLike):
         options = {"index_col": False, "dtype": {"video": str}, "na_values": [""], "keep_default_na": False}
         try:  # empty lines are rows, too, so that row numbers are line numbers
@@ -184,7 +187,8 @@ def read_person_boxes(source: Table) -> pd.DataFrame:
     """Boxes of people from a detector: `video, timestamp, x1, y1, x2, y2[, label][, score]`.
 
     The label may be empty, as in the files that accompany AVA; the last column is the score, 1 where there is none.
-    A box with several labels is one row, with its highest score.
+    A box with several labels is one row, with its highest score. A pickle file (`.pkl`) is read as in
+    [`read_pickled_boxes`].
 
     Returns:
         A table without `action`.

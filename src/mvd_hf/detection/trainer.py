@@ -37,8 +37,8 @@ class DetectionArguments:
         videos: folder of its videos, or several; see `mvd_hf.detection.video_folders.VideoFolders`.
         eval_annotations: CSV file to evaluate on.
         eval_videos: folder of its videos, by default `videos`.
-        boxes: CSV file of the people that a detector found in the key frames of the evaluation; without it, the
-            annotated boxes are used.
+        boxes: CSV or pickle file of the people that a detector found in the key frames of the evaluation; without
+            it, the annotated boxes are used.
         min_score: least score of those people.
         excluded, eval_excluded: CSV files of key frames to leave out.
         label_map: the actions (.pbtxt); AVA's 80 by default.
