@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from mvd_hf.data.sources import LabelReader, load_rows, media_column, media_name
+from mvd_hf.data.sources import LabelReader, load_rows, media_column, media_name, split_names
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,108 @@ def test_classes_are_the_same_in_all_splits(tmp_path):
     source = folder_of(tmp_path, *names)
     assert load_rows(source, "validation").features["label"].names == ["jump", "run"]
     assert classes_of(source, "validation") == {"c.mp4": "run"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/a.mp4", "bus/b.mp4", "car/c.mp4"],
+        ["bus/train_station.mp4", "bus/b.mp4", "car/c.mp4"],
+        ["car/my-test-1.mp4", "bus/b.mp4"],
+        ["test drive/a.mp4", "bus/b.mp4"],
+        ["around/dev/a.mp4", "around/bus/b.mp4"],
+        ["bus/a.webm", "car/b.m4v", "bus/c.MP4", "bus/d.mp4"],
+        ["bus/a.m4v", "car/b.ts"],
+        ["bus/a.webm", "car/b.webm"],
+    ],
+)
+def test_no_video_is_left_out_because_of_its_name(tmp_path, names, streaming):
+    source = folder_of(tmp_path, *names)
+    assert split_names(source) == ["train"]
+    assert classes_of(source, streaming=streaming) == {Path(name).name: Path(name).parent.name for name in names}
+
+
+def test_splits_at_the_top_may_have_classes_named_like_splits(tmp_path):
+    source = folder_of(tmp_path, "train/test/a.mp4", "train/bus/b.mp4", "val/test/c.mp4", "val/test/d.mp4")
+    assert split_names(source) == ["train", "validation"]
+    assert classes_of(source) == {"a.mp4": "test", "b.mp4": "bus"}
+    assert classes_of(source, "validation") == {"c.mp4": "test", "d.mp4": "test"}
+
+
+def test_videos_beside_splits_are_named(tmp_path, caplog):
+    source = folder_of(tmp_path / "a", "train/bus/a.mp4", "test/bus/b.mp4", "extra/c.mp4", "d.mp4")
+    assert classes_of(source) == {"a.mp4": "bus"}
+    assert "train, test: 2 (" in caplog.text
+    assert "extra/c.mp4" in caplog.text
+    with pytest.raises(ValueError, match=r"train, test .*car/c\.mp4"):
+        load_rows(folder_of(tmp_path / "b", "train/a.mp4", "test/b.mp4", "car/c.mp4"))
+
+
+def test_a_card_that_names_the_files_of_a_split_is_trusted(tmp_path):
+    source = folder_of(tmp_path, "bus/train_1.mp4", "bus/b.mp4")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: bus/train*\n---\n"
+    )
+    assert [Path(media_name(row["video"])).name for row in load_rows(source)] == ["train_1.mp4"]
+
+
+def test_a_folder_behind_a_link_and_linked_classes_are_read(tmp_path):
+    folder_of(tmp_path / "disk", "bus/a.mp4", "car/b.mp4")
+    folder_of(tmp_path / "mine", "cat/c.mp4")
+    (tmp_path / "mine" / "bus").symlink_to(tmp_path / "disk" / "bus")
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    assert classes_of(str(tmp_path / "link")) == {"a.mp4": "bus", "b.mp4": "car"}
+    assert classes_of(str(tmp_path / "mine")) == {"a.mp4": "bus", "c.mp4": "cat"}
+
+
+def table_in(folder: Path, text: str, name: str = "train.csv") -> str:
+    folder.mkdir()
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_text_of_csv_and_json_data_sets_stays_text(tmp_path, streaming):
+    for number, (labels, expected) in enumerate(
+        [
+            (["001", "002"], ["001", "002"]),
+            (["None", "NA"], ["None", "NA"]),
+            (["true", "false"], ["true", "false"]),
+            (["7106594312292453675", "1"], ["7106594312292453675", "1"]),
+            (["0", "1"], [0, 1]),
+            (["a", ""], ["a", None]),
+        ]
+    ):
+        rows = [f"{i}.mp4,{label}" for i, label in enumerate(labels)]
+        text = "\n".join(["video,label", *rows])
+        for name, content in {"train.csv": text, "train.tsv": text.replace(",", "\t")}.items():
+            source = table_in(tmp_path / f"{number}{name}", content, name)
+            assert [row["label"] for row in load_rows(source, streaming=streaming)] == expected
+    text = '{"video": "a.mp4", "label": "001"}\n{"video": "b.mp4", "label": "None"}\n'
+    rows = load_rows(table_in(tmp_path / "json", text, "train.jsonl"), streaming=streaming)
+    assert [row["label"] for row in rows] == ["001", "None"]
+
+
+def test_types_of_csv_columns_are_the_same_in_all_splits_or_as_declared(tmp_path):
+    source = table_in(tmp_path / "two", "video,label\na.mp4,1\n")
+    (tmp_path / "two" / "test.csv").write_text("video,label\nb.mp4,001\n")
+    assert [load_rows(source, split)[0]["label"] for split in ("train", "test")] == ["1", "001"]
+    source = table_in(tmp_path / "declared", "video,label,weight\na.mp4,001,1\n")
+    features = "".join(
+        f"  - name: {name}\n    dtype: {kind}\n"
+        for name, kind in (("video", "string"), ("label", "string"), ("weight", "float32"))
+    )
+    (tmp_path / "declared" / "README.md").write_text(f"---\ndataset_info:\n  features:\n{features}---\n")
+    assert load_rows(source)[0] == {"video": "a.mp4", "label": "001", "weight": 1.0}
+
+
+def test_a_blank_label_of_a_csv_data_set_names_its_row_and_a_long_row_its_file(tmp_path):
+    rows = load_rows(table_in(tmp_path / "a", "video,label\na.mp4,x\nb.mp4,\n"))
+    with pytest.raises(ValueError, match=r"b\.mp4: .*'label'"):
+        LabelReader(rows, "label")
+    with pytest.raises(ValueError, match=r"train\.csv"):
+        load_rows(table_in(tmp_path / "b", "video,label\na.mp4,x, y\nb.mp4,x, y\n"))
 
 
 def test_class_level_is_checked(tmp_path):

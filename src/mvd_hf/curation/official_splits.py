@@ -17,13 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..data.folders import VIDEO_SUFFIXES, visible_files
 from ..model.loading_mvd import listed
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".ogv")
-)
 # names of the files of Kinetics for each list
 KINETICS_FILES = {
     "train": ("train.csv",),
@@ -269,17 +267,10 @@ def video_index(folder: str | Path) -> Index:
     if not folder.is_dir():
         raise ValueError(f"There is no folder of videos {str(folder)!r}.")
     index: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
-    visited = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in visited:  # links may lead in circles
-            folders.clear()
-            continue
-        visited.add(os.path.realpath(place))
-        folders.sort()
-        for name in sorted(files):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in VIDEO_SUFFIXES:
-                index[stem.lower()].append(PurePosixPath((Path(place) / name).relative_to(folder).as_posix()))
+    for path in visible_files(folder):
+        stem, suffix = os.path.splitext(os.path.basename(path))
+        if suffix.lower() in VIDEO_SUFFIXES:
+            index[stem.lower()].append(PurePosixPath(Path(path).relative_to(folder).as_posix()))
     if not index:
         raise ValueError(f"The folder {str(folder)!r} has no video ({', '.join(sorted(VIDEO_SUFFIXES))}).")
     return index

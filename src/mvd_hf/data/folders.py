@@ -1,9 +1,37 @@
-"""Classes of a folder of videos, by the level of its sub-folders that names them."""
+"""Videos, splits and classes of a folder, by its sub-folders."""
 
+import logging
 import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import datasets
+from datasets.data_files import SPLIT_KEYWORDS
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from huggingface_hub import DatasetCard
+
+from ..model.loading_mvd import listed
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = (
+    ".3gp",
+    ".avi",
+    ".flv",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".ogv",
+    ".ts",
+    ".webm",
+    ".wmv",
+)
+# files that are unpacked before they are read
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
 CLASS_LEVELS = ("first", "last")
 SPLIT_WORDS = {
@@ -21,6 +49,76 @@ SPLIT_WORDS = {
 }
 # begins the description of rows whose class folders are ambiguous
 AMBIGUOUS = "The class folders are ambiguous: "
+
+
+# files and splits
+
+
+def visible_files(folder: str | Path) -> Iterator[str]:
+    """Paths of the files of a folder and its sub-folders in order, without hidden ones; links are followed once."""
+    visited = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in visited:  # links may lead in circles
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        yield from (os.path.join(place, name) for name in sorted(files) if not name.startswith("."))
+
+
+def chooses_files(folder: str) -> bool:
+    """Whether the card of a folder says which files are in which split."""
+    card = Path(folder, "README.md")
+    return card.is_file() and bool(DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict().get("configs"))
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder's name stands for."""
+    for split, words in SPLIT_KEYWORDS.items():
+        if re.search(rf"(^|[-._ 0-9])({'|'.join(words)})([-._ 0-9]|$)", name):
+            return str(split)
+    return None
+
+
+def find_splits(root: str, files: Sequence[str], guess: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The files of each split of a folder.
+
+    `datasets` takes any file or folder whose name holds a word such as `train` or `test` for a part of a split, and
+    leaves out all others. Here, a split is a folder at the top; one that holds videos beside those of others is a
+    class.
+
+    Args:
+        root: of the folder.
+        files: all its videos (or images), and its metadata.
+        guess: the files of each split as `datasets` finds them.
+
+    Raises:
+        ValueError: if folders could be splits as well as classes.
+    """
+    while files:
+        tops = {path: path[len(root) :].strip("/").split("/")[:-1] for path in files}
+        names = {folders[0] if folders else "" for folders in tops.values()}
+        if len(names) > 1 or names == {""} or split_of(*names):
+            break
+        root = os.path.join(root, *names)  # a single folder around all
+    found: dict[str | None, list[str]] = {}
+    for path, folders in (tops if files else {}).items():
+        found.setdefault(split_of(folders[0]) if folders else None, []).append(path)
+    outside = found.pop(None, [])
+    found = {str(split): found[str(split)] for split in SPLIT_KEYWORDS if str(split) in found}
+    is_flat = any(len(tops[path]) == 1 for paths in found.values() for path in paths)
+    if found and not (outside and is_flat):
+        if outside:
+            logger.warning("Left out, as they are in none of the splits %s: %s", ", ".join(found), listed(outside))
+        return found
+    if len(found) > 1:
+        raise ValueError(
+            f"The folders of {root!r} named like {', '.join(found)} are splits or classes, as others such as "
+            f"{outside[0]!r} lie beside them. For splits, move the others away, or give one of the folders. For "
+            f"classes, move all into a folder {os.path.join(root, 'train')!r}."
+        )
+    guessed = [path for paths in guess.values() for path in paths]
+    return guess if sorted(guessed) == sorted(files) else {"train": list(files)}
 
 
 def files_by_split(builder: datasets.DatasetBuilder) -> dict[str, list[str]] | None:
@@ -42,10 +140,10 @@ def folders_of(files: list[str], root: str) -> list[list[str]]:
     """The sub-folders that lead to each file, without those of a split."""
     folders = [os.path.dirname(path)[len(root) :].strip("/").split("/") for path in files]
     folders = [[name for name in names if name] for names in folders]
-    while folders and all(names and names[0] == folders[0][0] for names in folders):
-        if folders[0][0].lower() not in SPLIT_WORDS:
-            break
-        folders = [names[1:] for names in folders]
+    word = "data"
+    while word == "data" and folders and all(names and names[0] == folders[0][0] for names in folders):
+        word = folders[0][0].lower()
+        folders = [names[1:] for names in folders] if word in SPLIT_WORDS else folders
     return folders
 
 
@@ -106,7 +204,7 @@ def with_classes(rows, builder: datasets.DatasetBuilder, split: str, source: str
         if level is not None:
             raise ValueError(f"class_level={level!r} is for folders of videos without metadata, not {source!r}.")
         return rows
-    root = os.path.abspath(source) if os.path.isdir(source) else "/".join(by_split[split][0].split("/")[:5])
+    root = os.path.realpath(source) if os.path.isdir(source) else "/".join(by_split[split][0].split("/")[:5])
     classes, reason = find_classes(by_split, root, level)
     names = sorted({name for found in (classes or {}).values() for name in found})
     known = (rows.features or {}).get("label")

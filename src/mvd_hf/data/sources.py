@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
 from ..arguments import check_path
 from .builders import make_builder
@@ -154,6 +155,10 @@ def split_names(source: str, name: str | None = None) -> list[str]:
     check_path(source, "data set")
     check_kind_of_file(source)
     try:
+        if os.path.isdir(source):  # as `load_rows` reads it
+            builder = make_builder("", **load_options(source, "", name))
+            if isinstance(builder, FolderBasedBuilder):
+                return [str(split) for split in builder.config.data_files]
         return list(datasets.get_dataset_split_names(source, name))
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise ValueError(

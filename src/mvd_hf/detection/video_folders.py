@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.folders import VIDEO_SUFFIXES
 from ..model.loading_mvd import listed
 from ..model.video_reading import VideoReader, VideoReadError
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 
 # a file or a folder of seconds, and its first and last second
 Part = tuple[Path, float, float]

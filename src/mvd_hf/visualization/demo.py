@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForVideoClassification, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
+from ..data.folders import VIDEO_SUFFIXES
 from ..data.masking import tube_mask
 from ..hub.loading import load_processor
 from ..model.frame_sampling import dense_test_frames, frames_by_seconds
@@ -26,8 +27,6 @@ from .reconstruction import MASK_BRIGHTNESS, masked_pixels
 from .similarity import FeatureSimilarity, draw_similarity, slot_similarity
 from .strips import draw_strips, figure_pixels
 
-# suffixes of the videos in an example folder
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 # number of classes that are shown
 NUM_SHOWN = 5
 
