@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mvd_hf.data.sources import first_rows, load_rows
+from mvd_hf.evaluation.features import LabelledViews
 from mvd_hf.evaluation.metrics import top_k_accuracy
 from mvd_hf.evaluation.probing import (
     ProbeArguments,
@@ -124,11 +125,9 @@ class SceneProbes:
 
     def knn(self, features: Mapping[str, ViewResults], column: str) -> dict[str, float]:
         """Accuracies of the votes of the nearest training clips, by split."""
-        known, count = self.labels("train", column), len(class_names(column))
-        votes = {
-            split: nearest_neighbours(features["train"], known, features[split], count, self.probe)
-            for split in SPLITS[1:]
-        }
+        views = LabelledViews(features["train"], "pooled", self.labels("train", column))
+        count = len(class_names(column))
+        votes = {split: nearest_neighbours(views, features[split], count, self.probe)[1] for split in SPLITS[1:]}
         return {split: top_k_accuracy(part, self.labels(split, column), 1) for split, part in votes.items()}
 
     def attentive(self, features: Mapping[str, ViewResults], column: str) -> dict[str, float]:

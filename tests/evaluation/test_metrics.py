@@ -173,3 +173,26 @@ def test_processes_of_evaluate_share_one_metric(random, tmp_path):
     means = metrics.softmax(logits.astype(np.float32)).reshape(4, 2, 3).mean(axis=1)
     assert result["num_videos"] == 4
     assert result["video_top1"] == metrics.top_k_accuracy(means, labels[::2])
+
+
+def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(200):
+        hits, labels = rng.random(100) < 0.7, np.zeros(100, dtype=int)
+        draws = metrics.resampled_accuracies(hits, labels, metrics.resampling_weights(100, 500, seed=trial))
+        low, high = metrics.percentile_interval(draws["top1"])
+        inside += low <= 0.7 <= high
+    assert 0.89 <= inside / 200 <= 0.99
+
+
+def test_balanced_accuracy_counts_classes_equally_in_each_resample():
+    labels, hits = np.array([0] * 9 + [1]), np.array([True] * 9 + [False])
+    exact = metrics.resampled_accuracies(hits, labels, np.ones((1, 10)))
+    assert exact["top1"] == pytest.approx([0.9])
+    assert exact["balanced"] == pytest.approx([0.5])
+    without = np.array([[1.0] * 9 + [0.0]])  # the rare class was not drawn
+    assert metrics.resampled_accuracies(hits, labels, without)["balanced"] == pytest.approx([1.0])
+    weights = metrics.resampling_weights(10, 7, seed=3)
+    assert weights.sum(axis=1).tolist() == [10] * 7
+    assert np.array_equal(weights, metrics.resampling_weights(10, 7, seed=3))

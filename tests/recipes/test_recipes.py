@@ -45,7 +45,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def commands(path: Path) -> list[list[str]]:
     """The Python commands of a README, as words, without `&&` and the launcher."""
-    lines = [line for block in blocks(path, "bash") for line in block.splitlines()]
+    lines = [line for block in blocks(path, "bash") for line in block.replace("\\\n", " ").splitlines()]
     parts = [shlex.split(part) for line in lines for part in line.split("&&")]
     return [part for part in parts if part and part[0] in ("python", "accelerate")]
 
@@ -233,6 +233,8 @@ def test_every_documented_command_can_be_resolved(path, command):
         module = load_script(script)
         arguments = [str(ROOT / word) if word.endswith(".yaml") else word for word in arguments]
         parse_arguments([*module.with_recipe(arguments), "--use_cpu", "--bf16=false"], *module.KINDS)
+    elif script == "recipes/probe.py":
+        parse_arguments(arguments, *load_script(script).KINDS)
     elif script == "recipes/evaluate.py":
         module = load_script(script)
         parse_arguments(arguments, module.EvaluationArguments, first="model")

@@ -172,3 +172,30 @@ def knn_scores(
         votes.scatter_add_(1, labels[nearest].long(), weights.double())
         scores.append(votes / votes.sum(dim=1, keepdim=True))
     return torch.cat(scores).cpu().numpy()
+
+
+def resampling_weights(count: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """How often each of `count` videos is drawn in each bootstrap resample, (resamples, count) float64."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+
+
+def resampled_accuracies(hits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """`top1` and `balanced` accuracy (mean over the classes drawn) in each bootstrap resample, (resamples,) each.
+
+    Args:
+        hits: (N,) bool, whether the prediction is right.
+        labels: (N,) class indices.
+        weights: (resamples, N) from [`resampling_weights`].
+    """
+    classes = np.equal.outer(labels, np.unique(labels)).astype(np.float64)
+    totals = weights @ classes
+    recalls = np.divide(
+        weights @ (classes * hits[:, None]), totals, out=np.full(totals.shape, np.nan), where=totals > 0
+    )
+    return {"top1": weights @ hits / weights.sum(axis=1), "balanced": np.nanmean(recalls, axis=1)}
+
+
+def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic over its resamples."""
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -5,8 +5,8 @@ Letters in shapes: N videos, V views of each (clips x crops), K classes, T frame
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -241,10 +241,7 @@ def evaluate_views(
     label_column: str = "label",
     label_names: Sequence[str] | str | None = None,
     folder: str | Path | None = None,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-    views_per_pass: int = 16,
-    num_workers: int = 2,
-    replace: bool = False,
+    **options,
 ) -> Evaluation:
     """Test a classifier on all views of the videos of a data set, as in the paper, for any number of views.
 
@@ -259,10 +256,8 @@ def evaluate_views(
         label_column: column of the labels.
         label_names: names of the classes of the data set, if its labels are plain numbers.
         folder: of the results; by default a temporary one.
-        autocast: returns the context for reduced precision, such as `accelerator.autocast`.
-        views_per_pass: largest number of views per forward pass.
-        num_workers: decoding workers.
-        replace: whether other results in the folder, of other weights, videos or views, are replaced.
+        options: `autocast`, `views_per_pass`, `num_workers`, `replace`, see
+            [`~mvd_hf.evaluation.views.ViewOptions`].
 
     Raises:
         ValueError: if the labels do not match the model, the folder holds other results to keep, or no video can be
@@ -274,13 +269,11 @@ def evaluate_views(
 
     def classify(views: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of views."""
-        with autocast():
-            return {"logits": model(pixel_values=views.to(model.device, non_blocking=True)).logits.float()}
+        return {"logits": model(pixel_values=views.to(model.device, non_blocking=True)).logits.float()}
 
     was_training = model.training
     model.eval()
     with shared_folder(folder) as place:
-        options = {"views_per_pass": views_per_pass, "num_workers": num_workers, "replace": replace}
         results = map_views(classify, videos, place, {"weights": weights}, **options)
         model.train(was_training)
         read = results.rows()

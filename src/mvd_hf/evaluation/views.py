@@ -8,6 +8,8 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -183,16 +185,39 @@ def compute_views(function: ViewFunction, batch: list[tuple], views_per_pass: in
         yield {"row": row, "problem": problem, "arrays": results.get(row, {})}
 
 
+@dataclass
+class ViewOptions:
+    """How views are computed; results do not depend on it, but for the precision.
+
+    Args:
+        autocast: returns the context for reduced precision, such as `accelerator.autocast`.
+        views_per_pass: largest number of views per call of the model.
+        num_workers: decoding workers of each process.
+        videos_per_part: videos per file of results.
+        replace: whether other results in the folder, of other weights, videos or views, are replaced, not refused.
+    """
+
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+    views_per_pass: int = 16
+    num_workers: int = 2
+    videos_per_part: int = VIDEOS_PER_PART
+    replace: bool = False
+
+
+def load_views(videos: VideoViews, rows: Sequence[int], options: ViewOptions) -> DataLoader:
+    """Batches of items of the rows, as many videos as fit into a pass."""
+    views_per_video = videos.processor.num_clips * videos.processor.num_crops
+    return DataLoader(
+        Subset(videos, rows),
+        batch_size=max(1, options.views_per_pass // views_per_video),
+        num_workers=min(options.num_workers, len(rows)),
+        collate_fn=list,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
 def map_views(
-    function: ViewFunction,
-    videos: VideoViews,
-    folder: str | Path,
-    identity: Mapping,
-    *,
-    views_per_pass: int = 16,
-    num_workers: int = 2,
-    videos_per_part: int = VIDEOS_PER_PART,
-    replace: bool = False,
+    function: ViewFunction, videos: VideoViews, folder: str | Path, identity: Mapping, **options
 ) -> ViewResults:
     """Apply a function to the views of every video, exactly once for any number of processes.
 
@@ -200,45 +225,37 @@ def map_views(
     another number of processes, only missing results are computed, and unreadable videos are tried again.
 
     Args:
-        function: from views (n, T, C, H, W) on the CPU to named tensors (n, ...) of fixed shapes and types.
+        function: from views (n, T, C, H, W) on the CPU to named tensors (n, ...) of fixed shapes and types; it is
+            called in the context of `autocast`.
         videos: the views.
         folder: of the results, shared by all processes.
         identity: what the results depend on besides videos and processor, such as the model; for JSON.
-        views_per_pass: largest number of views per call of the function.
-        num_workers: decoding workers of each process.
-        videos_per_part: videos per file of results.
-        replace: whether results for another identity are replaced instead of refused.
+        options: fields of [`ViewOptions`].
 
     Raises:
         ValueError: if the folder holds other results that are not to be replaced, or results are missing at the end.
     """
+    options = ViewOptions(**options)
     state, folder = PartialState(), Path(folder)
     names = [media_name(item) for item in videos.rows[videos.column]]
-    settings = videos.processor.to_dict()
-    claim_folder(
-        folder, {**identity, "processor": settings, "videos": len(names), "names": hash_of_names(names)}, replace
-    )
+    described = {"processor": videos.processor.to_dict(), "videos": len(names), "names": hash_of_names(names)}
+    claim_folder(folder, {**identity, **described}, options.replace)
     known = ViewResults(folder, len(names))
     left = [row for row in range(len(names)) if row not in known.place]
     share = left[state.process_index :: state.num_processes]
-    first_part = 1 + max((int(path.stem.split("-")[1]) for path in folder.glob("part-*.arrow")), default=-1)
-    state.wait_for_everyone()  # all have read the folder before one writes
-    loader = DataLoader(
-        Subset(videos, share),
-        batch_size=max(1, views_per_pass // (videos.processor.num_clips * videos.processor.num_crops)),
-        num_workers=min(num_workers, len(share)),
-        collate_fn=list,
-        pin_memory=torch.cuda.is_available(),
+    numbers = itertools.count(
+        1 + max((int(path.stem.split("-")[1]) for path in folder.glob("part-*.arrow")), default=-1)
     )
+    state.wait_for_everyone()  # all have read the folder before one writes
     records: list[dict] = []
-    numbers = itertools.count(first_part)
     title = f"{len(share)} of {len(names)} videos" if len(share) < len(names) else "videos"
-    with tqdm(total=len(share), desc=title, unit=" videos", disable=not state.is_local_main_process) as bar:
-        for batch in loader:
-            with torch.inference_mode():
-                records += compute_views(function, batch, views_per_pass)
+    is_hidden = None if state.is_local_main_process else True  # None: where there is no terminal
+    with tqdm(total=len(share), desc=title, unit=" videos", disable=is_hidden) as bar:
+        for batch in load_views(videos, share, options):
+            with torch.inference_mode(), options.autocast():
+                records += compute_views(function, batch, options.views_per_pass)
             bar.update(len(batch))
-            if len(records) >= videos_per_part:
+            if len(records) >= options.videos_per_part:
                 write_part(folder, next(numbers), records)
                 records = []
     if records:

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from transformers.utils import is_peft_available
 
 from ..data.arguments import DataArguments, FinetuningClipArguments, finetuning_clips
+from ..evaluation.features import LabelledViews
 from ..evaluation.metrics import top_k_accuracy
 from ..evaluation.multiview import evaluate_views, read_labels
 from ..evaluation.probing import (
@@ -191,6 +192,7 @@ class Adaptation:
         logger.info("Linear probe on %d clips; L2 penalty %g, chosen on every fifth video.", len(features), penalty)
         return {"training": {"L2 penalty": penalty}}
 
+<<<<<<< HEAD
     def fit_attentive_head(self) -> dict:
         """Train a pooler and the linear layer on the frozen tokens; facts for the record."""
         losses = fit_attentive(
@@ -209,6 +211,23 @@ class Adaptation:
         self.save_and_test(self.fit_head())
 
     attentive_probe = linear_probe  # whose head has a pooler
+=======
+    def attentive_probe(self):
+        """Train a pooler and the linear layer on the frozen tokens."""
+        setting, losses = fit_attentive(
+            self.model, self.training_features(), self.videos.labels, self.probe, self.training.seed
+        )
+        logger.info("Attentive probe: training loss %.4f in the first epoch, %.4f in the last.", losses[0], losses[-1])
+        probe = self.probe
+        self.save_and_test(
+            {
+                "effective_batch": probe.probe_batch_size,
+                "learning_rate": setting.rate,
+                "epochs": probe.probe_epochs,
+                "training": {"loss": losses[-1]},
+            }
+        )
+>>>>>>> 2b27bf1 (Probe any teacher and any student under one protocol, with baselines, in one table)
 
     def knn(self):
         """Classify by the votes of the nearest training clips; trains nothing."""
@@ -218,11 +237,12 @@ class Adaptation:
         bank = self.training_features()
         folder = self.folder / FEATURES_FOLDER / "validation"
         results = self.features(videos.validation, self.test_processor(), folder)
-        votes = nearest_neighbours(bank, videos.labels, results, videos.num_labels, self.probe)
+        views = LabelledViews(bank, "pooled", videos.labels)
+        neighbours, votes = nearest_neighbours(views, results, videos.num_labels, self.probe)
         labels = read_labels(videos.validation, keys.label_column, videos.num_labels, videos.names, keys.label_names)
         truth = labels[results.rows()]
         figures = {
-            "protocol": f"{protocol_of(self.test_processor())}, k={self.probe.neighbours}",
+            "protocol": f"{protocol_of(self.test_processor())}, k={neighbours}",
             "num_videos": len(truth),
             "missing": len(results.problems),
             **{f"knn_top{k}": top_k_accuracy(votes, truth, k) for k in (1, 5)},
@@ -233,9 +253,14 @@ class Adaptation:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
             logger.info(
+<<<<<<< HEAD
                 "k-NN, k=%d of %d training videos, on %d videos: top-1 %.2f %%, top-5 %.2f %%; always naming the most "
                 "frequent class of training: %.2f %%. Written to %s",
                 self.probe.neighbours,
+=======
+                "k-NN, k=%d of %d training videos, on %d videos: top-1 %.2f %%, top-5 %.2f %%. Written to %s",
+                neighbours,
+>>>>>>> 2b27bf1 (Probe any teacher and any student under one protocol, with baselines, in one table)
                 len(bank.rows()),
                 len(truth),
                 100 * figures["knn_top1"],
