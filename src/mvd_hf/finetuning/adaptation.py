@@ -192,16 +192,15 @@ class Adaptation:
         logger.info("Linear probe on %d clips; L2 penalty %g, chosen on every fifth video.", len(features), penalty)
         return {"training": {"L2 penalty": penalty}}
 
-<<<<<<< HEAD
     def fit_attentive_head(self) -> dict:
         """Train a pooler and the linear layer on the frozen tokens; facts for the record."""
-        losses = fit_attentive(
+        setting, losses = fit_attentive(
             self.model, self.training_features(), self.videos.labels, self.probe, self.training.seed
         )
         logger.info("Attentive probe: training loss %.4f in the first epoch, %.4f in the last.", losses[0], losses[-1])
         return {
             "effective_batch": self.probe.probe_batch_size,
-            "learning_rate": self.probe.probe_learning_rate,
+            "learning_rate": setting.rate,
             "epochs": self.probe.probe_epochs,
             "training": {"loss": losses[-1]},
         }
@@ -211,23 +210,6 @@ class Adaptation:
         self.save_and_test(self.fit_head())
 
     attentive_probe = linear_probe  # whose head has a pooler
-=======
-    def attentive_probe(self):
-        """Train a pooler and the linear layer on the frozen tokens."""
-        setting, losses = fit_attentive(
-            self.model, self.training_features(), self.videos.labels, self.probe, self.training.seed
-        )
-        logger.info("Attentive probe: training loss %.4f in the first epoch, %.4f in the last.", losses[0], losses[-1])
-        probe = self.probe
-        self.save_and_test(
-            {
-                "effective_batch": probe.probe_batch_size,
-                "learning_rate": setting.rate,
-                "epochs": probe.probe_epochs,
-                "training": {"loss": losses[-1]},
-            }
-        )
->>>>>>> 2b27bf1 (Probe any teacher and any student under one protocol, with baselines, in one table)
 
     def knn(self):
         """Classify by the votes of the nearest training clips; trains nothing."""
@@ -253,14 +235,9 @@ class Adaptation:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
             logger.info(
-<<<<<<< HEAD
                 "k-NN, k=%d of %d training videos, on %d videos: top-1 %.2f %%, top-5 %.2f %%; always naming the most "
                 "frequent class of training: %.2f %%. Written to %s",
-                self.probe.neighbours,
-=======
-                "k-NN, k=%d of %d training videos, on %d videos: top-1 %.2f %%, top-5 %.2f %%. Written to %s",
                 neighbours,
->>>>>>> 2b27bf1 (Probe any teacher and any student under one protocol, with baselines, in one table)
                 len(bank.rows()),
                 len(truth),
                 100 * figures["knn_top1"],
