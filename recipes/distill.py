@@ -19,12 +19,12 @@ from mvd_hf import (
     MVDTrainingArguments,
     MVDVideoProcessor,
     TeacherConfig,
-    load_teachers,
 )
 from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
 from mvd_hf.hub.warm_start import StartingPoint
 from mvd_hf.model.configuration_mvd import ConfigFields
+from mvd_hf.teachers import TargetCacheConfig, load_cached_teachers
 from mvd_hf.training.costs import distillation_parts, format_parts
 from mvd_hf.training.diagnostics import OnlineProbe
 
@@ -39,6 +39,7 @@ class StudentArguments:
         config: the fields of its `MVDConfig` that differ.
         keep_layers: numbers of the layers of that encoder that are kept, counted from 0; by default all.
         teachers: by name, each a model's id or folder, or a mapping of the fields of `mvd_hf.TeacherConfig`.
+        target_cache: where targets are stored, as a mapping of the fields of `mvd_hf.teachers.TargetCacheConfig`.
         probe: the column of labels, if a linear probe is to be trained beside the student.
         probe_classes: how many classes it has, if the data set does not know.
     """
@@ -47,6 +48,7 @@ class StudentArguments:
     config: ConfigFields = field(default_factory=dict)
     keep_layers: list[int] | None = None
     teachers: dict[str, str | Annotated[dict, TeacherConfig]] = field(default_factory=dict)
+    target_cache: Annotated[dict, TargetCacheConfig] = field(default_factory=dict)
     probe: str | None = None
     probe_classes: int | None = None
 
@@ -69,13 +71,14 @@ def main(arguments: list[str]):
     recipe, data, training = parse_arguments(arguments, *KINDS)
     set_seed(training.seed)
     start = StartingPoint(recipe.student, recipe.config, recipe.keep_layers)
-    config = start.config
-    teachers = load_teachers(recipe.teachers, config.grid, config.num_frames)
+    config, cache = start.config, TargetCacheConfig(**recipe.target_cache) if recipe.target_cache else None
+    teachers = load_cached_teachers(recipe.teachers, cache, config.grid, config.num_frames)
     config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
     if training.process_index == 0:
         parts = distillation_parts(config, recipe.teachers, training.masks_per_clip)
         logging.info("%s", format_parts(parts))
-    clips = pretraining_clips(data, config, training, teachers, label_column=recipe.probe)
+    options = {"label_column": recipe.probe, "views": cache and cache.views}
+    clips = pretraining_clips(data, config, training, teachers, **options)
     trainer = DistillationTrainer(
         start.build(MVDForFeatureDistillation),
         teachers,

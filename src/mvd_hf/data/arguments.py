@@ -338,6 +338,7 @@ def pretraining_clips(
     *,
     label_column: str | None = None,
     evaluation: bool = False,
+    views: int | None = None,
 ) -> ClipDataset | StreamingClips | None:
     """Clips and masks for stages 1 and 2. An evaluation has one mask per clip and decodes all masked patches.
 
@@ -349,6 +350,7 @@ def pretraining_clips(
         teachers: from `mvd_hf.load_teachers`; each gets the same crop in its own size.
         label_column: column of the labels of an online probe.
         evaluation: the evaluation split (`None` if there is none) instead of the training split.
+        views: number of fixed views of each training video, for a cache of targets; see [`ClipSampler`].
     """
     sizes = [teacher.image_size for teacher in (teachers or {}).values()]
     height, width = config.frame_size
@@ -367,5 +369,6 @@ def pretraining_clips(
         decoded=decoded,
         memory_gib=0.0 if evaluation else data.memory_gib,
         fps=data.fps,
+        views=None if evaluation else views,
     )
     return data.clips(clip_sampler, evaluation=evaluation, label_column=label_column, seed=training.seed)

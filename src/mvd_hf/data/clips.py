@@ -23,6 +23,8 @@ BAD_VIDEOS, IS_BLANK = "bad_videos", "is_blank"
 BAD_VIDEO_RULES = ("raise", "skip", "substitute")
 # number of other videos to try in place of one that cannot be read
 MAX_SUBSTITUTES = 10
+# last number of the seeds of masks that are drawn apart from their clip
+OF_MASKS = 1
 
 # (number of frames of the video, generator=) -> (K, T) frame numbers of K clips
 FrameSampler = Callable[..., np.ndarray]
@@ -32,6 +34,16 @@ def sample_generator(seed: int, epoch: int, *sample: int) -> torch.Generator:
     """The random generator of one sample in one epoch."""
     state = np.random.SeedSequence((seed, epoch, *sample)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def sample_generators(seed: int, epoch: int, *sample: int, views: int | None = None) -> tuple[torch.Generator, ...]:
+    """Generators of a sample in one epoch: of all its choices or, with `views`, of its clips and of its masks.
+
+    With `views` fixed views per video, the clips of an epoch are those of epoch `epoch % views`, its masks are new.
+    """
+    if views is None:
+        return (sample_generator(seed, epoch, *sample),)
+    return sample_generator(seed, epoch % views, *sample), sample_generator(seed, epoch, *sample, OF_MASKS)
 
 
 class ClipSampler:
@@ -47,6 +59,8 @@ class ClipSampler:
             (`mvd_hf.data.frame_memory.PROCESS_MEMORY`).
         fps: choose frames at a distance of 1/fps seconds, by their times, instead of by number: `frames` is a sampler
             with a stride, and called as by `mvd_hf.model.frame_sampling.frames_by_seconds`.
+        views: number of fixed views (frames, crop and flip) of each video, which epochs take in turn; masks are new
+            in every epoch. By default every epoch has a view of its own.
 
     Raises:
         ValueError: if a number is out of range, or `frames` has no stride that `fps` could replace.
@@ -61,6 +75,7 @@ class ClipSampler:
         decoded: Callable[..., torch.Tensor] | None = None,
         memory_gib: float = 0.0,
         fps: float | None = None,
+        views: int | None = None,
     ):
         if fps is not None:
             check_fps(fps)
@@ -68,31 +83,38 @@ class ClipSampler:
                 raise ValueError(f"fps={fps:g} needs a sampler of frames with a stride, such as pretraining_frames.")
         if repeats < 1:
             raise ValueError(f"repeats={repeats} must be at least 1.")
+        if views is not None and views < 1:
+            raise ValueError(f"views={views} must be at least 1.")
         self.frames, self.augmentation, self.mask = frames, augmentation, mask
         self.repeats, self.decoded = repeats, decoded
         check_memory(memory_gib)
-        self.memory_gib, self.fps = memory_gib, fps
+        self.memory_gib, self.fps, self.views = memory_gib, fps, views
 
     def __call__(
-        self, item: Item, generator: torch.Generator, is_image: bool = False
+        self,
+        item: Item,
+        generator: torch.Generator,
+        is_image: bool = False,
+        mask_generator: torch.Generator | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """The clips of a row's file, which is opened and decoded at most once.
 
         Raises:
             VideoReadError: if the file cannot be read.
         """
+        generators = generator, mask_generator or generator
         with self._open(item, is_image) as video:
             if self.fps is None:
                 chosen = self.frames(len(video), generator=generator)
             else:
                 chosen = frames_by_seconds(self.frames, video.stored_times(), self.fps, generator=generator)
             if len(chosen) * self.repeats == 1:
-                return [self._clip(video.decode(chosen[0]), generator)]
+                return [self._clip(video.decode(chosen[0]), *generators)]
             numbers, places = np.unique(chosen, return_inverse=True)
             frames = video.decode(numbers)
             decoded = list(frames.rgb())  # converted once, as clips share frames
             return [
-                self._clip(Frames(frames.size, [decoded[place] for place in clip]), generator)
+                self._clip(Frames(frames.size, [decoded[place] for place in clip]), *generators)
                 for clip in places.reshape(chosen.shape)
                 for _ in range(self.repeats)
             ]
@@ -104,15 +126,17 @@ class ClipSampler:
         PROCESS_MEMORY.allow(self.memory_gib)  # here and not in __init__: this may be the process of a worker
         return PROCESS_MEMORY.open(item, is_image)
 
-    def _clip(self, frames: Frames, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def _clip(
+        self, frames: Frames, generator: torch.Generator, mask_generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
         """One clip in each size of the augmentation, and its mask."""
         clips = self.augmentation(frames, generator)
         first, *others = clips
         clip = {"pixel_values": clips[first], **{f"pixel_values_{size}": clips[size] for size in others}}
         if self.mask is not None:
-            clip["bool_masked_pos"] = self.mask(generator=generator)
+            clip["bool_masked_pos"] = self.mask(generator=mask_generator)
             if self.decoded is not None:
-                clip["bool_decoded_pos"] = self.decoded(clip["bool_masked_pos"], generator=generator)
+                clip["bool_decoded_pos"] = self.decoded(clip["bool_masked_pos"], generator=mask_generator)
         return clip
 
     def blank(self) -> dict[str, torch.Tensor]:
@@ -120,7 +144,7 @@ class ClipSampler:
         generator = torch.Generator().manual_seed(0)
         black = np.zeros((64, 64, 3), dtype=np.uint8)
         num_frames = len(self.frames(1, generator=generator)[0])
-        return self._clip(Frames(black.shape[:2], [black] * num_frames), generator)
+        return self._clip(Frames(black.shape[:2], [black] * num_frames), generator, generator)
 
 
 class RowReader:
@@ -136,16 +160,17 @@ class RowReader:
     def __init__(self, rows, clip_sampler: ClipSampler, label_column: str | None = None, label_names=None):
         self.clip_sampler, self.column = clip_sampler, media_column(rows)
         self.is_image = holds_images(rows, self.column)
+        self.views = getattr(clip_sampler, "views", None)
         self.labels = None if label_column is None else LabelReader(rows, label_column, label_names)
 
-    def clips(self, row: dict, generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
-        """Clips of a row, each with its label.
+    def clips(self, row: dict, *generators: torch.Generator) -> list[dict[str, torch.Tensor]]:
+        """Clips of a row, each with its label, drawn with what [`sample_generators`] gives.
 
         Raises:
             VideoReadError: if the file cannot be read.
             ValueError: if the label is none of the classes.
         """
-        clips = self.clip_sampler(row[self.column], generator, self.is_image)
+        clips = self.clip_sampler(row[self.column], generators[0], self.is_image, *generators[1:])
         if self.labels is not None:
             try:
                 label = torch.tensor(self.labels(row))
@@ -214,16 +239,20 @@ class SampleDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def generators(self, epoch: int, index: int) -> tuple[torch.Generator, ...]:
+        """What the reader draws a sample with."""
+        return sample_generators(self.seed, epoch, index)
+
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
         epoch, index = key if isinstance(key, tuple) else (int(self.epoch), key)
         if index == -1:
             return self.reader.blank()
-        generator = sample_generator(self.seed, epoch, index)
+        generators = self.generators(epoch, index)
         bad_videos: list[tuple[str, str]] = []
         while True:
             row = self.rows[index]
             try:
-                first, *others = self.reader.clips(row, generator)
+                first, *others = self.reader.clips(row, *generators)
             except VideoReadError as error:
                 bad_videos.append(self.reader.event(row, error))
                 if self.on_bad_video == "skip":
@@ -235,7 +264,7 @@ class SampleDataset(torch.utils.data.Dataset):
                     raise VideoReadError(
                         bad_videos[0][0], f"no substitute can be read either; tried {names}; audit the data set"
                     ) from error
-                index = int(torch.randint(len(self.rows), (), generator=generator))
+                index = int(torch.randint(len(self.rows), (), generator=generators[0]))
                 continue
             if bad_videos:
                 first = {**first, BAD_VIDEOS: bad_videos}
@@ -271,6 +300,9 @@ class ClipDataset(SampleDataset):
     ):
         check_rows(rows)  # before the reader looks at the first row
         super().__init__(rows, RowReader(rows, clip_sampler, label_column, label_names), seed, on_bad_video)
+
+    def generators(self, epoch: int, index: int) -> tuple[torch.Generator, ...]:
+        return sample_generators(self.seed, epoch, index, views=self.reader.views)
 
 
 def collate_clips(items: list) -> dict | None:

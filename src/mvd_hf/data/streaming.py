@@ -8,7 +8,7 @@ import datasets
 import torch
 
 from ..model.video_reading import VideoReadError
-from .clips import ClipSampler, RowReader, check_rule, sample_generator
+from .clips import ClipSampler, RowReader, check_rule, sample_generator, sample_generators
 from .sources import media_name
 
 
@@ -136,9 +136,10 @@ class StreamingClips(torch.utils.data.IterableDataset):
     def _read(self, row: dict, epoch: int, reading: int) -> dict | list[dict]:
         """Clips of a row, or a blank clip if it is skipped."""
         name = hashlib.blake2b(media_name(row[self.reader.column]).encode(errors="surrogateescape"), digest_size=8)
-        generator = sample_generator(self.seed, epoch, reading, int.from_bytes(name.digest()))
+        sample = reading, int.from_bytes(name.digest())
+        generators = sample_generators(self.seed, epoch, *sample, views=self.reader.views)
         try:
-            first, *others = self.reader.clips(row, generator)
+            first, *others = self.reader.clips(row, *generators)
         except VideoReadError as error:
             if self.on_bad_video == "raise":
                 raise self.reader.refusal(error) from error

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ..data.clips import IS_BLANK
-from ..hub.run_record import source_record, without_private_parts
+from ..hub.run_record import precision_of, source_record, without_private_parts
 from ..model.modeling_mvd import MVDForFeatureDistillation
 from ..model.patches_mvd import select_tokens, split_mask
+from ..teachers.cache import LOOKUPS, CachedTeacher, CachingCollator, clips_by_size
 from .diagnostics import OnlineProbe, agreement, effective_rank, gram_matrix
 from .trainer import MVDTrainer
 
@@ -90,7 +91,8 @@ class DistillationTrainer(MVDTrainer):
 
     Args:
         model: the student.
-        teachers: teachers by name (`mvd_hf.load_teachers`), the names of `model.config.teacher_dims`.
+        teachers: teachers by name (`mvd_hf.load_teachers`, or `mvd_hf.teachers.load_cached_teachers` for targets on
+            disk), the names of `model.config.teacher_dims`.
         probe: a linear classifier to train beside the student on batches that have `labels`.
         kwargs: as for [`MVDTrainer`].
 
@@ -109,7 +111,14 @@ class DistillationTrainer(MVDTrainer):
         super().__init__(model=model, **kwargs)
         for teacher in (teacher for teacher in teachers.values() if teacher.config.shard):
             teacher.shard(self.args.device)  # before it goes there as a whole
-        self.teachers = {name: teacher.to(self.args.device) for name, teacher in teachers.items()}
+        self.teachers, self.cached = dict(teachers), {}
+        for name, teacher in teachers.items():
+            if isinstance(teacher, CachedTeacher):
+                self.cached[name] = teacher.open(precision_of(self.args), self.args.device)
+            else:
+                teacher.to(self.args.device)
+        if self.cached:
+            self.data_collator = CachingCollator(self.data_collator, self.cached)
         self.run_record.sources |= {name: source_record(teacher.config.model) for name, teacher in teachers.items()}
         self.probe = None if probe is None else probe.to(self.args.device)
         self.last_features: torch.Tensor | None = None
@@ -121,10 +130,10 @@ class DistillationTrainer(MVDTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Weighted sum of the losses against each teacher; each is logged as `loss_<teacher>`, with diagnostics."""
-        clips = {clip.shape[-1]: clip for name, clip in inputs.items() if name.startswith("pixel_values")}
+        clips, lookups = clips_by_size(inputs), inputs.get(LOOKUPS, {})
         with torch.no_grad(), self.accelerator.autocast():
-            targets = {name: teacher(clips) for name, teacher in self.teachers.items()}
-        seen = self.model_inputs(inputs)
+            targets = {name: teacher(clips, **lookups.get(name, {})) for name, teacher in self.teachers.items()}
+        seen = self.model_inputs({name: value for name, value in inputs.items() if name != LOOKUPS})
         outputs = model(**seen)
         targets = masked_targets(outputs.predictions, targets, seen.get("bool_decoded_pos", seen["bool_masked_pos"]))
         compared = (distillation_losses, agreement)
@@ -151,7 +160,12 @@ class DistillationTrainer(MVDTrainer):
         return self.probe.learn(features, labels, self.accelerator, inputs.get(IS_BLANK, False))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the effective rank of the student's features in the last micro-batch of all processes."""
+        """Add the effective rank of the student's features in the last micro-batch of all processes.
+
+        With a cache of targets, `teacher_passes` counts the batches that teachers have computed until now.
+        """
+        if "loss" in logs and self.cached:
+            logs["teacher_passes"] = self.sum_over_processes(sum(each.passes for each in self.cached.values()))
         if "loss" in logs and self.last_features is not None:
             gram = gram_matrix(self.last_features.flatten(0, 1))
             logs["student_rank"] = effective_rank(self.accelerator.reduce(gram, "sum"))
@@ -164,6 +178,8 @@ class DistillationTrainer(MVDTrainer):
             for name, teacher in self.teachers.items()
         }
         names = {"names of teachers": sorted(teachers)}
+        cached = [f"{name} ({each.cache.views} views, {each.cache.dtype})" for name, each in self.cached.items()]
+        names["target_cache"] = ", ".join(cached) or "none"
         return super().identity() | names | {"teachers": without_private_parts(teachers)}
 
     def save_beside_model(self, folder: Path):
