@@ -4,7 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from mvd_hf.arguments import Plain, keys_of, read_value
 from mvd_hf.data.masking import part_to_decode
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
+from mvd_hf.teachers.cache import CachedTeacher, CachingCollator, TargetCacheConfig, load_cached_teachers
 from mvd_hf.teachers.teacher import Teacher, TeacherConfig, load_teacher
 from mvd_hf.training.arguments import MVDTrainingArguments
 from mvd_hf.training.costs import distillation_parts, teacher_widths
@@ -39,6 +40,7 @@ class StepVariant:
         compile_teachers: whether the teachers are compiled.
         compile: whether the student and the loss are compiled.
         attention: implementation of the student's attention.
+        cached: whether targets are read from disk; they are found by the hash of the clips in every step.
     """
 
     masks_per_clip: int | None = None
@@ -47,6 +49,7 @@ class StepVariant:
     compile_teachers: bool | None = None
     compile: bool = False
     attention: str | None = None
+    cached: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "StepVariant":
@@ -103,11 +106,13 @@ class Distillation:
         config: the student's configuration.
         teachers: by name, a model or the fields of a `mvd_hf.TeacherConfig`.
         masks_per_clip: masks per clip.
+        is_cached: whether the targets are read from disk.
     """
 
     config: MVDConfig
     teachers: Mapping[str, Mapping | str]
     masks_per_clip: int = 1
+    is_cached: bool = False
 
     @classmethod
     def from_recipe(cls, student: str, config: Mapping, teachers: Mapping, masks_per_clip: int) -> "Distillation":
@@ -127,7 +132,7 @@ class Distillation:
             changes = {"dtype": variant.teacher_dtype, "compile": variant.compile_teachers}
             entry = {"model": entry} if isinstance(entry, str) else dict(entry)
             teachers[name] = entry | {key: value for key, value in changes.items() if value is not None}
-        return Distillation(config, teachers, variant.masks_per_clip or self.masks_per_clip)
+        return Distillation(config, teachers, variant.masks_per_clip or self.masks_per_clip, variant.cached)
 
     def load_teachers(self) -> dict[str, Teacher]:
         """The teachers; a missing folder with the name of a published size gives a teacher with random weights.
@@ -150,10 +155,23 @@ class Distillation:
                 loaded[name] = Teacher(keys, encoder, self.config.grid, self.config.num_frames)
         return loaded
 
+    def load_cached_teachers(self, folder: Path) -> dict[str, CachedTeacher]:
+        """The teachers with targets in a folder, where those with random weights are saved first."""
+        entries = {}
+        for name, entry in self.teachers.items():
+            keys = TeacherConfig.from_entry(name, entry)
+            saved = folder / name
+            if not Path(keys.model).exists() and not saved.exists():
+                MVDModel(MVDConfig.from_name(Path(keys.model).name)).save_pretrained(saved)
+            entries[name] = replace(keys, model=str(saved) if saved.exists() else keys.model)
+        cache = TargetCacheConfig(str(folder / "targets"))
+        return load_cached_teachers(entries, cache, self.config.grid, self.config.num_frames)
+
     @property
     def flops(self) -> int:
         """Model FLOPs of training on one clip."""
-        return sum(part.training for part in distillation_parts(self.config, self.teachers, self.masks_per_clip))
+        parts = distillation_parts(self.config, self.teachers, self.masks_per_clip)
+        return sum(part.training for part in parts if not (self.is_cached and part.kind == "teacher"))
 
     def batch(self, count: int, sizes: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
         """A random batch as from the collator: masks, and clips of the student's size and the teachers' `sizes`."""
@@ -207,13 +225,18 @@ class TrainerStep:
             masks_per_clip=distillation.masks_per_clip,
         )
         torch.manual_seed(arguments.seed)
-        student, teachers = MVDForFeatureDistillation(distillation.config), distillation.load_teachers()
+        student = MVDForFeatureDistillation(distillation.config)
+        if distillation.is_cached:
+            teachers = distillation.load_cached_teachers(Path(arguments.output) / "cached")
+        else:
+            teachers = distillation.load_teachers()
         self.trainer = DistillationTrainer(student, teachers, args=training)
         self.optimizer = self.trainer.create_optimizer()
         self.model, self.prepared_optimizer = self.trainer.accelerator.prepare(student, self.optimizer)
         self.model.train()
         sizes = [teacher.image_size for teacher in teachers.values()]
         self.batch = pinned(distillation.batch(arguments.batch_size, sizes, arguments.seed), device)
+        self.look_up = CachingCollator(dict, self.trainer.cached) if distillation.is_cached else dict
         self.clock: PhaseClock | None = None
         self.compiles = compiles
 
@@ -225,8 +248,10 @@ class TrainerStep:
         trainer, model = self.trainer, self.model
         if self.clock is not None and self.compiles:
             model = partial(self.watched_forward, model)
+        with self.phase("target lookup"):
+            batch = self.look_up(self.batch)
         with self.phase("host to device"):
-            inputs = trainer._prepare_inputs(self.batch)
+            inputs = trainer._prepare_inputs(batch)
         with self.phase("loss and diagnostics"):
             loss = trainer.compute_loss(model, inputs)
         with self.phase("backward"):
@@ -244,7 +269,8 @@ class TrainerStep:
     def phases(self, rounds: int) -> dict[str, float]:
         """Mean milliseconds of each phase over `rounds` steps."""
         self.clock = PhaseClock(self.trainer.args.device)
-        watch(self.clock, self.trainer.teachers, None if self.compiles else self.trainer.model)
+        teachers = {} if self.trainer.cached else self.trainer.teachers
+        watch(self.clock, teachers, None if self.compiles else self.trainer.model)
         for _ in range(rounds):
             self()
         self.clock.mark("end")

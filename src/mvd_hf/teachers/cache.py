@@ -47,8 +47,11 @@ logger = logging.getLogger(__name__)
 # raise it where the same weights, settings and pixels give other targets than before
 FORMAT = 1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# fields of a TeacherConfig that do not change targets; the weights stand for the model's name
-NEUTRAL = ("model", "loss", "weight", "compile", "frames_per_pass", "shard")
+# fields of a TeacherConfig that do not change what a teacher returns; the weights stand for the model's name
+NEUTRAL = (
+    *("model", "compile", "frames_per_pass", "shard"),
+    *("loss", "weight", "on", "visible_weight", "visible_weighting"),
+)
 SETTINGS, PARTIAL = "teacher.json", "partial"
 TARGETS, CHECKSUM = "targets", "crc32"
 # key of a batch: per cached teacher the hashes of the clips and, where all of them are stored, their targets
@@ -331,6 +334,7 @@ class CachedTeacher:
         self.student_grid, self.num_frames = student_grid, num_frames
         outline = empty_teacher(config, read_config(config.model), student_grid, num_frames)
         self.feature_dim, self.image_size = outline.feature_dim, outline.image_size
+        self.layer_dim = getattr(outline, "layer_dim", outline.feature_dim)
         self.choices = {"frames": outline.frames, "norm": "pre" if outline.final_norm is None else "post"}
         self.device, self.passes = torch.device("cpu"), 0
         self.teacher: Teacher | None = None

@@ -129,6 +129,17 @@ def test_the_report_compares_with_the_reference(distillation, tmp_path, caplog):
     assert REFERENCE in caplog.text
 
 
+def test_a_cached_step_reads_targets_after_the_first_call(distillation, tmp_path):
+    varied = distillation.varied(StepVariant.parse("cached=true"))
+    step = TrainerStep(varied, arguments(tmp_path))
+    for _ in range(3):
+        step()
+    assert {name: teacher.passes for name, teacher in step.trainer.cached.items()} == {"image": 1, "video": 1}
+    assert "target lookup" in step.phases(1)
+    teachers = {part for part in distillation_parts(varied.config, varied.teachers) if part.kind == "teacher"}
+    assert distillation.flops - varied.flops == sum(part.training for part in teachers) > 0
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_compiled_step_has_one_phase_for_the_student(distillation, tmp_path, monkeypatch):
