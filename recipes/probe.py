@@ -27,7 +27,7 @@ from mvd_hf.hub.licenses import hub_license
 from mvd_hf.hub.run_record import source_record
 
 # keys of the data that have no effect on frozen models
-UNUSED = ("crop", "crop_scales", "memory_gib", "on_bad_video", "streaming", "stream_size", "shuffle_buffer")
+UNUSED = ("fps", "crop", "crop_scales", "memory_gib", "on_bad_video", "streaming", "stream_size", "shuffle_buffer")
 
 
 @dataclass

@@ -22,6 +22,8 @@ COMMANDS = {
     "detect": "detect.py",
     "tiny-detection": "tiny/run_detection.py",
     "evaluate": "evaluate.py",
+    "probe": "probe.py",
+    "propagate": "propagate.py",
     "prepare": "prepare.py",
     "audit": "audit.py",
     "convert": "convert.py",
