@@ -20,12 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvd_hf.arguments import find_recipe, read_arguments, run_script
+from mvd_hf.data.atomic import replace_file
 
 logger = logging.getLogger(__name__)
 
 # file with the result of a test, beside the tested weights, and accuracies in it
 METRICS_FILE = Path("evaluation", "metrics.json")
 ACCURACIES = ("video_top1", "video_top5", "clip_top1", "clip_top5")
+# tests of at most five classes leave these out
+OPTIONAL = ("video_top5", "clip_top5")
 # keys of the fine-tuning that depend on the split
 KEYS_OF_A_SPLIT = ("dataset", "eval_dataset", "label_names")
 
@@ -128,9 +131,8 @@ class SplitRuns:
         results = {split: read_result(self.tested_folder(split)) for split in self.splits}
         summary = summarize(results)
         path = self.output_dir / "three_splits.json"
-        unfinished = path.with_suffix(".json.new")
-        unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        with replace_file(path) as unfinished:
+            unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         return summary
 
 
@@ -145,15 +147,16 @@ def read_result(folder: Path) -> dict | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        result = {key: found[key] for key in ("protocol", "num_videos", "missing", *ACCURACIES)}
-        numbers = [float(result[key]) for key in ACCURACIES]
+        accuracies = [key for key in ACCURACIES if key in found or key not in OPTIONAL]
+        result = {key: found[key] for key in ("protocol", "num_videos", "missing", *accuracies)}
+        numbers = [float(result[key]) for key in accuracies]
     except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise ValueError(
             f"The result {str(path)!r} cannot be read: {error}. Delete it to run the split again."
         ) from error
     except KeyError as error:
         raise ValueError(f"The result {str(path)!r} has no {error}. Delete it to run the split again.") from error
-    wrong = [key for key, number in zip(ACCURACIES, numbers, strict=True) if not 0 <= number <= 1]  # also of NaN
+    wrong = [key for key, number in zip(accuracies, numbers, strict=True) if not 0 <= number <= 1]  # also of NaN
     if wrong:
         raise ValueError(f"The result {str(path)!r} has {wrong[0]}={result[wrong[0]]}, not a number from 0 to 1.")
     return result
@@ -176,7 +179,8 @@ def summarize(results: dict[int, dict | None]) -> dict:
     if len(protocols) > 1:
         each = ", ".join(f"split {split}: {result['protocol']}" for split, result in found.items())
         raise ValueError(f"The test protocols differ ({each}): test with the same one, or collect some of the splits.")
-    values = {key: [float(result[key]) for result in found.values()] for key in ACCURACIES}
+    accuracies = [key for key in ACCURACIES if all(key in result for result in found.values())]
+    values = {key: [float(result[key]) for result in found.values()] for key in accuracies}
     return {
         "protocol": protocols.pop(),
         "splits": {str(split): result for split, result in found.items()},
@@ -190,10 +194,11 @@ def summarize(results: dict[int, dict | None]) -> dict:
 
 def describe(summary: dict) -> str:
     """A Markdown table of the results in percent, with the test protocol and the missing splits."""
-    header = ["split", "videos", "missing videos", "video top-1", "video top-5", "clip top-1", "clip top-5"]
+    names = [key.replace("_top", " top-") for key in summary["mean"]]
+    header = ["split", "videos", "missing videos", *names]
     lines = [header, ["---"] * len(header)]
     for split, result in summary["splits"].items():
-        accuracies = [f"{100 * result[key]:.2f}" for key in ACCURACIES]
+        accuracies = [f"{100 * result[key]:.2f}" for key in summary["mean"]]
         lines.append([split, str(result["num_videos"]), str(result["missing"]), *accuracies])
     spreads = summary["standard_deviation"]
     means = [

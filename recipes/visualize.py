@@ -5,7 +5,7 @@
 | name | figure | keys |
 |---|---|---|
 | `similarity` | similarity of features between frames (the paper's analysis) | `SimilarityArguments` |
-| `tokens` | principal components of features, as colours | `TokenFigureArguments` |
+| `tokens` | principal components of features, as colors | `TokenFigureArguments` |
 | `reconstruction` | masked patches as VideoMAE or MAE reconstructs them | `ReconstructionArguments` |
 | `attention` | attention of one patch to all patches of a clip | `AttentionArguments` |
 | `detect` | people and their actions in the key frames of a video | `DetectionFigureArguments` |
@@ -35,7 +35,7 @@ def main(arguments: list[str]):
     name, rest = take_name(arguments, list(FIGURES), "figure")
     kind, write = FIGURES[name]
     (figure,) = parse_arguments(rest, kind)
-    logging.info("Written to %s", write(figure))
+    logging.info("Written to %s", ", ".join(map(str, write(figure))))
 
 
 if __name__ == "__main__":

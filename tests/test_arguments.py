@@ -1,6 +1,7 @@
 """Arguments of a recipe: defaults, then YAML, then the command line, each read by its type; help and mistakes."""
 
 import importlib.util
+import logging
 import re
 import subprocess
 import sys
@@ -8,9 +9,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
+import datasets
 import pytest
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
+from transformers.utils import logging as transformers_logging
 
 from launching import ROOT, start
 from mvd_hf import FinetuningArguments, MVDTrainingArguments, TeacherConfig, arguments
@@ -393,6 +396,19 @@ def test_a_script_ends_with_what_it_returns_or_with_a_message(monkeypatch, capsy
         assert error.count("\n") == 1
     assert run(monkeypatch, lambda words: parse_arguments(words, MVDTrainingArguments), "--seed", "x") == 2
     assert "seed" in capsys.readouterr().err
+
+
+def test_libraries_are_quiet_about_cards_and_draw_no_bars_into_files(monkeypatch):
+    cards = logging.getLogger("huggingface_hub.repocard")
+    monkeypatch.setattr(cards, "level", logging.NOTSET)
+    done = []
+    for name, target in (("disable_progress_bar", transformers_logging), ("disable_progress_bars", datasets)):
+        monkeypatch.setattr(target, name, lambda name=name: done.append(name))
+    for is_terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
+        arguments.quieten_libraries()
+        assert not cards.isEnabledFor(logging.WARNING)
+        assert done == ([] if is_terminal else ["disable_progress_bar", "disable_progress_bars"])
 
 
 def test_a_bug_keeps_its_traceback_and_debug_shows_that_of_a_mistake(monkeypatch):

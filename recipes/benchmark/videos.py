@@ -31,10 +31,10 @@ def natural_frames(num_frames: int, height: int, width: int, seed: int) -> Itera
         drift = [i * (rows * down + columns * right) for _, (down, right) in layers]
         moved = sum(layer[0] * np.exp(-2j * np.pi * shift) for layer, shift in zip(layers, drift, strict=True))
         frame = 118 + np.fft.irfft2(moved, (height, width))
-        for start, velocity, radius, colour in shapes:
+        for start, velocity, radius, color in shapes:
             top, left = (start + i * velocity) % (height, width)
             inside = np.hypot(np.arange(height)[:, None] - top, np.arange(width)[None] - left) < radius
-            frame[:, inside] = 0.3 * frame[:, inside] + 170 * colour[:, None]
+            frame[:, inside] = 0.3 * frame[:, inside] + 170 * color[:, None]
         frame += GRAIN * rng.standard_normal((height, width))
         yield np.ascontiguousarray(frame.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from mvd_hf.data.atomic import replace_file
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.training.costs import distillation_parts, reconstruction_flops
 
@@ -253,10 +254,8 @@ def merge_results(first: Mapping, second: Mapping) -> dict:
 
 def write_results(results: Mapping, path: Path):
     """Write results as JSON, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".new")
-    unfinished.write_text(json.dumps(results) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with replace_file(path) as unfinished:
+        unfinished.write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

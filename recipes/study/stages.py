@@ -28,6 +28,7 @@ import yaml
 from transformers.utils import logging as transformers_logging
 
 from mvd_hf.arguments import merge
+from mvd_hf.data.atomic import replace_file
 
 from .scenes import TASKS, SceneSettings, class_names, make_scenes
 
@@ -314,9 +315,8 @@ def run_stage(stage: Stage, folder: Path):
             raise
     seconds = round(time.perf_counter() - start, 1)
     record = {"keys": stage.keys, "seconds": seconds, "history": training_history(target)}
-    unfinished = target / f"{RECORD}.new"
-    unfinished.write_text(json.dumps(record), encoding="utf-8")
-    unfinished.replace(target / RECORD)  # last: it marks the stage as finished
+    with replace_file(target / RECORD) as unfinished:  # last: it marks the stage as finished
+        unfinished.write_text(json.dumps(record), encoding="utf-8")
     for path in checkpoints(target):
         shutil.rmtree(path)
 

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from mvd_hf.arguments import run_script
 from mvd_hf.detection.toy import make_toy_detection_dataset
 
 # the stages run from any working directory, into which they write
@@ -51,8 +52,8 @@ def shuffle_boxes(folder: Path, seed: int = 0):
         csv.writer(file).writerows([*row[:2], *place, *row[6:]] for row, place in zip(rows, places, strict=True))
 
 
-def main():
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+def main(arguments: list[str]) -> int:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     start = time.perf_counter()
     # networks this small are fastest on one core
@@ -61,12 +62,16 @@ def main():
     for title, words in STAGES:
         words = [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
         logging.info("\n== %s: python %s", title, " ".join(words))
-        subprocess.run([sys.executable, *words], check=True, env=environment)
+        code = subprocess.run([sys.executable, *words], env=environment).returncode
+        if code:
+            logging.error("The stage %r ended with exit code %d.", title, code)
+            return code
     for name, folder in (("its boxes", OUTPUT), ("shuffled boxes", f"{OUTPUT}-shuffled")):
         metrics = json.loads(Path(folder, "evaluation", "metrics.json").read_text())
         logging.info("mAP with %s: %.1f %%", name, 100 * metrics["mAP"])
     logging.info("All stages took %.0f seconds.", time.perf_counter() - start)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -73,6 +73,7 @@ def test_the_score_of_a_video_is_the_mean_of_its_views_probabilities(model, rows
     assert figures["clip_top1"] == view_hits.mean()
     assert (figures["protocol"], figures["num_videos"], figures["missing"]) == ("4x3x2", 8, 1)
     assert "8 videos, 4x3x2 (frames x clips x crops)" in evaluation.describe()
+    assert "video_top5" not in figures  # of four classes
     assert "1 more videos" in evaluation.describe()
 
 

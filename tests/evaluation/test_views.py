@@ -34,13 +34,13 @@ def processor() -> MVDVideoProcessor:
 
 
 def means(views: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Mean colour (n, 3) and the views' number of frames (n, 1, 1) in half precision."""
+    """Mean color (n, 3) and the views' number of frames (n, 1, 1) in half precision."""
     count = torch.full((len(views), 1, 1), views.shape[1], dtype=torch.float16)
-    return {"colour": views.float().mean(dim=(1, 3, 4)), "count": count}
+    return {"color": views.float().mean(dim=(1, 3, 4)), "count": count}
 
 
 def run(function, rows, processor, folder, **options) -> ViewResults:
-    return map_views(function, VideoViews(rows, processor), folder, {"of": "colours"}, num_workers=0, **options)
+    return map_views(function, VideoViews(rows, processor), folder, {"of": "colors"}, num_workers=0, **options)
 
 
 def test_every_video_has_the_results_of_its_views_in_the_order_of_the_processor(rows, processor, tmp_path):
@@ -52,13 +52,13 @@ def test_every_video_has_the_results_of_its_views_in_the_order_of_the_processor(
         path = rows[row]["video"]["path"]
         views = processor(path, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
         assert views.shape == (6, 4, 3, 16, 16)
-        assert torch.equal(torch.from_numpy(results.array(row, "colour")), means(views)["colour"])
+        assert torch.equal(torch.tensor(results.array(row, "color")), means(views)["color"])
         assert results.array(row, "count").dtype == np.float16
         assert results.array(row, "count").shape == (6, 1, 1)
-    assert results.stack("colour").shape == (6, 6, 3)
+    assert results.stack("color").shape == (6, 6, 3)
     assert protocol_of(processor) == "4x3x2"
     processor.num_clips = processor.num_crops = 1
-    assert run(means, rows, processor, tmp_path / "one").stack("colour").shape == (6, 1, 3)
+    assert run(means, rows, processor, tmp_path / "one").stack("color").shape == (6, 1, 3)
 
 
 def test_views_of_several_videos_share_a_pass_up_to_the_bound(rows, processor, tmp_path):
@@ -93,7 +93,7 @@ def test_after_an_interruption_only_what_is_missing_is_computed(rows, processor,
     results = run(fail_at_the_fifth, rows, processor, tmp_path, views_per_pass=6, videos_per_part=2)
     assert len(seen) - 10 == 3
     whole = run(means, rows, processor, tmp_path / "whole")
-    assert np.array_equal(results.stack("colour"), whole.stack("colour"))
+    assert np.array_equal(results.stack("color"), whole.stack("color"))
 
 
 def test_what_was_computed_for_something_else_is_refused(rows, processor, tmp_path):
@@ -106,7 +106,7 @@ def test_what_was_computed_for_something_else_is_refused(rows, processor, tmp_pa
         run(means, rows.select(range(5)), processor, tmp_path)
     with pytest.raises(ValueError, match="differ in of:"):
         map_views(means, VideoViews(rows, processor), tmp_path, {"of": "sizes"})
-    assert json.loads((tmp_path / "views.json").read_text())["of"] == "colours"
+    assert json.loads((tmp_path / "views.json").read_text())["of"] == "colors"
 
 
 def test_what_was_computed_for_something_else_is_replaced_on_request(rows, processor, tmp_path):

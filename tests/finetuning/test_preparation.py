@@ -179,7 +179,10 @@ def test_frames_are_sampled_by_the_videos_lengths(classes, tmp_path, caplog, num
     keys, chosen = choose_clips(KEYS, data, videos, num_frames)
     assert (keys.sampling, keys.flip, chosen.stride) == (sampling, 0.5, stride)
     assert f"Sampling {sampling}" in caplog.text
-    given, _ = choose_clips(replace(KEYS, sampling="uniform", flip=0.1), data, videos, num_frames)
+    uniform = replace(KEYS, sampling="uniform", flip=0.1)
+    with pytest.raises(ValueError, match="stride=2"):
+        choose_clips(uniform, replace(data, stride=2), videos, num_frames)
+    given, _ = choose_clips(uniform, replace(data, stride=4), videos, num_frames)
     assert (given.sampling, given.flip) == ("uniform", 0.1)
 
 

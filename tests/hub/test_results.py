@@ -47,6 +47,11 @@ def test_measured_results_are_percentages_with_their_protocol(tmp_path):
     assert measured_results(write(tmp_path, missing=0), "K")[0].remark == "measured on 1000 videos"
 
 
+def test_a_test_of_few_classes_has_no_top_5(tmp_path):
+    (result,) = measured_results(write(tmp_path, video_top5=None, clip_top5=None), "K")
+    assert list(result.metrics) == ["top-1 of videos", "top-1 of single clips"]
+
+
 def test_without_an_evaluation_there_are_none(tmp_path):
     assert measured_results(tmp_path, None) == []
 
@@ -60,8 +65,8 @@ def test_results_of_other_weights_are_left_out(tmp_path, caplog):
 
 
 def test_incomplete_results_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"metrics\.json' lacks protocol, clip_top5"):
-        measured_results(write(tmp_path, protocol=None, clip_top5=None), "K")
+    with pytest.raises(ValueError, match=r"metrics\.json' lacks protocol, clip_top1"):
+        measured_results(write(tmp_path, protocol=None, clip_top1=None), "K")
     with pytest.raises(ValueError, match="evaluated_on"):
         measured_results(write(tmp_path), None)
 

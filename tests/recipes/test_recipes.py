@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -288,6 +289,24 @@ def test_every_stage_of_the_tiny_detection_job_resolves():
     ]
     for _, (script, *arguments) in module.STAGES:
         resolve_detection(script, arguments)
+
+
+def test_the_tiny_detection_job_runs_from_any_folder_and_ends_with_a_stage_that_fails(tmp_path, monkeypatch):
+    module, started = load_script("recipes/tiny/run_detection.py"), []
+
+    def run(words, env):
+        started.append(words)
+        return SimpleNamespace(returncode=7 * (len(started) == 2))
+
+    monkeypatch.chdir(tmp_path)
+    settings = ToyDetectionSettings(num_train=1, num_validation=1, height=32, width=32)
+    monkeypatch.setattr(module, "make_toy_detection_dataset", lambda path: make_toy_detection_dataset(path, settings))
+    monkeypatch.setattr(module.subprocess, "run", run)
+    assert module.main([]) == 7
+    assert len(started) == 2
+    assert all(Path(words[1]).is_file() for words in started)
+    assert Path(started[1][2]).is_file()
+    assert (tmp_path / "outputs" / "tiny" / "detection" / "shuffled_boxes.csv").is_file()
 
 
 @pytest.mark.parametrize("path", DETECTION, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -91,6 +91,17 @@ def test_results_lie_beside_the_weights_that_were_tested(job):
         runs(job, splits=[1]).collect()
 
 
+def test_tests_of_few_classes_have_no_top_5(job):
+    for split in (1, 2):
+        few = {key: value for key, value in metrics(0.5).items() if "top5" not in key}
+        (job / "my data" / f"test_{split}.csv").write_text(json.dumps(few), encoding="utf-8")
+    these = runs(job, splits=[1, 2])
+    these.run()
+    summary = these.collect()
+    assert summary["mean"] == pytest.approx({"video_top1": 0.5, "clip_top1": 0.4})
+    assert "| 1 | 100 | 0 | 50.00 | 40.00 |" in describe(summary)
+
+
 def test_mean_and_sample_standard_deviation(job):
     these = runs(job)
     these.run()

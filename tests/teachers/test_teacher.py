@@ -168,6 +168,11 @@ def test_a_grid_that_cannot_match_is_an_error_that_says_what_would(config, teach
         Teacher(TeacherConfig("m", **config), model(name, **overrides), GRID, num_frames=4)
 
 
+def test_frames_that_tubelets_do_not_divide_are_named():
+    with pytest.raises(ValueError, match=r"tubelets of 2 frames, and 7 .*num_frames"):
+        Teacher(TeacherConfig("m"), model("videomae-b"), (3, 4, 4), num_frames=7)
+
+
 def test_layernorm_targets_are_standardised_vectors():
     teacher = Teacher(TeacherConfig("m", target_norm="layernorm"), model("mae-b"), GRID, num_frames=4)
     raw = Teacher(TeacherConfig("m"), teacher.model, GRID, num_frames=4)

@@ -145,3 +145,11 @@ def test_a_refused_argument_is_named_with_its_value():
         other = others.get(name, value is False)
         with pytest.raises(ValueError, match=f"{name}="):
             arguments(**{name: other})
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16_full_eval"])
+def test_bfloat16_without_a_gpu_names_the_keys_that_help(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("mvd_hf.training.arguments.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(ValueError, match=rf"{name}=True.*--{name} false.*--use_cpu"):
+        MVDTrainingArguments(output_dir=str(tmp_path), **{name: True})
+    assert getattr(MVDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: True}), name)

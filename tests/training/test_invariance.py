@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -318,3 +319,17 @@ def test_sharded_processes_train_as_one_and_resume_exactly(
     again, resumed = train()
     assert again == losses
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+
+def test_ctrl_c_ends_two_processes_with_a_checkpoint_and_without_a_traceback(recipe, tmp_path):
+    keys = {"processes": 2, "per_device_train_batch_size": 8, "num_train_epochs": 60, "save_steps": 40}
+    run = start("distill.py", recipe, output_dir=tmp_path, dataloader_num_workers=1, **keys)
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "checkpoint-40" / "trainer_state.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run.signal(signal.SIGINT)  # as a terminal does it, to all of its processes
+    assert run.wait() == [128 + signal.SIGINT] * 2, run.text()[-3000:]
+    assert run.text().count("Stopped by SIGINT after step") == 1
+    assert "Traceback" not in run.text()
+    assert max(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")) > 40

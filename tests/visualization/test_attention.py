@@ -90,7 +90,8 @@ def test_figure_film_and_arrays_of_a_classifier_are_written(tiny_student_config,
         heads=[1],
         output=str(tmp_path / "attention.png"),
     )
-    path = write_attention(arguments)
+    path, *others = write_attention(arguments)
+    assert others == [path.with_suffix(".npz"), path.with_suffix(".mp4")]
     assert path.read_bytes().startswith(b"\x89PNG")
     with VideoReader(path.with_suffix(".mp4")) as reader:
         assert len(reader) == 4

@@ -188,6 +188,10 @@ def test_arguments_that_cannot_work_are_refused(models, tmp_path):
         DemoArguments("x", examples=["nowhere"]).example_files()
     with pytest.raises(ValueError, match="norm: pre"):
         Demo(DemoArguments(models["classifier"], norm="post"))
+    # before a model is looked for on the Hub
+    for options in ({"model": "outputs/none"}, {"models": ["outputs/none"]}, {"examples": ["outputs/none"]}):
+        with pytest.raises(ValueError, match="outputs/none"):
+            Demo(DemoArguments(**{"model": "me/model"} | options))
     (tmp_path / "b.mp4").touch()
     (tmp_path / "a.webm").touch()
     (tmp_path / "metadata.csv").touch()

@@ -24,7 +24,7 @@ BLUE = (0, 114, 178)
 
 
 def near(frame: np.ndarray, color=BLUE, distance: int = 12) -> np.ndarray:
-    """Pixels of a frame (H, W, 3) with about this colour."""
+    """Pixels of a frame (H, W, 3) with about this color."""
     return np.abs(frame.astype(int) - color).max(axis=-1) < distance
 
 
@@ -90,7 +90,7 @@ def test_text_is_written_beside_the_box_and_not_over_another():
     assert near(crowded, BLUE, 45)[302:330, 205:240].any()
 
 
-def test_each_person_has_another_colour():
+def test_each_person_has_another_color():
     boxes = [(10 + 70 * i, 300, 60 + 70 * i, 400) for i in range(8)]
     frame = draw_people(np.full((480, 640, 3), 10, dtype=np.uint8), boxes, [[]] * 8)
     edges = [tuple(frame[350, 10 + 70 * i + 1]) for i in range(8)]

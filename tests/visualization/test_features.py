@@ -104,7 +104,7 @@ def test_a_clip_is_the_middle_of_the_video_or_begins_at_a_second(counting_video)
     assert np.abs(frames.mean(axis=(1, 2, 3)) - [50, 65, 80, 95]).max() < 3
     assert seconds.tolist() == pytest.approx([1.0, 1.3, 1.6, 1.9])
     with pytest.raises(ValueError, match="--video"):
-        ClipFigureArguments().read_clip(4)
+        ClipFigureArguments().check_paths([])
 
 
 def test_frames_are_cropped_in_the_centre():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvd_hf import MVDConfig, MVDForPixelReconstruction, tube_mask
+from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForPixelReconstruction, tube_mask
 from mvd_hf.model.patches_mvd import pixel_targets
 from mvd_hf.model.video_reading import VideoReader
 from mvd_hf.visualization.reconstruction import (
@@ -103,7 +103,7 @@ def test_masks_have_the_models_own_ratio_by_default():
 def test_figure_film_and_arrays_are_written(kind, toy_folder, tmp_path):
     MVDForPixelReconstruction(config_of(kind)).save_pretrained(tmp_path / "model")
     options = {"video": f"{toy_folder}/validation/0000.mp4", "stride": 2, "output": str(tmp_path / "made.png")}
-    path = write_reconstruction(ReconstructionArguments(model=str(tmp_path / "model"), num_frames=3, **options))
+    path, *_ = write_reconstruction(ReconstructionArguments(model=str(tmp_path / "model"), num_frames=3, **options))
     assert path.read_bytes().startswith(b"\x89PNG")
     frames = 4 if kind == "videomae" else 3
     with VideoReader(path.with_suffix(".mp4")) as reader:
@@ -112,9 +112,19 @@ def test_figure_film_and_arrays_are_written(kind, toy_folder, tmp_path):
         assert arrays["predicted"].shape == (frames, 16, 16, 3)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_what_is_missing_is_named(tmp_path, toy_folder):
     with pytest.raises(ValueError, match="--model"):
         write_reconstruction(ReconstructionArguments(video="x.mp4"))
+    with pytest.raises(ValueError, match="--video"):
+        write_reconstruction(ReconstructionArguments(model="me/model"))
+    with pytest.raises(ValueError, match=r"x\.mp4"):  # without a look at the Hub
+        write_reconstruction(ReconstructionArguments(model="me/model", video="x.mp4"))
+    video = f"{toy_folder}/validation/0000.mp4"
+    with pytest.raises(ValueError, match="outputs/none"):
+        write_reconstruction(ReconstructionArguments(model="outputs/none", video=video))
+    MVDForFeatureDistillation(config_of("videomae")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"MVDForFeatureDistillation.*recipes/pretrain\.py"):
+        write_reconstruction(ReconstructionArguments(model=str(tmp_path), video=video))
     config = config_of("videomae")
     with pytest.raises(ValueError, match=r"3 frames .* 4"):
         reconstruct(MVDForPixelReconstruction(config), clips_for(config)[0, :3], torch.zeros(1, 32, dtype=torch.bool))

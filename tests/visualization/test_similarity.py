@@ -18,6 +18,7 @@ from mvd_hf.visualization.similarity import (
     slot_similarity,
     write_similarity,
 )
+from mvd_hf.visualization.strips import figure_pixels
 
 GRID = (3, 2, 2)
 
@@ -106,14 +107,28 @@ def test_a_clip_of_one_slot_has_no_similarity(tiny_student_config, tmp_path):
         measure_similarity(load_feature_extractor([str(tmp_path)]), None)
 
 
+@pytest.mark.parametrize("name", ["student", "outputs/a-student-with-a-long-name/checkpoint-12345"])
+def test_nothing_of_a_figure_s_titles_is_cut_off(name):
+    figure = draw_similarity(FeatureSimilarity({name: np.ones((1, 4, 4))}))
+    figure_pixels(figure)
+    for title in (figure._suptitle, figure.axes[0].title):
+        box = title.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+
+
 def test_figure_and_numbers_are_written(models, toy_folder, tmp_path):
     output = tmp_path / "pictures" / "similarity.png"
-    path = write_similarity(
+    path, numbers_path = write_similarity(
         SimilarityArguments(list(models.values()), toy_folder, max_samples=3, output=str(output), average="slot")
     )
     assert path.read_bytes().startswith(b"\x89PNG")
-    numbers = json.loads(output.with_suffix(".json").read_text())
+    assert numbers_path == output.with_suffix(".json")
+    numbers = json.loads(numbers_path.read_text())
+    assert numbers["split"] == "validation"
     assert list(numbers["models"]) == ["one", "two"]
     assert (numbers["clips"], numbers["average"], numbers["norm"], numbers["layer"]) == (3, "slot", "post", -1)
+    with pytest.raises(ValueError, match="outputs/none"):  # before a model is loaded
+        write_similarity(SimilarityArguments(["me/model"], "outputs/none"))
     with pytest.raises(ValueError, match="--dataset"):
         write_similarity(SimilarityArguments(list(models.values())))

@@ -1,4 +1,4 @@
-"""Principal components as colours: the same for all patches of a clip, with stable signs."""
+"""Principal components as colors: the same for all patches of a clip, with stable signs."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_features_without_components_are_refused(features):
         principal_components(features)
 
 
-def test_equal_patches_have_one_colour():
+def test_equal_patches_have_one_color():
     groups = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     number = torch.arange(24) % 4
     colors, share = token_colors(groups[number], (2, 3, 4))
@@ -78,7 +78,7 @@ def test_student_and_teachers_are_drawn_beside_the_clip(arguments):
 
 
 def test_figure_film_and_arrays_are_written(arguments, tmp_path):
-    path = write_tokens(arguments)
+    path, *_ = write_tokens(arguments)
     assert path.read_bytes().startswith(b"\x89PNG")
     with VideoReader(path.with_suffix(".mp4")) as reader:
         assert len(reader) == 2

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..data.atomic import replace_file
 from ..data.folders import VIDEO_SUFFIXES, visible_files
 from ..model.loading_mvd import listed
 
@@ -404,12 +405,7 @@ def write_lists(output: str | Path, lists: dict[str, List], label_names: Sequenc
             )
         table = io.StringIO()
         csv.writer(table, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerows(rows)
-        replace_file(output / f"{name}.csv", table.getvalue())
-    replace_file(output / "classes.txt", "".join(f"{name}\n" for name in label_names))
-
-
-def replace_file(path: Path, text: str):
-    """Write a text file, all of it or nothing."""
-    unfinished = path.with_name(f"{path.name}.new")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+        with replace_file(output / f"{name}.csv") as unfinished:
+            unfinished.write_text(table.getvalue(), encoding="utf-8")
+    with replace_file(output / "classes.txt") as unfinished:
+        unfinished.write_text("".join(f"{name}\n" for name in label_names), encoding="utf-8")

@@ -12,6 +12,7 @@ import datasets
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
 from ..arguments import check_path
+from .atomic import replace_file
 from .builders import make_builder
 from .folders import AMBIGUOUS, CLASS_LEVELS, with_classes
 from .list_files import INDEX, read_list_file
@@ -432,10 +433,8 @@ def keep_listed(rows: Rows, column: str, use: dict[str, bool]) -> Rows:
 
 def write_table(path: str | Path, rows: Iterable[Mapping], columns: Sequence[str]):
     """Write these columns of rows as a CSV file: all of it or, after an error, nothing."""
-    unfinished = Path(f"{path}.new")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    options = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    with replace_file(path) as unfinished, open(unfinished, "w", **options) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(unfinished, path)

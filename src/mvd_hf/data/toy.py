@@ -19,7 +19,7 @@ MOTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
 
 def texture(appearance: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A square patch (size, size, 3) of a two-coloured pattern with random colours, period and phase, in 0 to 255."""
+    """A square patch (size, size, 3) of a two-colored pattern with random colors, period and phase, in 0 to 255."""
     row, column = np.mgrid[:size, :size]
     period = size / rng.uniform(2.5, 4.0)
     row, column = row + rng.uniform(0, period), column + rng.uniform(0, period)
@@ -67,7 +67,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 25, g
         path, frames: the file, and its frames.
         fps: frames per second.
         gop_size: frames from one key frame to the next.
-        crf: constant rate factor of x264, from 0 (loses only colour resolution) to 51.
+        crf: constant rate factor of x264, from 0 (loses only color resolution) to 51.
 
     Raises:
         ValueError: if there is no frame.

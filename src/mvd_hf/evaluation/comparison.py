@@ -62,7 +62,7 @@ class ComparisonArguments:
         students: names of the models that are students; by default those whose name begins with `student`. The others
             are teachers.
         methods: `knn`, `linear` (logistic regression), `attentive` (see `probe_blocks`).
-        baselines: `majority` (the most frequent class), `pixels` (colours of 4 frames of 16 x 16, linear), `random`
+        baselines: `majority` (the most frequent class), `pixels` (colors of 4 frames of 16 x 16, linear), `random`
             (the network of each student, or else of the first model, with random weights).
         image_frames: frames of a clip that an image model sees.
         test_clips, test_crops: views of a test video, whose probabilities are averaged.

@@ -205,7 +205,7 @@ class Encoder(nn.Module):
 
 
 class PixelEncoder(nn.Module):
-    """A baseline without a network: the colours of a few small frames, (B, T * C * 16 * 16)."""
+    """A baseline without a network: the colors of a few small frames, (B, T * C * 16 * 16)."""
 
     name, num_frames, image_size, grid = "pixels", 4, 64, 16
 

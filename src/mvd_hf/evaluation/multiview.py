@@ -78,19 +78,21 @@ class Evaluation:
         """The metrics of a test; accuracies are from 0 to 1.
 
         `video_*` are accuracies over videos, from the mean probabilities of their views (as the paper reports);
-        `clip_*` are over single views. Missing videos are excluded. `weights` is the hash of the tested weights.
+        `clip_*` are over single views. With at most five classes every answer is among the top 5, and there is no
+        `*_top5`. Missing videos are excluded. `weights` is the hash of the tested weights.
         `majority_top1` is the accuracy of always naming the `majority_class`, if it is known.
         """
         majority = {}
         if self.majority_class is not None:
             majority["majority_top1"] = float((self.labels == self.majority_class).mean())
+        ranks = (1, 5) if len(self.names) > 5 else (1,)
         views, labels = self.logits.reshape(-1, len(self.names)), np.repeat(self.labels, self.logits.shape[1])
         return {
             "protocol": self.protocol,
             "num_videos": len(self.videos),
             "missing": len(self.missing),
-            **{f"video_top{k}": float(top_k_hits(self.probabilities, self.labels, k).mean()) for k in (1, 5)},
-            **{f"clip_top{k}": float(top_k_hits(views, labels, k).mean()) for k in (1, 5)},
+            **{f"video_top{k}": float(top_k_hits(self.probabilities, self.labels, k).mean()) for k in ranks},
+            **{f"clip_top{k}": float(top_k_hits(views, labels, k).mean()) for k in ranks},
             "mean_class_accuracy": mean_class_accuracy(self.predictions, self.labels, len(self.names)),
             **majority,
             "weights": self.weights,
@@ -128,12 +130,14 @@ class Evaluation:
     def describe(self) -> str:
         """The metrics in words, with the test protocol."""
         figures = {key: f"{100 * value:.2f} %" for key, value in self.metrics().items() if isinstance(value, float)}
-        top5 = ", top-5 {}" if len(self.names) > 5 else ""  # with at most five classes every answer is right
+        top5 = {
+            kind: f", top-5 {figures[f'{kind}_top5']}" if len(self.names) > 5 else "" for kind in ("video", "clip")
+        }
         lines = [
             f"{len(self.videos)} videos, {self.protocol} (frames x clips x crops):",
-            f"  over videos: top-1 {figures['video_top1']}{top5.format(figures['video_top5'])}, mean over classes "
+            f"  over videos: top-1 {figures['video_top1']}{top5['video']}, mean over classes "
             f"{figures['mean_class_accuracy']}",
-            f"  over single views: top-1 {figures['clip_top1']}{top5.format(figures['clip_top5'])}",
+            f"  over single views: top-1 {figures['clip_top1']}{top5['clip']}",
         ]
         if len(self.videos) < FEW_VIDEOS:
             low, high = wilson_interval(self.metrics()["video_top1"], len(self.videos))

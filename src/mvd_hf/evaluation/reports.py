@@ -56,7 +56,7 @@ def confused_pairs(evaluation: Evaluation) -> list[dict]:
 
 
 def draw_confusion(evaluation: Evaluation) -> Figure:
-    """The confusion matrix, coloured by the share of each true class; with names and counts if they fit."""
+    """The confusion matrix, colored by the share of each true class; with names and counts if they fit."""
     num_classes = len(evaluation.names)
     totals = evaluation.confusion.sum(axis=1, keepdims=True)
     shares = np.divide(evaluation.confusion, totals, out=np.zeros(evaluation.confusion.shape), where=totals > 0)

@@ -6,7 +6,6 @@ Letters in shapes: V views of a video (clips x crops), T frames, C channels, H x
 import itertools
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pyarrow import feather
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from ..data.atomic import replace_file
 from ..data.decoding import media_content
 from ..data.hashing import hash_of_names
 from ..data.sources import media_column, media_name
@@ -134,9 +134,8 @@ def write_part(folder: Path, number: int, records: Sequence[dict]):
     shapes = json.dumps({name: list(example.shape) for name, example in arrays.items()})
     table = pa.table(columns).replace_schema_metadata({"shapes": shapes})
     path = folder / f"part-{number:06d}-of-{PartialState().process_index}.arrow"
-    unfinished = path.with_suffix(".new")
-    feather.write_feather(table, unfinished, compression="uncompressed")
-    os.replace(unfinished, path)
+    with replace_file(path) as unfinished:
+        feather.write_feather(table, unfinished, compression="uncompressed")
 
 
 def claim_folder(folder: Path, description: dict, replace: bool = False):
@@ -160,10 +159,8 @@ def claim_folder(folder: Path, description: dict, replace: bool = False):
             logger.info("Earlier results in %s differ in %s and are replaced.", folder, ", ".join(differing))
         for path_of_part in folder.glob("part-*"):
             path_of_part.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".new")
-        unfinished.write_text(json.dumps(description, indent=1), encoding="utf-8")
-        os.replace(unfinished, path)
+        with replace_file(path) as unfinished:
+            unfinished.write_text(json.dumps(description, indent=1), encoding="utf-8")
     state.wait_for_everyone()
 
 

@@ -227,7 +227,7 @@ class Adaptation:
             "protocol": f"{protocol_of(self.test_processor())}, k={neighbours}",
             "num_videos": len(truth),
             "missing": len(results.problems),
-            **{f"knn_top{k}": top_k_accuracy(votes, truth, k) for k in (1, 5)},
+            **{f"knn_top{k}": top_k_accuracy(votes, truth, k) for k in ((1, 5) if videos.num_labels > 5 else (1,))},
             "majority_top1": float((truth == self.majority_class()).mean()),
         }
         if PartialState().is_main_process:
@@ -235,13 +235,13 @@ class Adaptation:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
             logger.info(
-                "k-NN, k=%d of %d training videos, on %d videos: top-1 %.2f %%, top-5 %.2f %%; always naming the most "
-                "frequent class of training: %.2f %%. Written to %s",
+                "k-NN, k=%d of %d training videos, on %d videos: top-1 %.2f %%%s; always naming the most frequent "
+                "class of training: %.2f %%. Written to %s",
                 neighbours,
                 len(bank.rows()),
                 len(truth),
                 100 * figures["knn_top1"],
-                100 * figures["knn_top5"],
+                f", top-5 {100 * figures['knn_top5']:.2f} %" if "knn_top5" in figures else "",
                 100 * figures["majority_top1"],
                 path,
             )

@@ -22,7 +22,7 @@ from ..curation.splitting import (
     split_rows,
     write_duplicates,
 )
-from ..data.arguments import DataArguments, FinetuningClipArguments
+from ..data.arguments import STRIDE, DataArguments, FinetuningClipArguments
 from ..data.decoding import open_media
 from ..data.sources import VALIDATION_SPLITS, LabelReader, Rows, media_column, media_name, split_names
 from ..evaluation.multiview import read_labels
@@ -312,6 +312,11 @@ def choose_clips(
     The sampling depends on the lengths of the videos; clips are flipped unless classes distinguish left from right.
     """
     sampling, flip, stride = keys.sampling, keys.flip, data.stride
+    if sampling == "uniform" and stride != STRIDE:
+        raise ValueError(
+            f"stride={stride} has no effect: clips of sampling=uniform are spread over the whole video. Leave stride "
+            "out, or give sampling=dense."
+        )
     if sampling is None and data.fps is not None:
         sampling = "dense"
         logger.info("Sampling dense with fps %g: clips are random parts of the video.", data.fps)

@@ -38,7 +38,7 @@ class MVDConfig(PreTrainedConfig):
     Args:
         image_size (`int` or `(height, width)`, defaults to 224): pixels of a frame.
         patch_size (`int`, defaults to 16): pixels of a patch's side.
-        num_channels (`int`, defaults to 3): colour channels.
+        num_channels (`int`, defaults to 3): color channels.
         num_frames (`int`, defaults to 16): frames of a clip.
         tubelet_size (`int`, defaults to 2): frames of a patch.
         hidden_size (`int`, defaults to 768): width of the encoder.

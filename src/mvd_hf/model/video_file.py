@@ -186,8 +186,8 @@ class OpenVideo:
         # the whole frame: for the region alone its planes would have to be copied, to save less than 1 % of a clip
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-        except av.error.FFmpegError as error:  # such as colours of a kind that is tagged as reserved
-            raise VideoReadError(self.source, f"its colours cannot be converted to RGB ({error})") from error
+        except av.error.FFmpegError as error:  # such as colors of a kind that is tagged as reserved
+            raise VideoReadError(self.source, f"its colors cannot be converted to RGB ({error})") from error
         plane = rgb.planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
         pixels = rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)

@@ -73,7 +73,7 @@ class Frames:
 
         Raises:
             ValueError: if the box is not inside the frames.
-            VideoReadError: if the colours of a file cannot be converted.
+            VideoReadError: if the colors of a file cannot be converted.
         """
         top, left, height, width = box = (0, 0, *self.size) if box is None else box
         bottom, right = top + height, left + width

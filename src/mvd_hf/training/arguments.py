@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.utils import is_torch_bf16_gpu_available
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,12 @@ class MVDTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(default=None, init=False)
 
     def __post_init__(self):
+        for name in ("bf16", "bf16_full_eval"):
+            if getattr(self, name) and not self.use_cpu and not is_torch_bf16_gpu_available():
+                raise ValueError(
+                    f"{name}=True needs a GPU that computes in bfloat16, and there is none: give --{name} false to "
+                    "compute in float32, or --use_cpu true for bfloat16 on the CPU, which is slow."
+                )
         super().__post_init__()
         check_processes(self.world_size)
         self._check()

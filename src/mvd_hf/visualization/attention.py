@@ -17,7 +17,7 @@ from ..model.patches_mvd import patch_grid
 from .features import ClipFigureArguments, crop_frames
 from .strips import draw_strips, film_frames
 
-# opacity of the attention over a frame, and the colour of the query's frame
+# opacity of the attention over a frame, and the color of the query's frame
 OPACITY, QUERY_COLOR = 0.6, (255, 255, 255)
 
 
@@ -63,7 +63,7 @@ def query_attention(model: MVDModel, clip: torch.Tensor, query: tuple[int, int, 
 
 
 def overlay_attention(frames: np.ndarray, attention: np.ndarray, query: tuple[int, int, int]) -> np.ndarray:
-    """Frames (T, H, W, 3) under attention (t, h, w) as colours, brightest at the largest attention of the clip.
+    """Frames (T, H, W, 3) under attention (t, h, w) as colors, brightest at the largest attention of the clip.
 
     The query's patch is framed in the frames of its slot. Frames are enlarged if patches have few pixels.
     """
@@ -73,7 +73,7 @@ def overlay_attention(frames: np.ndarray, attention: np.ndarray, query: tuple[in
     side *= factor
     heat = colormaps["inferno"](attention / max(attention.max(), 1e-12))[..., :3]
     heat = heat.repeat(tubelet, 0).repeat(side, 1).repeat(side, 2)
-    grey = frames.mean(axis=-1, keepdims=True) / 255  # the frames lose their colours, so that colour is attention
+    grey = frames.mean(axis=-1, keepdims=True) / 255  # the frames lose their colors, so that color is attention
     frames = (255 * ((1 - OPACITY) * grey + OPACITY * heat)).round().astype(np.uint8)
     slot, row, column = query
     border, width = frames[slot * tubelet : (slot + 1) * tubelet], max(2, side // 8)
@@ -129,12 +129,14 @@ def choose_heads(attention: np.ndarray, heads: Sequence[int] | None) -> dict[str
     return {f"head {head}": attention[head] for head in heads}
 
 
-def write_attention(arguments: AttentionArguments) -> Path:
-    """Draw the attention of a patch as a figure, a film and arrays; returns the figure's path.
+def write_attention(arguments: AttentionArguments) -> list[Path]:
+    """Draw the attention of a patch as a figure, arrays and a film; returns the paths.
 
     Raises:
         ValueError: if there is no such model, patch, layer or head, or the clip cannot be read.
     """
+    if arguments.model:
+        arguments.check_paths([arguments.model])
     model = load_encoder(arguments.model, arguments.device)
     config = model.config
     query = choose_query(arguments.query, config)

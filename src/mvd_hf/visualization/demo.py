@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForVideoClassification, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
+from ..arguments import check_path
 from ..data.folders import VIDEO_SUFFIXES
 from ..data.masking import tube_mask
 from ..hub.loading import load_processor
@@ -188,11 +189,14 @@ class Demo:
 
     def __init__(self, arguments: DemoArguments):
         self.arguments = arguments
+        models = arguments.models or [arguments.model]
+        for source in (arguments.model, *(models.values() if isinstance(models, dict) else models)):
+            check_path(source, "model")
+        arguments.example_files()  # the error comes before the models are loaded
         model = AutoModelForVideoClassification.from_pretrained(arguments.model, dtype=torch.float32)
         self.model = model.to(arguments.device).eval()
         self.processor = load_processor(arguments.model, self.model.config, arguments.sampling)
         self.processor.num_clips = self.processor.num_crops = 1
-        models = arguments.models or [arguments.model]
         self.extractor = load_feature_extractor(models, arguments.device, norm=arguments.norm)
 
     def predict(self, video: str) -> WindowPredictions:

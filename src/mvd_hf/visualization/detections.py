@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from ..arguments import check_path
 from ..detection.ava import BOX, KEY, read_boxes, read_person_boxes
 from ..model.detection_mvd import MVDForActionDetection
 from ..model.frame_sampling import key_frame_clip, key_frame_clip_by_seconds
@@ -18,7 +19,7 @@ from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader
 from .strips import write_film
 
-# colours that are distinguishable with a red-green color vision deficiency (Okabe and Ito)
+# colors that are distinguishable with a red-green color vision deficiency (Okabe and Ito)
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 # short side of a drawn frame; smaller frames are enlarged so that text fits
 MIN_SIDE = 480
@@ -172,9 +173,13 @@ def shared_area(panel: Box, other: Box) -> float:
     return max(width, 0) * max(height, 0)
 
 
-def write_detections(arguments: DetectionFigureArguments) -> Path:
+def write_detections(arguments: DetectionFigureArguments) -> list[Path]:
     """Draw the key frames of a video as an mp4 file; returns its path."""
+    check_path(arguments.model, "model")
+    for path in (arguments.video, arguments.boxes, arguments.annotations):
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"There is no file {path!r}.")
     model = MVDForActionDetection.from_pretrained(arguments.model)
     processor = MVDVideoProcessor.from_pretrained(arguments.model)
     write_film(arguments.output, detection_frames(model, processor, arguments), arguments.hold)
-    return Path(arguments.output)
+    return [Path(arguments.output)]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ..arguments import check_path
 from ..data.decoding import open_media
 from ..data.sources import media_column, media_name
 from ..model.frame_sampling import dense_test_frames
@@ -152,26 +153,36 @@ class ClipFigureArguments:
     device: str = "cpu"
     output: str = "outputs/figures/clip.png"
 
+    def check_paths(self, models: ModelEntries):
+        """Raise ValueError for a model or a video that is not there, before the Hub is asked for a model."""
+        for entry in models.values() if isinstance(models, Mapping) else models:
+            if isinstance(entry, str):
+                check_path(entry, "model")
+        if not self.video:
+            raise ValueError("Nothing to draw: give --video.")
+        if not Path(self.video).is_file():
+            raise ValueError(f"There is no video {self.video!r}.")
+
     def read_clip(self, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames (T, H, W, 3) of the clip, and their times (T,) in seconds.
 
         Raises:
-            ValueError: if no video was given, or it ends before `start`.
+            ValueError: if the video ends before `start`.
             VideoReadError: (a ValueError) if it cannot be read.
         """
-        if not self.video:
-            raise ValueError("Nothing to draw: give --video.")
         with VideoReader(self.video) as reader:
             indices = clip_indices(reader, num_frames, self.stride, self.start)
             return reader.read(indices), reader.times()[indices]
 
-    def write(self, figure: Figure, film: Iterable[np.ndarray], **arrays) -> Path:
-        """Write a figure, the frames of its film and its arrays; returns the figure's path."""
+    def write(self, figure: Figure, film: Iterable[np.ndarray], **arrays) -> list[Path]:
+        """Write a figure, its arrays and the frames of its film; returns the paths."""
         path = write_figure(self.output, figure)
-        np.savez_compressed(path.with_suffix(".npz"), **arrays)
+        paths = [path, path.with_suffix(".npz")]
+        np.savez_compressed(paths[1], **arrays)
         if self.film:
-            write_film(path.with_suffix(".mp4"), film, 1 / self.fps, self.fps)
-        return path
+            paths.append(path.with_suffix(".mp4"))
+            write_film(paths[2], film, 1 / self.fps, self.fps)
+        return paths
 
 
 class MiddleClips(torch.utils.data.Dataset):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..data.masking import MASKS, Grid
+from ..hub.loading import read_stored_config
 from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import MVDForPixelReconstruction
 from ..model.patches_mvd import patch_grid, split_patches
@@ -27,7 +28,7 @@ def denormalize_targets(values: torch.Tensor, clips: torch.Tensor, config: MVDCo
 
     If targets are normalized per patch (`norm_pix_loss`), the model predicts no mean and standard deviation, and those
     of the true patch are used, as is usual in figures of masked autoencoders. These figures show the predicted pattern
-    in the true brightness, contrast and, as VideoMAE normalizes each channel, colour.
+    in the true brightness, contrast and, as VideoMAE normalizes each channel, color.
 
     Args:
         values: in the order of `pixel_targets`.
@@ -142,15 +143,27 @@ def draw_masks(config: MVDConfig, num_clips: int, ratio: float | None, seed: int
     return torch.stack([MASKS[config.mask_type](config.grid, ratio, generator) for _ in range(num_clips)])
 
 
-def write_reconstruction(arguments: ReconstructionArguments) -> Path:
-    """Draw a clip, its visible patches and their reconstruction as figure, film and arrays; returns the figure's path.
+def load_autoencoder(source: str, device: str = "cpu") -> MVDForPixelReconstruction:
+    """A model of stage 1; raises ValueError if a checkpoint has another stage, as only stage 1 predicts pixels."""
+    kinds = read_stored_config(source).get("architectures") or [MVDForPixelReconstruction.__name__]
+    if MVDForPixelReconstruction.__name__ not in kinds:
+        raise ValueError(
+            f"The model {source!r} is a {kinds[0]}, which predicts no pixels: give a masked autoencoder, as "
+            "recipes/pretrain.py trains and recipes/convert.py converts."
+        )
+    return MVDForPixelReconstruction.from_pretrained(source, dtype=torch.float32).to(device)
+
+
+def write_reconstruction(arguments: ReconstructionArguments) -> list[Path]:
+    """Draw a clip, its visible patches and their reconstruction as figure, arrays and film; returns the paths.
 
     Raises:
         ValueError: if no model is given, the model is not one of stage 1, or the clip cannot be read.
     """
     if not arguments.model:
         raise ValueError("Nothing to draw: give --model with a model of stage 1.")
-    model = MVDForPixelReconstruction.from_pretrained(arguments.model, dtype=torch.float32).to(arguments.device)
+    arguments.check_paths([arguments.model])
+    model = load_autoencoder(arguments.model, arguments.device)
     config = model.config
     num_frames = arguments.num_frames if config.num_frames == 1 else config.num_frames
     frames, seconds = arguments.read_clip(num_frames)

@@ -14,6 +14,7 @@ Letters in shapes: n clips, B clips of a batch; t x h x w the grid of patches, L
 """
 
 import json
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.arguments import evaluation_rows
+from ..data.sources import evaluation_split
 from ..teachers.families import Grid
 from .features import FeatureExtractor, MiddleClips, load_feature_extractor
 from .strips import write_figure
@@ -125,7 +127,7 @@ def measure_similarity(
 
 
 def draw_similarity(similarity: FeatureSimilarity, title: str | None = None) -> Figure:
-    """The mean matrices of all models side by side on one colour scale, with their means off the diagonal.
+    """The mean matrices of all models side by side on one color scale, with their means off the diagonal.
 
     Args:
         similarity: the measured similarities.
@@ -134,11 +136,13 @@ def draw_similarity(similarity: FeatureSimilarity, title: str | None = None) -> 
     means = {name: similarity.mean(name) for name in similarity.matrices}
     slots = len(next(iter(means.values())))
     lowest = min(matrix.min() for matrix in means.values())
-    figure = Figure((3.1 * len(means) + 1.2, 3.9), layout="constrained")
+    figure = Figure((max(3.1 * len(means) + 1.2, 5.6), 3.9), layout="constrained")  # wide enough for the title
     grid = figure.subplots(1, len(means), squeeze=False)[0]
     for axes, (name, matrix) in zip(grid, means.items(), strict=True):
         image = axes.imshow(matrix, vmin=lowest, vmax=1, cmap="viridis")
-        axes.set_title(f"{name}\n{similarity.off_diagonal(name).mean():.3f} off the diagonal", fontsize=11)
+        axes.set_title(
+            f"{textwrap.fill(name, 28)}\n{similarity.off_diagonal(name).mean():.3f} off the diagonal", fontsize=11
+        )
         axes.set_xticks(range(slots))
         axes.set_yticks(range(slots))
         axes.set_xlabel("time slot")
@@ -159,7 +163,8 @@ class SimilarityArguments:
 
     Args:
         models: folders or Hub ids, or by name: `--models.image outputs/image_taught --models.video ...`.
-        dataset, dataset_config, split, root, streaming, max_samples: as in `mvd_hf.data.arguments.DataArguments`.
+        dataset, dataset_config, root, streaming, max_samples: as in `mvd_hf.data.arguments.DataArguments`.
+        split: by default that with a usual name, such as `validation`, or the only one.
         stride: step between a clip's frames.
         average: `place` or `slot`, see [`slot_similarity`].
         layer, norm: the features, as in `mvd_hf.TeacherConfig`.
@@ -172,7 +177,7 @@ class SimilarityArguments:
     models: list[str] | dict = field(default_factory=list)
     dataset: str = ""
     dataset_config: str | None = None
-    split: str = "validation"
+    split: str | None = None
     root: str | None = None
     streaming: bool = False
     max_samples: int | None = 256
@@ -186,18 +191,19 @@ class SimilarityArguments:
     output: str = "outputs/figures/similarity.png"
 
 
-def write_similarity(arguments: SimilarityArguments) -> Path:
-    """Measure and draw the similarity, write the numbers as JSON beside the figure, and return the figure's path.
+def write_similarity(arguments: SimilarityArguments) -> list[Path]:
+    """Measure and draw the similarity, write the numbers as JSON beside the figure, and return both paths.
 
     Raises:
         ValueError: if there is no data set, a model cannot be loaded, or no video can be read.
     """
     if not arguments.dataset:
         raise ValueError("There are no videos: give --dataset.")
+    split = arguments.split or evaluation_split(arguments.dataset, arguments.dataset_config)
     extractor = load_feature_extractor(arguments.models, arguments.device, layer=arguments.layer, norm=arguments.norm)
     rows = evaluation_rows(
         arguments.dataset,
-        arguments.split,
+        split,
         arguments.root,
         arguments.dataset_config,
         arguments.streaming,
@@ -207,7 +213,7 @@ def write_similarity(arguments: SimilarityArguments) -> Path:
     options = arguments.average, arguments.batch_size, arguments.num_workers
     similarity = measure_similarity(extractor, clips, *options)
     path = write_figure(arguments.output, draw_similarity(similarity))
-    choices = {name: getattr(arguments, name) for name in ("dataset", "split", "stride", "average", "layer", "norm")}
-    numbers = {**similarity.summary(), **choices}
+    choices = {name: getattr(arguments, name) for name in ("dataset", "stride", "average", "layer", "norm")}
+    numbers = {**similarity.summary(), "split": split, **choices}
     path.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    return path
+    return [path, path.with_suffix(".json")]

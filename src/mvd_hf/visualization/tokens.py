@@ -1,4 +1,4 @@
-"""Principal components of a clip's features as colours, of teachers and students.
+"""Principal components of a clip's features as colors, of teachers and students.
 
 Letters in shapes: T frames, S x S pixels; t x h x w the grid of patches, L = t*h*w patches, D their width.
 """
@@ -13,7 +13,7 @@ from ..teachers.families import Grid
 from .features import ClipFigureArguments, load_feature_extractor
 from .strips import draw_strips, film_frames
 
-# part of the patches that is clipped at the dark and at the bright end of each colour channel
+# part of the patches that is clipped at the dark and at the bright end of each color channel
 CLIPPED = 0.01
 
 
@@ -38,10 +38,10 @@ def principal_components(features: torch.Tensor, number: int = 3) -> tuple[torch
 
 
 def token_colors(features: torch.Tensor, grid: Grid) -> tuple[np.ndarray, float]:
-    """Colours (t, h, w, 3) uint8 of features (L, D), one channel for each of three components, and the variance shown.
+    """Colors (t, h, w, 3) uint8 of features (L, D), one channel for each of three components, and the variance shown.
 
-    All patches of the clip share the components, so that a colour means the same at all times. Each channel is
-    stretched from black to full colour; a hundredth of the patches is clipped at either end.
+    All patches of the clip share the components, so that a color means the same at all times. Each channel is
+    stretched from black to full color; a hundredth of the patches is clipped at either end.
     """
     scores, shares = principal_components(features)
     ends = torch.tensor([CLIPPED, 1 - CLIPPED])
@@ -52,12 +52,12 @@ def token_colors(features: torch.Tensor, grid: Grid) -> tuple[np.ndarray, float]
 
 @dataclass
 class TokenColors:
-    """A clip and the colours of its tokens.
+    """A clip and the colors of its tokens.
 
     Args:
         frames: the first frame of each tubelet, (t, S, S, 3) uint8.
         colors: per model (t, h, w, 3) uint8.
-        shares: per model the part of the variance that the colours show.
+        shares: per model the part of the variance that the colors show.
         seconds: times of the frames, (t,).
     """
 
@@ -67,7 +67,7 @@ class TokenColors:
     seconds: np.ndarray
 
     def strips(self, enlarged: bool = False) -> dict[str, np.ndarray]:
-        """The rows of a figure by name; enlarged, colours have the size of the frames."""
+        """The rows of a figure by name; enlarged, colors have the size of the frames."""
         factor = self.frames.shape[1] // next(iter(self.colors.values())).shape[1] if enlarged else 1
         rows = {
             f"{name}\n{100 * self.shares[name]:.0f} % of variance": color.repeat(factor, 1).repeat(factor, 2)
@@ -92,7 +92,8 @@ class TokenFigureArguments(ClipFigureArguments):
 
 
 def color_tokens(arguments: TokenFigureArguments) -> TokenColors:
-    """The colours of a clip's tokens for each model."""
+    """The colors of a clip's tokens for each model."""
+    arguments.check_paths(arguments.models)
     extractor = load_feature_extractor(arguments.models, arguments.device, layer=arguments.layer, norm=arguments.norm)
     frames, seconds = arguments.read_clip(extractor.num_frames)
     clips = extractor.clips(frames)
@@ -104,11 +105,11 @@ def color_tokens(arguments: TokenFigureArguments) -> TokenColors:
     return TokenColors(first, colors, shares, seconds[::step])
 
 
-def write_tokens(arguments: TokenFigureArguments) -> Path:
-    """Draw the features of models as a figure, a film and arrays; returns the figure's path."""
+def write_tokens(arguments: TokenFigureArguments) -> list[Path]:
+    """Draw the features of models as a figure, arrays and a film; returns the paths."""
     tokens = color_tokens(arguments)
     titles = [f"{second:.2f} s" for second in tokens.seconds]
-    heading = "Principal components of the features, one colour scale per model"
+    heading = "Principal components of the features, one color scale per model"
     figure = draw_strips(tokens.strips(), titles, heading)
     return arguments.write(
         figure, film_frames(tokens.strips(enlarged=True), titles), clip=tokens.frames, **tokens.colors
