@@ -98,6 +98,22 @@ def test_splits_at_the_top_may_have_classes_named_like_splits(tmp_path):
     assert split_names(source) == ["train", "validation"]
     assert classes_of(source) == {"a.mp4": "test", "b.mp4": "bus"}
     assert classes_of(source, "validation") == {"c.mp4": "test", "d.mp4": "test"}
+    source = folder_of(tmp_path / "capital", "Train/bus/a.mp4", "Test/bus/b.mp4")
+    assert [classes_of(source, split) for split in split_names(source)] == [{"a.mp4": "bus"}, {"b.mp4": "bus"}]
+
+
+def test_a_folder_of_videos_and_more_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"1 videos .*a\.mp4"):
+        load_rows(folder_of(tmp_path, "bus/a.mp4", "bus/a1.jpg", "bus/a2.jpg"))
+
+
+def test_the_current_folder_is_read_and_a_damaged_archive_is_named(tmp_path, monkeypatch):
+    folder_of(tmp_path, "bus/a.mp4", "car/b.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert classes_of(".") == {"a.mp4": "bus", "b.mp4": "car"}
+    (tmp_path / "old.zip").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=f"{tmp_path.name}"):
+        load_rows(str(tmp_path))
 
 
 def test_videos_beside_splits_are_named(tmp_path, caplog):

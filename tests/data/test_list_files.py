@@ -63,6 +63,18 @@ def test_line_that_is_no_path_and_label_is_refused_by_number(tmp_path):
             read_list_file(list_file(tmp_path, text))
 
 
+@pytest.mark.parametrize("sign", [";", "|"])
+def test_another_separator_is_named(tmp_path, sign):
+    with pytest.raises(ValueError, match=rf"Line 1 .*'\{sign}'.*commas"):
+        read_list_file(list_file(tmp_path, f"a.mp4{sign}1\nb.mp4{sign}0\n"))
+
+
+def test_a_path_in_the_home_folder_is_found_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    rows = read_list_file(list_file(tmp_path, "~/a.mp4 1\n"))
+    assert rows[0]["video"]["path"] == "/home/me/a.mp4"
+
+
 def test_an_empty_list_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"list\.txt"):
         read_list_file(list_file(tmp_path, "\n  \n"))

@@ -388,7 +388,7 @@ def test_an_unknown_label_is_refused_with_its_file(toy):
 
 
 def test_label_names_are_a_list_or_a_file(tmp_path):
-    path = list_file(tmp_path, "zebra crossing\n\n  ant \n", "names.txt")
+    path = list_file(tmp_path, "\ufeffzebra crossing\n\n  ant \n", "names.txt")
     assert read_label_names(str(path)) == ["zebra crossing", "ant"]
     assert read_label_names(["b", 3]) == ["b", "3"]
     assert read_label_names(None) is None

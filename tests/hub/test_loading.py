@@ -145,6 +145,7 @@ def test_a_detector_of_other_actions_gets_a_new_head(config, tmp_path, caplog, n
     model, fresh = load_detector(str(tmp_path), dict(enumerate(names, 1)), {"head_init_scale": 0.001})
     assert fresh == HEAD
     assert ", ".join(HEAD) in caplog.text
+    assert "jump, run, walk" in caplog.text
     assert model.config.id2label == dict(enumerate(names))
     assert model.classifier.weight.abs().max() < 0.01 * source.classifier.weight.abs().max()
     assert model.classifier.bias.abs().max() == 0

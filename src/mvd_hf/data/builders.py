@@ -180,6 +180,12 @@ def local_files(builder: FolderBasedBuilder, folder: str, kind: type[FolderBased
     found = list(visible_files(root))
     if chooses_files(folder) or any(path.lower().endswith(ARCHIVE_SUFFIXES) for path in found):
         return None
+    videos = [path for path in found if path.lower().endswith(VIDEO_SUFFIXES)]
+    if kind is TextImageFolder and videos:
+        raise ValueError(
+            f"The folder {folder!r} holds images as well as {len(videos)} videos such as {videos[0]!r}: move one kind "
+            "away, or give a list file."
+        )
     suffixes, metadata = tuple(kind.EXTENSIONS), tuple(kind.METADATA_FILENAMES)
     found = [path for path in found if path.lower().endswith(suffixes) or os.path.basename(path) in metadata]
     splits = find_splits(root, found, known)

@@ -75,7 +75,7 @@ def chooses_files(folder: str) -> bool:
 def split_of(name: str) -> str | None:
     """The split that a folder's name stands for."""
     for split, words in SPLIT_KEYWORDS.items():
-        if re.search(rf"(^|[-._ 0-9])({'|'.join(words)})([-._ 0-9]|$)", name):
+        if re.search(rf"(^|[-._ 0-9])({'|'.join(words)})([-._ 0-9]|$)", name.lower()):
             return str(split)
     return None
 

@@ -42,8 +42,9 @@ def mistake_in(fields: Sequence[str], delimiter: str) -> str | None:
     path, others = fields[0], [field.strip() for field in fields[1:]]
     if not path:
         return "has no path: give 'path label'."
-    if not others and re.fullmatch(r"[^;]+;\s*[^;./\\]*(;.*)?", path):
-        return "is separated by ';': write commas instead."
+    for sign in ";|":
+        if not others and re.fullmatch(rf"[^{sign}]+[{sign}]\s*[^{sign}./\\]*([{sign}].*)?", path):
+            return f"is separated by {sign!r}: write commas instead."
     if len(others) > 1 and all(NUMBER.fullmatch(field) for field in others):
         return f"has {len(fields)} columns {list(fields)}: keep the path and the label, and delete the other numbers."
     if len(others) > 1 and delimiter == " ":
@@ -129,6 +130,7 @@ def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets
 
 def video_of(name: str, root: str) -> str:
     """Path or URL of a video of a list file."""
+    name = os.path.expanduser(name)
     is_whole = "://" in name or os.path.isabs(name)
     video = name if is_whole else f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root) / name)
     if "." not in name.rpartition("/")[2] and not os.path.exists(video):

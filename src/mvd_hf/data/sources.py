@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import logging
 import os
+import tarfile
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +30,9 @@ IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
 VIDEO_COLUMNS = ("video", "mp4", "webm", "avi", "mkv", "mov")
 PATH_COLUMNS = ("path", "file")
 
+# what `datasets` raises for data sets that it cannot read, such as a damaged archive
+LOADING_ERRORS = (datasets.exceptions.DatasetsError, OSError, ValueError, zipfile.BadZipFile, tarfile.TarError)
+
 Rows = datasets.Dataset | datasets.IterableDataset
 
 
@@ -36,7 +41,8 @@ def load_options(source: str, split: str, name: str | None) -> dict:
     suffix = Path(source).suffix.lower()
     if suffix in FILE_BUILDERS:
         return {"path": FILE_BUILDERS[suffix], "data_files": {split: source}}
-    return {"path": source, "name": name}
+    # a folder such as `.` has no name, which the library needs
+    return {"path": os.path.realpath(source) if Path(source).name in ("", "..") else source, "name": name}
 
 
 def check_kind_of_file(source: str):
@@ -111,7 +117,7 @@ def load_rows(
         else:
             builder.download_and_prepare()
             rows = builder.as_dataset(split)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"The data set {source!r} has no split {split!r} that can be loaded: {error}") from error
     if isinstance(rows, datasets.IterableDataset) and rows.features:
         rows = rows.decode(False)  # remote streams come with decoding switched on
@@ -161,7 +167,7 @@ def split_names(source: str, name: str | None = None) -> list[str]:
             if isinstance(builder, FolderBasedBuilder):
                 return [str(split) for split in builder.config.data_files]
         return list(datasets.get_dataset_split_names(source, name))
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(
             f"The splits of the data set {source!r} cannot be found out: {error}. Give a list file, a folder of "
             "videos or the id of a data set of the Hub."
@@ -295,7 +301,7 @@ def read_label_names(names: Sequence[str] | str | None) -> list[str] | None:
         if not os.path.isfile(names):
             raise ValueError(f"label_names={names!r} is neither a list of names nor a file with a name per line.")
         try:
-            text = Path(names).read_text(encoding="utf-8")
+            text = Path(names).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"The label names {names!r} cannot be read: {error}") from error
         names = [line.strip() for line in text.splitlines() if line.strip()]

@@ -147,9 +147,13 @@ def check_numbers(table: pd.DataFrame, source: Table) -> pd.DataFrame:
     """The table with `video` as text and all other columns as float64; a row with another value is refused."""
     for name in table.columns.drop("video"):
         numbers = pd.to_numeric(table[name], errors="coerce").astype("float64")
-        refuse_rows(table, table[name].notna() & ~np.isfinite(numbers), source, f"has no number as {name}")
+        is_bad = table[name].notna() & ~np.isfinite(numbers)
+        hint = ": delete the line if it is a heading" if len(table) and is_bad.iloc[0] else ""
+        refuse_rows(table, is_bad, source, f"has no number as {name}{hint}")
         table = table.assign(**{name: numbers})
-    refuse_rows(table, table["video"].isna() | table["timestamp"].isna(), source, "has no video or no timestamp")
+    refuse_rows(
+        table, table["video"].isna() | table["timestamp"].isna(), source, "has no video or no timestamp between commas"
+    )
     refuse_rows(table, table["timestamp"] < 0, source, "has a negative timestamp")
     video = table["video"]
     if pd.api.types.is_float_dtype(video) and (video % 1 == 0).all():

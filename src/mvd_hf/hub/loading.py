@@ -238,9 +238,10 @@ def load_detector(
     if is_known and stored_names != names:
         select_classes(model, names)
         logger.info("The %d classes of %s are matched by name.", len(stored_names), source)
-    elif not new and not is_known and (stored_names is not None or not is_detector):
-        new = reset_head(model)
-        logger.info("The classes of %s are replaced by %s.", source, listed(names, 3))
+    elif not is_known and (stored_names is not None or not is_detector):
+        new = new or reset_head(model)
+        if is_detector:
+            logger.info("The classes of %s are replaced: %s by %s.", source, listed(stored_names, 3), listed(names, 3))
     return model, log_new_weights(source, new)
 
 
