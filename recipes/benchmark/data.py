@@ -28,12 +28,13 @@ from mvd_hf.data.augmentation import MultiScaleCrop, PretrainingAugmentation, re
 from mvd_hf.data.clips import ClipDataset, ClipSampler, collate_clips, sample_generator
 from mvd_hf.data.masking import tube_mask
 from mvd_hf.data.toy import make_toy_dataset
+from mvd_hf.data.transcoding import TranscodeSettings, transcode
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.model.video_reading import VideoReader
 
 from .decoders import FLOOR, OURS, DecoderFloor, check_frames, decode_everything, decoders, fixed_frames
 from .reports import about
-from .videos import make_videos
+from .videos import make_large_video, make_videos
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,11 @@ DATA_TITLES = {
     "loader": "DataLoader",
     "clips_per_video": "Clips per decode: CPU time per clip",
     "kept": "Frames kept in memory: CPU time per clip of a later epoch",
+    "transcoded": "Clips of videos as they are, and after `transcode.py`: CPU time per clip",
     "memory": "Memory of one process that reads clip after clip",
 }
 # frames, height and width of videos whose frames fit into memory: those of `recipes/study`, and clips of a second
+TRANSCODED_SIZES = ((256, 340), (1080, 1920), (2160, 3840))
 KEPT_SIZES = ((10, 40, 48), (32, 240, 320))
 
 
@@ -465,6 +468,28 @@ def measure_kept(groups: dict[str, list[str]], arguments: DataBenchmarkArguments
     return rows
 
 
+def measure_transcoded(groups: dict[str, list[str]], arguments: DataBenchmarkArguments) -> list[dict]:
+    """Table of clips of the files, or of generated ones of three sizes with GOP 250, before and after transcoding."""
+    folder = Path(arguments.output) / "videos"
+    if not arguments.videos:
+        paths = [make_large_video(folder, height, width) for height, width in TRANSCODED_SIZES]
+        groups = {f"{path.stem}": [str(path)] for path in paths}
+    rows = []
+    for files, paths in groups.items():
+        copies = [str(folder / "transcoded" / f"{Path(path).stem}.mp4") for path in paths]
+        for path, copy in zip(paths, copies, strict=True):
+            transcode(path, copy, TranscodeSettings())
+        methods = {
+            name: ClipDataset(video_rows(chosen), arguments.clip_sampler(), seed=arguments.seed).__getitem__
+            for name, chosen in (("source", paths), ("transcoded", copies))
+        }
+        keys = [((epoch, i),) for epoch, i in itertools.product(range(arguments.rounds + 1), range(len(paths)))]
+        rows += rows_of(files, compare(methods, keys, len(paths), arguments.seed), "source")
+        rows[-1]["clips_per_s_ratio"] = rows[-1]["clips_per_s"] / rows[-2]["clips_per_s"]
+        rows[-2]["clips_per_s_ratio"] = 1.0
+    return rows
+
+
 def measure_memory(arguments: DataBenchmarkArguments) -> list[dict]:
     """Table of memory and open files while one process reads clips of small videos, as paths and as bytes.
 
@@ -527,4 +552,5 @@ PARTS = {
     "loader": measure_loader,
     "clips_per_video": measure_clips_per_video,
     "kept": measure_kept,
+    "transcoded": measure_transcoded,
 }

@@ -53,6 +53,17 @@ def make_video(path: Path, frames: Iterable[np.ndarray], gop_size: int):
     unfinished.rename(path)
 
 
+def make_large_video(folder: Path, height: int, width: int, num_frames: int = 300, gop_size: int = 250) -> Path:
+    """Path of a video of any size; above 540 lines its content is drawn smaller and enlarged. A file is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"large_{width}x{height}_{num_frames}_gop{gop_size}.mp4"
+    factor = max(height // 540, 1)
+    frames = natural_frames(num_frames, height // factor, width // factor, seed=0)
+    if not path.exists():
+        make_video(path, (frame.repeat(factor, axis=0).repeat(factor, axis=1) for frame in frames), gop_size)
+    return path
+
+
 def make_videos(folder: Path, num_frames: int = 300, height: int = 256, width: int = 340) -> dict[str, list[str]]:
     """Paths of two videos for each GOP size; existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ COMMANDS = {
     "propagate": "propagate.py",
     "prepare": "prepare.py",
     "audit": "audit.py",
+    "transcode": "transcode.py",
     "convert": "convert.py",
     "visualize": "visualize.py",
     "demo": "demo.py",

@@ -77,15 +77,17 @@ def media_content(item: Item) -> str | bytes:
 
 
 @contextmanager
-def open_media(item: Item, is_image: bool = False) -> Iterator[VideoReader | ImageReader]:
-    """Reader of a row's file, in a `with` block.
+def open_media(
+    item: Item, is_image: bool = False, reader: type[VideoReader] = VideoReader
+) -> Iterator[VideoReader | ImageReader]:
+    """Reader of a row's file, in a `with` block; `reader` is its class for videos.
 
     Raises:
         VideoReadError: if the file cannot be read, also while the block runs; it names the row's file.
     """
     try:
         source = media_content(item)
-        with ImageReader(source) if is_image else VideoReader(source) as reader:
-            yield reader
+        with ImageReader(source) if is_image else reader(source) as opened:
+            yield opened
     except VideoReadError as error:
         raise VideoReadError(media_name(item), error.reason or str(error)) from error

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 
 import numpy as np
 
@@ -95,6 +96,11 @@ class OpenVideo:
         """Close the file and the decoder."""
         self._container.close()
 
+    @property
+    def pixel_aspect(self) -> Fraction | None:
+        """Width over height of a pixel, if the file states it."""
+        return self._stream.sample_aspect_ratio or self._decoder.sample_aspect_ratio
+
     def _start(self):
         """Open the source, from its beginning, and prepare the decoder of its video stream."""
         self._container = self._open(self.source)
@@ -181,11 +187,16 @@ class OpenVideo:
             )
         return frame.height, frame.width
 
-    def _to_rgb(self, frame: "av.VideoFrame", turn: tuple[bool, bool, bool]) -> np.ndarray:
-        """A frame as upright (height, width, 3) uint8, sharing the memory of the conversion's buffer."""
+    def _to_rgb(
+        self, frame: "av.VideoFrame", turn: tuple[bool, bool, bool], size: tuple[int, int] = (0, 0)
+    ) -> np.ndarray:
+        """A frame as upright (height, width, 3) uint8, sharing the memory of the conversion's buffer.
+
+        With `size`, (width, height) before it is turned, the conversion resizes it, too.
+        """
         # the whole frame: for the region alone its planes would have to be copied, to save less than 1 % of a clip
         try:
-            rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+            rgb = self._reformatter.reformat(frame, size[0] or None, size[1] or None, "rgb24", threads=1)
         except av.error.FFmpegError as error:  # such as colors of a kind that is tagged as reserved
             raise VideoReadError(self.source, f"its colors cannot be converted to RGB ({error})") from error
         plane = rgb.planes[0]

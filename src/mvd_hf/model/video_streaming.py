@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from .video_file import OpenVideo, VideoReadError, av, orientation
+from .video_reading import VideoReader, packet_runs
 
 
 class VideoStream(OpenVideo):
@@ -66,4 +67,48 @@ class VideoStream(OpenVideo):
             yield previous
 
 
-__all__ = ["VideoStream"]
+class SequentialReader(VideoReader):
+    """A [`VideoReader`] that also decodes many frames one after the other, without keeping them."""
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """Frames `start` to `stop - 1` in order, each with its number, as they are decoded.
+
+        Raises:
+            VideoReadError: if one of them is missing, damaged, follows a damaged one, or changes its size.
+        """
+        expected, size = start, None
+        for index, frame in self._between(start, stop):
+            size = self._check_frame(frame, size)
+            if index != expected:
+                break
+            yield index, frame
+            expected += 1
+        if expected != stop:
+            raise VideoReadError(self.source, f"frame {expected} cannot be decoded")
+
+    def rgb(self, frame: "av.VideoFrame", turn: tuple[bool, bool, bool], size: tuple[int, int]) -> np.ndarray:
+        """A frame resized to (width, height) and then turned upright, (height, width, 3) uint8; see `orientation`."""
+        return self._to_rgb(frame, turn, size).copy()
+
+    def _between(self, start: int, stop: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """As [`between`], but a frame may be missing."""
+        for segment in self._segments(list(range(start, stop))):
+            if not segment.order:
+                yield from self._decode_in_order(segment.packets, set(range(start, stop)))
+                return
+            packets, first = segment.packets, segment.first_frame
+            wanted = range(max(start, first), min(stop, first + len(segment.order)))
+            index_of = {packets[segment.order[index - first]].pts: index for index in wanted}
+            # from the key packet before the nearest one, which may be a recovery point, to the last packet needed
+            begin = packet_runs(packets, [segment.order[wanted[0] - first]], 1)[0][0]
+            end = 1 + max(segment.order[index - first] for index in wanted)
+            failed: list = []
+            for frame in self._decode_packets(packets[begin:end], failed):
+                if frame.is_corrupt or any(packet.pts >= packets[begin].pts for packet in failed):
+                    if frame.pts >= min(index_of):
+                        return
+                elif frame.pts in index_of:
+                    yield index_of[frame.pts], frame
+
+
+__all__ = ["SequentialReader", "VideoStream"]

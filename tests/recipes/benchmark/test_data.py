@@ -150,7 +150,7 @@ def test_the_report_has_every_part(tiny):
     assert json.loads(save_report(report, tiny.output, "data").read_text()) == report
     text = as_text(report, DATA_TITLES)
     assert all(title in text for title in DATA_TITLES.values())
-    for part in ("decode", "clip", "loader", "clips_per_video", "kept"):
+    for part in ("decode", "clip", "loader", "clips_per_video", "kept", "transcoded"):
         assert report[part][0]["cpu_ratio"] == 1
         for row in report[part]:
             if row["cpu_ms"] is not None:
@@ -160,6 +160,7 @@ def test_the_report_has_every_part(tiny):
     assert all(frames[name] == "same" for name in frames if name in (OURS, FLOOR) or "PyAV" in name)
     assert [row["method"] for row in report["clips_per_video"]] == ["1 clip", "2 clips", "4 clips"]
     assert len(report["kept"]) == 2
+    assert [row["method"] for row in report["transcoded"]] == ["source", "transcoded"]
 
     total = {row["stage"]: row["cpu_ms"] for row in report["stages"]}
     assert list(total) == list(STAGES)
