@@ -8,9 +8,12 @@ import fsspec
 import pytest
 
 from mvd_hf.data import urls
+from mvd_hf.data.decoding import open_media
 from mvd_hf.data.sources import load_rows
 from mvd_hf.data.urls import check_place, check_places, is_local_host, read_url
+from mvd_hf.model import video_reading
 from mvd_hf.model.video_reading import VideoReadError
+from video_files import H264, numbered_frames, numbers, write
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -110,3 +113,68 @@ def test_a_list_at_a_url_is_checked_and_one_of_yours_is_not(tmp_path, monkeypatc
     assert len(load_rows("https://example.org/list.csv", allow_local_urls=True)) == 1
     (tmp_path / "list.csv").touch()
     assert len(load_rows(str(tmp_path / "list.csv"))) == 1
+
+
+class Ranges(Server):
+    """Serves `content`, by ranges unless the path asks for whole files, and counts the bytes sent."""
+
+    content, sent = b"", 0
+
+    def do_GET(self):
+        start, stop = 0, len(self.content)
+        has_range = "Range" in self.headers and "whole" not in self.path
+        if has_range:
+            first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(int(last or stop) + 1, stop)
+        self.send_response(206 if has_range else 200)
+        if "whole" not in self.path:
+            self.send_header("Accept-Ranges", "bytes")
+        if has_range:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(self.content)}")
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(self.content[start:stop])
+            type(self).sent += stop - start
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def ranges(tmp_path, monkeypatch):
+    """A server of a long video."""
+    Ranges.content, Ranges.sent = write(tmp_path / "a.mp4", numbered_frames(240), **(H264 | {"crf": "1"})).read_bytes(), 0
+    monkeypatch.setattr(urls, "MIN_RANGED_BYTES", 1000)
+    monkeypatch.setattr(urls, "BLOCK", 4096)
+    monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", 1)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_only_the_wanted_part_of_a_long_remote_video_is_fetched(ranges):
+    wanted = [100, 103, 110]
+    for item in (f"{ranges}/a.mp4", {"path": f"{ranges}/a.mp4", "bytes": None}):
+        Ranges.sent = 0
+        with open_media(item) as reader:
+            assert numbers(reader.read(wanted)) == wanted
+        assert Ranges.sent < 0.5 * len(Ranges.content)
+
+
+def test_a_server_without_ranges_sends_the_whole_file(ranges):
+    with open_media(f"{ranges}/whole.mp4") as reader:
+        assert numbers(reader.read([5])) == [5]
+    assert Ranges.sent >= len(Ranges.content)
+
+
+def test_parts_of_remote_files_are_bounded_too(ranges, monkeypatch):
+    monkeypatch.setattr(urls, "MAX_BYTES", 3000)
+    with pytest.raises(VideoReadError, match="3000 bytes"), open_media(f"{ranges}/a.mp4") as reader:
+        reader.read([0])
+    monkeypatch.setattr(urls, "MAX_BYTES", 4 << 30)
+    monkeypatch.setattr(urls, "MAX_SECONDS", 0)
+    with pytest.raises(VideoReadError), open_media(f"{ranges}/a.mp4") as reader:
+        reader.read([0])
+    with pytest.raises(VideoReadError, match="nowhere"), open_media("http://127.0.0.1:1/nowhere.mp4"):
+        pass

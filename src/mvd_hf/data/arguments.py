@@ -1,7 +1,7 @@
 """Makes training clips from the data keys of a recipe."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..model.frame_sampling import (
 from .augmentation import MULTI_SCALE, FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
 from .clips import ClipDataset, ClipSampler
 from .masking import mask_sampler, part_to_decode
+from .mixtures import MixtureDataset, entry_names
 from .mixup import Mixup
 from .sources import (
     FILE_BUILDERS,
@@ -62,6 +63,20 @@ def evaluation_rows(
 
 # distance of the frames of a clip in the paper
 STRIDE = 4
+# keys of an entry of `datasets`, beside its weight
+ENTRY_KEYS = (
+    "dataset",
+    "dataset_config",
+    "split",
+    "root",
+    "video_column",
+    "class_level",
+    "allow_local_urls",
+    "max_samples",
+    "manifest",
+    "stride",
+    "fps",
+)
 
 
 @dataclass
@@ -70,6 +85,10 @@ class DataArguments:
 
     Args:
         dataset: list file, folder, parquet or WebDataset files, or Hub data set id; see `load_rows`.
+        datasets: several of them for pre-training, each with `dataset`, `weight` (its share of an epoch in any unit,
+            1 by default) and, where it differs, `fps` or `stride`, `root`, `split` and the other keys of its source.
+            Images become still clips.
+        epoch_videos: videos of an epoch of several data sets; by default as many as all of them have.
         dataset_config: configuration of a Hub data set.
         split, eval_split: splits to train and to evaluate on. Without `eval_split` there is no evaluation.
         eval_dataset: another data set to evaluate on.
@@ -96,6 +115,8 @@ class DataArguments:
     """
 
     dataset: str = ""
+    datasets: list[dict] | None = None
+    epoch_videos: int | None = None
     dataset_config: str | None = None
     split: str = "train"
     eval_split: str | None = None
@@ -117,7 +138,11 @@ class DataArguments:
     crop_scales: list[float] = field(default_factory=lambda: list(MULTI_SCALE))
 
     def __post_init__(self):
-        if not self.dataset:
+        if self.datasets is not None:
+            self._check_mixture()
+        elif self.epoch_videos is not None:
+            raise ValueError(f"epoch_videos={self.epoch_videos} is for several datasets.")
+        elif not self.dataset:
             raise ValueError("No data: give --dataset with a list file, a folder of videos or a Hub data set id.")
         if self.fps is not None:
             check_fps(self.fps)
@@ -132,6 +157,34 @@ class DataArguments:
                 "give eval_dataset."
             )
 
+    def _check_mixture(self):
+        """Raise ValueError if keys do not go with several data sets, or an entry has unknown keys or no source."""
+        given = [key for key in ("dataset", "max_samples", "manifest", "streaming") if getattr(self, key)]
+        if given:
+            raise ValueError(f"{given[0]}={getattr(self, given[0])!r} does not go with datasets: put it in an entry.")
+        if self.eval_split is not None and self.eval_dataset is None:
+            raise ValueError(f"eval_split={self.eval_split!r} of several datasets needs eval_dataset.")
+        if self.epoch_videos is not None and self.epoch_videos < 1:
+            raise ValueError(f"epoch_videos={self.epoch_videos} must be at least 1.")
+        if not self.datasets:
+            raise ValueError("datasets=[] is empty: give entries such as {dataset: videos, weight: 1}.")
+        for entry in self.datasets:
+            unknown = sorted(entry.keys() - {"weight", *ENTRY_KEYS})
+            if unknown or not entry.get("dataset"):
+                wrong = f"has the unknown key {unknown[0]!r}" if unknown else "names no dataset"
+                raise ValueError(f"The entry {entry} of datasets {wrong}; keys are weight, {', '.join(ENTRY_KEYS)}.")
+
+    def entries(self) -> dict[str, "DataArguments"]:
+        """The arguments of each data set of a mixture by name; raises ValueError if those of one are not valid."""
+        found = {}
+        for name, entry in zip(entry_names(self.datasets), self.datasets, strict=True):
+            own = {key: value for key, value in entry.items() if key != "weight"}
+            shared = dict.fromkeys(("datasets", "epoch_videos", "eval_split", "eval_dataset"))
+            if {"fps", "stride"} & own.keys():
+                shared |= {"fps": None, "stride": None}
+            found[name] = replace(self, **(shared | own))
+        return found
+
     @property
     def distance(self) -> dict[str, float]:
         """The distance of the frames of a clip, as an argument of `MVDVideoProcessor`."""
@@ -140,6 +193,8 @@ class DataArguments:
     def rows(self, evaluation: bool = False) -> Rows:
         """Rows of the evaluation split, or of the training split without files that the manifest leaves out."""
         choices = {name: getattr(self, name) for name in ("video_column", "class_level", "allow_local_urls")}
+        if self.datasets is not None and not evaluation:
+            raise ValueError(f"datasets={entry_names(self.datasets)} are for pre-training: give one dataset.")
         if evaluation:
             source, split = self.eval_dataset or self.dataset, self.eval_split or self.split
             options = self.root, self.dataset_config, self.streaming, self.max_samples
@@ -339,7 +394,7 @@ def pretraining_clips(
     label_column: str | None = None,
     evaluation: bool = False,
     views: int | None = None,
-) -> ClipDataset | StreamingClips | None:
+) -> ClipDataset | StreamingClips | MixtureDataset | None:
     """Clips and masks for stages 1 and 2. An evaluation has one mask per clip and decodes all masked patches.
 
     Args:
@@ -351,7 +406,21 @@ def pretraining_clips(
         label_column: column of the labels of an online probe.
         evaluation: the evaluation split (`None` if there is none) instead of the training split.
         views: number of fixed views of each training video, for a cache of targets; see [`ClipSampler`].
+
+    Raises:
+        ValueError: if keys do not match, or naming the data set of a mixture that cannot be used.
     """
+    if data.datasets is not None and not evaluation:
+        if label_column is not None:
+            raise ValueError(f"label_column={label_column!r} of an online probe takes one dataset, not a mixture.")
+        parts = {}
+        for name, entry in data.entries().items():
+            try:
+                parts[name] = pretraining_clips(entry, config, training, teachers, views=views)
+            except ValueError as error:
+                raise ValueError(f"The entry {name!r} of datasets: {error}") from error
+        weights = [entry.get("weight", 1.0) for entry in data.datasets]
+        return MixtureDataset(parts, dict(zip(parts, weights, strict=True)), data.epoch_videos, training.seed)
     sizes = [teacher.image_size for teacher in (teachers or {}).values()]
     height, width = config.frame_size
     if height != width:

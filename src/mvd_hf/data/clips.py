@@ -245,9 +245,18 @@ class SampleDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
         epoch, index = key if isinstance(key, tuple) else (int(self.epoch), key)
-        if index == -1:
-            return self.reader.blank()
-        generators = self.generators(epoch, index)
+        return self.reader.blank() if index == -1 else self.sample(epoch, index)
+
+    def sample(self, epoch: int, index: int) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
+        """The sample at a place of an epoch."""
+        return self.read(index, *self.generators(epoch, index))
+
+    def name(self, epoch: int, index: int) -> str:
+        """Name of the file at a place of an epoch."""
+        return self.reader.name(self.rows[index])
+
+    def read(self, index: int, *generators: torch.Generator) -> dict | list[dict]:
+        """The sample of a row, drawn with the generators."""
         bad_videos: list[tuple[str, str]] = []
         while True:
             row = self.rows[index]

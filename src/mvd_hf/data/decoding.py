@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..model.video_reading import Frames, Source, VideoReader, VideoReadError
 from .sources import media_name
-from .urls import read_url
+from .urls import open_ranges, read_url
 
 Item = dict | str | bytes
 
@@ -86,7 +86,9 @@ def open_media(
         VideoReadError: if the file cannot be read, also while the block runs; it names the row's file.
     """
     try:
-        source = media_content(item)
+        place = item["path"] if isinstance(item, dict) and item["bytes"] is None else item
+        is_remote = isinstance(place, str) and "://" in place and not is_image
+        source = (open_ranges(place) if is_remote else None) or media_content(item)
         with ImageReader(source) if is_image else reader(source) as opened:
             yield opened
     except VideoReadError as error:

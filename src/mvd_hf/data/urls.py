@@ -1,5 +1,6 @@
 """Reads URLs within bounds of size and time, and keeps rows of others away from this machine and its network."""
 
+import io
 import ipaddress
 import os
 import socket
@@ -16,6 +17,8 @@ from ..model.video_reading import VideoReadError
 
 MAX_BYTES, MAX_SECONDS = 4 << 30, 600
 CHUNK = 1 << 20
+# files of at least so many bytes are read by ranges, in blocks of so many, where the server allows it
+MIN_RANGED_BYTES, BLOCK = 64 << 20, 1 << 20
 # protocols that a row of a foreign data set may name; others reach files or services of this machine
 PUBLIC_PROTOCOLS = frozenset(("hf", "http", "https", "s3", "gs", "gcs", "az", "abfs"))
 ARCHIVES = frozenset(("zip", "tar", "gzip", "bz2", "xz", "zstd"))
@@ -77,6 +80,64 @@ def read_url(url: str) -> bytes:
     except Exception as error:  # fsspec lets errors of HTTP clients through
         raise VideoReadError(url, f"cannot be fetched ({error or type(error).__name__})") from error
     return bytes(content)
+
+
+class RangedFile(io.RawIOBase):
+    """A remote file of which only what is read is fetched, within the bounds of [`read_url`].
+
+    Args:
+        url: for messages.
+        file: a file of fsspec that reads ranges.
+    """
+
+    def __init__(self, url: str, file):
+        self.name, self.file = url, file
+        self.bytes_read, self.end = 0, time.monotonic() + MAX_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, buffer) -> int:
+        content = self.file.read(len(buffer))
+        self.bytes_read += len(content)
+        if self.bytes_read > MAX_BYTES:
+            raise VideoReadError(self.name, f"has more than {MAX_BYTES} bytes: download and cut it")
+        if time.monotonic() > self.end:
+            raise VideoReadError(self.name, f"takes more than {MAX_SECONDS} seconds to fetch: download it")
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+
+def open_ranges(url: str) -> RangedFile | None:
+    """A large URL as a file that is fetched in parts; `None` if it is small, or its server gives no ranges.
+
+    Raises:
+        VideoReadError: if it cannot be reached.
+    """
+    try:
+        remote = open_url(url)
+        facts = remote.fs.info(remote.path)
+        gives_ranges = facts.get("partial", "http" not in url.partition("://")[0])
+        if (facts.get("size") or 0) < MIN_RANGED_BYTES or not gives_ranges:
+            return None
+        return RangedFile(url, remote.fs.open(remote.path, "rb", block_size=BLOCK))
+    except ImportError:
+        raise
+    except Exception as error:  # fsspec lets errors of HTTP clients through
+        raise VideoReadError(url, f"cannot be fetched ({error or type(error).__name__})") from error
 
 
 def is_foreign(source: str) -> bool:

@@ -193,7 +193,8 @@ def run_table(run: Mapping) -> dict[str, str]:
     counts = [f"{run[name]:{form}} {name}" for name, form in (("epochs", "g"), ("steps", ",")) if run.get(name)]
     recipe = run["recipe"]
     unit = "key frames" if "annotations" in recipe else "videos"
-    data = recipe.get("dataset") or recipe.get("annotations") or "not recorded"
+    mixture = [entry["dataset"] for entry in recipe.get("datasets") or ()]
+    data = recipe.get("dataset") or mixture or recipe.get("annotations") or "not recorded"
     rows = {"data": f"{data if isinstance(data, str) else ', '.join(map(str, data))}: {run['videos']:,} {unit}"}
     rows |= {"weights": "exponential moving average over the steps"} if run.get("is_average") else {}
     rows |= {"length": ", ".join(counts)} if counts else {}

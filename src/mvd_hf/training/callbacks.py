@@ -8,6 +8,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from ..data.mixtures import MixtureDataset
+
 logger = logging.getLogger(__name__)
 
 # steps between two checks of the losses, each of which waits for the device; also at every step that is logged
@@ -51,6 +53,17 @@ def restore_rates(trainer):
     scheduler.base_lrs, scheduler._last_lr = list(peaks), rates
     for group, peak, rate, decay in zip(trainer.optimizer.param_groups, peaks, rates, decays, strict=True):
         group["initial_lr"], group["lr"], group["weight_decay"] = peak, rate, decay
+
+
+class MixtureCallback(TrainerCallback):
+    """Logs how often the videos of each data set of a mixture were seen."""
+
+    def __init__(self, mixture: MixtureDataset):
+        self.mixture = mixture
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        for line in self.mixture.describe(state.epoch) if state.is_world_process_zero else ():
+            logger.info("Seen: %s", line)
 
 
 class CheckCallback(TrainerCallback):

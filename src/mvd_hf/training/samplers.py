@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from ..data.clips import ClipSampler, SampleDataset
+from ..data.mixtures import MixtureDataset
 from ..data.streaming import StreamingClips
 from ..model.video_processing_mvd import MVDVideoProcessor
 from .arguments import MVDTrainingArguments
@@ -43,6 +44,8 @@ def check_samples(dataset):
 def check_frame_distance(dataset, processor):
     """Raise ValueError if a processor samples frames by seconds and the training clips do not, or the reverse."""
     sampler = getattr(getattr(dataset, "reader", None), "clip_sampler", None)
+    if isinstance(dataset, MixtureDataset):  # its data sets may differ
+        return
     if not isinstance(sampler, ClipSampler) or not isinstance(processor, MVDVideoProcessor):
         return
     if sampler.fps != processor.fps:
@@ -118,7 +121,7 @@ def sample_names(
     indices = [index for _, index in sampler.order(epoch)[first : first + size]]
     if not isinstance(dataset, SampleDataset):
         return [str(index) for index in indices]
-    return [dataset.reader.name(dataset.rows[index]) for index in indices]
+    return [dataset.name(epoch, index) for index in indices]
 
 
 def start_stream(stream: StreamingClips, args: MVDTrainingArguments, epoch: int, steps_done: int):

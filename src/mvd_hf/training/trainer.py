@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data.clips import BAD_VIDEOS, IS_BLANK, ClipDataset, collate_clips
+from ..data.mixtures import MixtureDataset
 from ..data.streaming import StreamingClips
 from ..hub.run_record import metric_prefixes
 from ..model.modeling_mvd import MVDForFeatureDistillation, MVDForPixelReconstruction, MVDPreTrainedModel
 from .arguments import MVDTrainingArguments
-from .callbacks import CheckCallback, ScheduleCallback
+from .callbacks import CheckCallback, MixtureCallback, ScheduleCallback
 from .masked_batches import masked_inputs
 from .meters import MAX_BLANK_BATCHES, LossMeter
 from .optimization import bare_model, parameter_groups, parameter_rules, training_schedule
@@ -81,6 +82,8 @@ class MVDTrainer(SavingTrainer):
         self.parameter_rules = parameter_rules(self.model)
         for callback in (ScheduleCallback(self), CheckCallback(self)):
             self.add_callback(callback)
+        if isinstance(self.train_dataset, MixtureDataset):
+            self.add_callback(MixtureCallback(self.train_dataset))
 
     # ---- Data ----
 
