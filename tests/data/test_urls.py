@@ -143,7 +143,8 @@ class Ranges(Server):
 @pytest.fixture
 def ranges(tmp_path, monkeypatch):
     """A server of a long video."""
-    Ranges.content, Ranges.sent = write(tmp_path / "a.mp4", numbered_frames(240), **(H264 | {"crf": "1"})).read_bytes(), 0
+    path = write(tmp_path / "a.mp4", numbered_frames(240), **(H264 | {"crf": "1"}))
+    Ranges.content, Ranges.sent = path.read_bytes(), 0
     monkeypatch.setattr(urls, "MIN_RANGED_BYTES", 1000)
     monkeypatch.setattr(urls, "BLOCK", 4096)
     monkeypatch.setattr(video_reading, "MIN_INDEXED_PACKETS", 1)
