@@ -240,6 +240,8 @@ def test_every_documented_command_can_be_resolved(path, command):
     elif script == "recipes/evaluate.py":
         module = load_script(script)
         parse_arguments(arguments, module.EvaluationArguments, first="model")
+    elif script == "recipes/transcode.py":
+        parse_arguments(arguments, load_script(script).TranscodeArguments, first="dataset")
     elif script == "recipes/prepare.py":
         module = load_script(script)
         parse_arguments(arguments, module.PrepareArguments, first="data_set")

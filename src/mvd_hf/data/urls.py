@@ -130,10 +130,16 @@ def open_ranges(url: str) -> RangedFile | None:
     try:
         remote = open_url(url)
         facts = remote.fs.info(remote.path)
-        gives_ranges = facts.get("partial", "http" not in url.partition("://")[0])
-        if (facts.get("size") or 0) < MIN_RANGED_BYTES or not gives_ranges:
+        if (facts.get("size") or 0) < MIN_RANGED_BYTES or not facts.get("partial", True):
             return None
-        return RangedFile(url, remote.fs.open(remote.path, "rb", block_size=BLOCK))
+        file = remote.fs.open(remote.path, "rb", block_size=BLOCK)
+        try:
+            file.seek(1)
+            file.read(1)
+        except ValueError:  # of fsspec, if the server sends the file from its beginning
+            return None
+        file.seek(0)
+        return RangedFile(url, file)
     except ImportError:
         raise
     except Exception as error:  # fsspec lets errors of HTTP clients through
