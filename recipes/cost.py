@@ -3,7 +3,8 @@
     python recipes/cost.py recipes/mvd-vit-b-from-vit-l/distill.yaml [--mfu 0.4 --device_tflops 989 ...]
 
 Needs no network, no data and no weights. One recipe is listed part by part, several are the rows of a Markdown table.
-Which operations count: `mvd_hf.training.costs`. Keys: the assumptions (below), and all keys of `recipes/distill.py`.
+Which operations count: `mvd_hf.training.costs`; teachers with a `target_cache` count with the mean over the epochs.
+Keys: the assumptions (below), and all keys of `recipes/distill.py`.
 """
 
 import logging
@@ -15,7 +16,8 @@ from mvd_hf.arguments import HELP, find_recipe, parse_arguments, run_script
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.hub.warm_start import StartingPoint
 from mvd_hf.recipes.distill import StudentArguments
-from mvd_hf.training.costs import Part, distillation_parts, format_parts, gpu_hours, teacher_widths, training_tflops
+from mvd_hf.teachers import TargetCacheConfig
+from mvd_hf.training import costs
 
 
 @dataclass
@@ -33,7 +35,7 @@ class CostArguments:
     num_videos: int = 240_000
 
     def hours(self, flops_per_clip: float, clips: float) -> float:
-        return gpu_hours(flops_per_clip * clips, self.device_tflops, self.mfu)
+        return costs.gpu_hours(flops_per_clip * clips, self.device_tflops, self.mfu)
 
     def summary(self) -> str:
         return (
@@ -42,23 +44,28 @@ class CostArguments:
         )
 
 
-def recipe_cost(arguments: list[str]) -> tuple[CostArguments, list[Part], float]:
-    """The assumptions, the FLOPs per clip and the number of clips of the whole run."""
+def recipe_cost(arguments: list[str]) -> tuple[CostArguments, list[costs.Part], float, str]:
+    """The assumptions, the FLOPs per clip, the number of clips of the whole run and what is stored on disk."""
     kinds = StudentArguments, DataArguments, MVDTrainingArguments, CostArguments
     recipe, _, training, assumed = parse_arguments([*arguments, "--use_cpu"], *kinds)
     config = StartingPoint(recipe.student, recipe.config, recipe.keep_layers).config
-    config.teacher_dims = teacher_widths(recipe.teachers)
-    parts = distillation_parts(config, recipe.teachers, training.masks_per_clip)
-    return assumed, parts, assumed.num_videos * training.num_train_epochs * training.clips_per_video
+    config.teacher_dims = costs.teacher_widths(recipe.teachers)
+    parts = costs.distillation_parts(config, recipe.teachers, training.masks_per_clip)
+    clips, stored = assumed.num_videos * training.clips_per_video, ""
+    if recipe.target_cache:
+        cache = TargetCacheConfig(**recipe.target_cache)
+        stored = "\n" + costs.describe_stored_targets(config, parts, cache, clips, assumed.device_tflops * assumed.mfu)
+        parts = costs.with_stored_targets(parts, cache, training.num_train_epochs)
+    return assumed, parts, clips * training.num_train_epochs, stored
 
 
 def table(recipes: list[str], options: list[str]) -> str:
     """A Markdown table of several recipes: TFLOPs per clip in training, clips and GPU hours."""
     rows = {recipe: recipe_cost([recipe, *options]) for recipe in recipes}
-    tflops = {recipe: training_tflops(parts) for recipe, (_, parts, _) in rows.items()}
+    tflops = {recipe: costs.training_tflops(parts) for recipe, (_, parts, _, _) in rows.items()}
     columns = [*dict.fromkeys(key for row in tflops.values() for key in row if key != "together"), "together"]
     lines = [["recipe", *columns, "million clips", "GPU hours"]]
-    for recipe, (assumed, _, clips) in rows.items():
+    for recipe, (assumed, _, clips, _) in rows.items():
         cells = [f"{tflops[recipe][key]:.3f}" if key in tflops[recipe] else "-" for key in columns]
         hours = assumed.hours(tflops[recipe]["together"] * 1e12, clips)
         path = Path(recipe)
@@ -75,14 +82,14 @@ def main(arguments: list[str]):
     if not recipes and HELP.isdisjoint(options):
         raise ValueError("Give at least one recipe, for example recipes/mvd-vit-b-from-vit-l/distill.yaml.")
     recipes = [str(find_recipe(recipe, Path(__file__).with_name("distill.py"))) for recipe in recipes]
-    assumed, parts, clips = recipe_cost([*recipes[:1], *options])
+    assumed, parts, clips, stored = recipe_cost([*recipes[:1], *options])
     if len(recipes) > 1:
         logging.info("%s\n\n%s", table(recipes, options), assumed.summary())
         return
     per_clip = sum(part.training for part in parts)
-    logging.info("%s\n\n%s: %.1f million clips.", format_parts(parts), recipes[0], clips / 1e6)
+    logging.info("%s\n\n%s: %.1f million clips.", costs.format_parts(parts), recipes[0], clips / 1e6)
     logging.info("%.3g FLOPs, %.0f GPU hours.", per_clip * clips, assumed.hours(per_clip, clips))
-    logging.info("%s", assumed.summary())
+    logging.info("%s%s", assumed.summary(), stored)
 
 
 if __name__ == "__main__":

@@ -384,7 +384,7 @@ def test_the_cost_of_one_recipe_is_told_part_by_part(load_recipe, caplog):
     cost.main([path, "--mfu", "0.2"])
     text = caplog.text
     assert all(part in text for part in ("decoder image", "projections video", "teacher video", "together"))
-    _, parts, clips = cost.recipe_cost([path])
+    _, parts, clips, _ = cost.recipe_cost([path])
     assert clips == 400 * 240_000
     flops = clips * sum(part.training for part in parts)
     assert f"{flops:.3g} FLOPs, {flops / 989e12 / 0.2 / 3600:.0f} GPU hours" in text
@@ -394,5 +394,24 @@ def test_the_cost_of_one_recipe_is_told_part_by_part(load_recipe, caplog):
 
 
 def test_clips_of_one_video_count_in_the_cost(load_recipe):
-    _, _, clips = load_recipe("cost").recipe_cost([str(RECIPES / "mvd-vit-b-salt" / "distill.yaml")])
+    _, _, clips, _ = load_recipe("cost").recipe_cost([str(RECIPES / "mvd-vit-b-salt" / "distill.yaml")])
     assert clips == 200 * 240_000 * 2
+
+
+def test_stored_targets_have_a_size_and_spare_passes_of_teachers(load_recipe, caplog):
+    caplog.set_level("INFO")
+    path, folder = str(RECIPES / "mvd-vit-s-from-vit-b" / "distill.yaml"), "--target_cache.folder=targets"
+    cost = load_recipe("cost")
+    _, before, clips, nothing = cost.recipe_cost([path])
+    for views, names in ((2, None), (800, None), (1, "video")):
+        options = [folder, f"--target_cache.views={views}", *([f"--target_cache.teachers={names}"] if names else [])]
+        _, parts, same, text = cost.recipe_cost([path, *options])
+        assert (same, nothing) == (clips, "")
+        for part, full in zip(parts, before, strict=True):
+            is_stored = part.kind == "teacher" and names in (None, part.teacher)
+            assert part.forward == pytest.approx(full.forward * (min(1, views / 400) if is_stored else 1), rel=1e-6)
+        size = 1568 * 768 * 2 * (1 if names else 2)
+        assert f"{size / 1e6:.1f} MB" in text
+        assert f"{size * 240_000 * views / 1e9:,.0f} GB for {views} views" in text
+    cost.main([path, folder])
+    assert "Targets on disk: 4.8 MB per clip" in caplog.text

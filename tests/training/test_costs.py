@@ -129,6 +129,13 @@ def test_known_models_have_the_sizes_of_transformers_defaults(model, config, tmp
     assert teacher_flops(TeacherConfig(model), MVDConfig()) == teacher_flops(TeacherConfig(str(tmp_path)), MVDConfig())
 
 
+def test_a_teacher_stored_in_half_precision_costs_the_same(tmp_path):
+    for dtype in ("float32", "float16"):
+        transformers.Dinov2Config(**TINY, **FAMILIES["Dinov2"], dtype=dtype).save_pretrained(tmp_path / dtype)
+    half, full = (TeacherConfig(str(tmp_path / dtype)) for dtype in ("float16", "float32"))
+    assert teacher_flops(half, student()) == teacher_flops(full, student())
+
+
 def test_the_size_of_a_teacher_comes_from_its_folder_or_the_name_of_one_to_come(tmp_path):
     MVDConfig.from_name("mae-b", hidden_size=96).save_pretrained(tmp_path / "mae-l")
     assert teacher_model_config(str(tmp_path / "mae-l")).hidden_size == 96

@@ -236,6 +236,23 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(recipe, reference, tmp_
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_two_processes_share_stored_targets_and_go_on_exactly_after_a_kill(recipe, tmp_path):
+    options = {"per_device_train_batch_size": 4, "dataloader_num_workers": 1, "save_steps": 1, "num_train_epochs": 3}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(recipe, whole, 2, **options, **{"target_cache.folder": tmp_path / "a"})
+    passes = [entry["teacher_passes"] for entry in history(whole).values()]
+    assert passes == [4, 8, 12] + [16] * 9  # of an epoch's 4 steps, 2 processes and 2 teachers
+    assert len(list((tmp_path / "a").rglob("*.safetensors"))) == 2 * 32
+    options["target_cache.folder"] = tmp_path / "b"
+    complete = killed / "checkpoint-2" / "trainer_state.json"
+    signal_when(complete, signal.SIGKILL, "distill.py", recipe, processes=2, output_dir=killed, **options)
+    assert not (killed / "model.safetensors").exists(), "it was killed too late"
+    assert "Resuming from" in run(recipe, killed, 2, **options)
+    assert figures(killed) == figures(whole)
+    stored = [{path.name: path.read_bytes() for path in (tmp_path / each).rglob("*.safetensors")} for each in "ab"]
+    assert stored[0] == stored[1]
+
+
 def test_workers_do_not_change_the_clips(recipe, reference, tmp_path):
     run(recipe, tmp_path, dataloader_num_workers=2)
     assert figures(tmp_path) == figures(reference)

@@ -124,3 +124,9 @@ def test_a_run_is_not_continued_with_other_views(make):
     for changes, views in (({"dtype": "bfloat16"}, 1), ({}, 2), (None, 1)):
         with pytest.raises(ValueError, match="target_cache"):
             make(changes, views=views, save_strategy="epoch").run()
+
+
+def test_clips_of_other_views_are_refused(make):
+    for views in (None, 2):
+        with pytest.raises(ValueError, match=f"views={views}, the cache of the teacher 'image' has views=1"):
+            make({"views": 1}, views=views)

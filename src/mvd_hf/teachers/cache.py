@@ -96,6 +96,10 @@ class TargetCacheConfig:
         if self.gib is not None and not 0 <= self.gib < math.inf:
             raise ValueError(f"target_cache.gib={self.gib} must be a number of GiB, at least 0, or null for no limit.")
 
+    def holds(self, teacher: str) -> bool:
+        """Whether the targets of a teacher are stored."""
+        return self.teachers is None or teacher in self.teachers
+
 
 # identities
 
@@ -144,7 +148,7 @@ def empty_teacher(
 ) -> Teacher:
     """A teacher without weights, on the meta device: it knows its sizes and has checked its settings."""
     with torch.device("meta"):
-        model = AutoModel.from_config(model_config, attn_implementation="eager")
+        model = AutoModel.from_config(model_config, attn_implementation="eager").float()  # not the dtype on disk
     return Teacher(replace(config, compile=False), model, student_grid, num_frames).to("meta")
 
 
@@ -450,7 +454,7 @@ def load_cached_teachers(
     budget, loaded = Budget(Path(cache.folder), cache.gib), {}
     for name, entry in teachers.items():
         config = TeacherConfig.from_entry(name, entry)
-        if cache.teachers is None or name in cache.teachers:
+        if cache.holds(name):
             loaded[name] = CachedTeacher(config, cache, student_grid, num_frames, budget)
         else:
             loaded[name] = load_teacher(config, student_grid, num_frames)

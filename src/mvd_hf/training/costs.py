@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import (
@@ -22,7 +22,8 @@ from ..model.modeling_mvd import (
     MVDForVideoClassification,
     MVDModel,
 )
-from ..teachers.teacher import Teacher, TeacherConfig
+from ..teachers.cache import DTYPES, TargetCacheConfig, empty_teacher
+from ..teachers.teacher import TeacherConfig
 
 # forward and backward pass of what is trained, as multiples of the forward pass
 TRAINING_PASSES = 3
@@ -150,13 +151,7 @@ def teacher_flops(teacher: TeacherConfig, student: MVDConfig) -> int:
     Raises:
         ValueError: if the teacher's size is unknown, or its patches cannot match the student's.
     """
-    config = teacher_model_config(teacher.model)
-    if isinstance(config, MVDConfig):
-        model = build(MVDModel, config)
-    else:
-        with torch.device("meta"):
-            model = AutoModel.from_config(config, attn_implementation="eager")
-    loaded = Teacher(replace(teacher, compile=False), model, student.grid, student.num_frames).to("meta")
+    loaded = empty_teacher(teacher, teacher_model_config(teacher.model), student.grid, student.num_frames)
     size = loaded.image_size
     clip = torch.empty(1, student.num_frames, student.num_channels, size, size, device="meta")
     return count(lambda: loaded({size: clip}))["Global"]
@@ -200,6 +195,39 @@ def student_parts(config: MVDConfig, masks_per_clip: int = 1) -> list[Part]:
         parts.append(Part("decoder", teacher, masks_per_clip * (counts[decoder] - projections)))
         parts.append(Part("projections", teacher, masks_per_clip * projections))
     return parts
+
+
+def with_stored_targets(parts: Sequence[Part], cache: TargetCacheConfig, num_epochs: float) -> list[Part]:
+    """FLOPs per clip as means over a run whose teachers see each view once and whose targets are stored."""
+    share = min(1.0, cache.views / num_epochs)
+    is_stored = [part.kind == "teacher" and cache.holds(part.teacher) for part in parts]
+    return [
+        replace(part, forward=round(share * part.forward)) if stored else part
+        for part, stored in zip(parts, is_stored, strict=True)
+    ]
+
+
+def describe_stored_targets(
+    config: MVDConfig, parts: Sequence[Part], cache: TargetCacheConfig, num_clips: int, device_tflops: float
+) -> str:
+    """Size of a cache of targets on disk, and from which epoch on it pays.
+
+    Args:
+        config: the student's configuration; its `teacher_dims` are the teachers' widths.
+        parts: FLOPs per clip without a cache.
+        cache: where the targets are stored.
+        num_clips: clips of an epoch.
+        device_tflops: that a device reaches.
+    """
+    width = sum(dim for name, dim in config.teacher_dims.items() if cache.holds(name))
+    size = config.num_patches * width * DTYPES[cache.dtype].itemsize
+    flops = sum(part.training for part in parts if not (part.kind == "teacher" and cache.holds(part.teacher)))
+    total, rate = size * num_clips * cache.views / 1e9, size * device_tflops / flops * 1e3
+    return (
+        f"Targets on disk: {size / 1e6:.1f} MB per clip in {cache.dtype}, {total:,.0f} GB for {cache.views} views of "
+        f"{num_clips:,} clips. It pays after {cache.views} epochs, as later ones have no pass of these teachers, "
+        f"where the disk gives {rate:.2f} GB/s to each device."
+    )
 
 
 def gpu_hours(flops: float, device_tflops: float, mfu: float) -> float:

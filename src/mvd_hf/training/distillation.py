@@ -86,6 +86,17 @@ def distillation_losses(
     return parts
 
 
+def check_views(dataset, teachers: Mapping[str, CachedTeacher]):
+    """Raise ValueError if a data set has other views than those whose targets are stored."""
+    reader = getattr(dataset, "reader", None)
+    for name, teacher in teachers.items():
+        if reader is not None and reader.views != teacher.cache.views:
+            raise ValueError(
+                f"The data set has views={reader.views}, the cache of the teacher {name!r} has views="
+                f"{teacher.cache.views}: give views to mvd_hf.data.pretraining_clips."
+            )
+
+
 class DistillationTrainer(MVDTrainer):
     """Trains a student on the features of frozen teachers, which stay outside of it and of its checkpoints.
 
@@ -97,7 +108,8 @@ class DistillationTrainer(MVDTrainer):
         kwargs: as for [`MVDTrainer`].
 
     Raises:
-        ValueError: if the student's decoders and the teachers do not belong together.
+        ValueError: if the student's decoders and the teachers do not belong together, or the clips have other views
+            than the targets on disk.
     """
 
     def __init__(
@@ -118,6 +130,7 @@ class DistillationTrainer(MVDTrainer):
             else:
                 teacher.to(self.args.device)
         if self.cached:
+            check_views(self.train_dataset, self.cached)
             self.data_collator = CachingCollator(self.data_collator, self.cached)
         self.run_record.sources |= {name: source_record(teacher.config.model) for name, teacher in teachers.items()}
         self.probe = None if probe is None else probe.to(self.args.device)
