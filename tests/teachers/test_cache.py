@@ -13,6 +13,7 @@ from mvd_hf import MVDForPixelReconstruction, load_teachers
 from mvd_hf.teachers import TargetCacheConfig, load_cached_teachers
 from mvd_hf.teachers import cache as cache_module
 from mvd_hf.teachers.cache import LOOKUPS, Budget, CachedTeacher, CachingCollator, TargetFolder, hash_of_clip
+from mvd_hf.teachers.teacher import Teacher
 
 CPU = torch.device("cpu")
 
@@ -63,6 +64,14 @@ def test_what_is_computed_equals_what_is_read_in_half_precision(make, teacher, d
     assert computed.dtype == read.dtype == getattr(torch, dtype)
     assert torch.equal(computed, read)
     assert torch.equal(computed, teacher({32: clips()}).to(computed.dtype))
+
+
+def test_targets_that_overflow_are_not_stored(make, monkeypatch):
+    cached = make(dtype="float16")
+    monkeypatch.setattr(Teacher, "__call__", lambda *_: torch.full((3, 32, 32), 1e5))
+    with pytest.raises(ValueError, match="not finite in float16"):
+        cached({32: clips()})
+    assert files(cached) == []
 
 
 def test_a_clip_with_another_pixel_has_other_targets(make, teacher):

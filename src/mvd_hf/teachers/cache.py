@@ -386,6 +386,9 @@ class CachedTeacher:
         Args:
             clips: as for a [`Teacher`].
             hashes, targets: what a [`CachingCollator`] found; by default both are looked up now.
+
+        Raises:
+            ValueError: if computed targets are not finite in the dtype in which they are stored.
         """
         if targets is not None:
             return targets
@@ -398,6 +401,11 @@ class CachedTeacher:
             self.teacher = load_teacher(self.config, self.student_grid, self.num_frames).to(self.device)
         self.passes += 1
         targets = self.teacher(clips).to(self.stored.dtype)
+        if not targets.isfinite().all():
+            raise ValueError(
+                f"The targets of the teacher {self.config.model!r} are not finite in {self.cache.dtype}, and are not "
+                "stored: choose another target_cache.dtype, or another dtype of the teacher."
+            )
         self.stored.write(hashes, targets)
         return targets
 
