@@ -27,6 +27,7 @@ from mvd_hf.model.configuration_mvd import ConfigFields
 from mvd_hf.teachers import TargetCacheConfig, load_cached_teachers
 from mvd_hf.training.costs import distillation_parts, format_parts
 from mvd_hf.training.diagnostics import OnlineProbe
+from mvd_hf.training.knn import KnnArguments, report_knn
 
 
 @dataclass
@@ -42,6 +43,7 @@ class StudentArguments:
         target_cache: where targets are stored, as a mapping of the fields of `mvd_hf.teachers.TargetCacheConfig`.
         probe: the column of labels, if a linear probe is to be trained beside the student.
         probe_classes: how many classes it has, if the data set does not know.
+        knn: fields of `mvd_hf.training.knn.KnnArguments`, to report k-NN accuracy on labelled videos.
     """
 
     student: str = "mvd-b"
@@ -51,6 +53,7 @@ class StudentArguments:
     target_cache: Annotated[dict, TargetCacheConfig] = field(default_factory=dict)
     probe: str | None = None
     probe_classes: int | None = None
+    knn: Annotated[dict, KnnArguments] = field(default_factory=dict)
 
 
 KINDS = (StudentArguments, DataArguments, MVDTrainingArguments)
@@ -75,8 +78,7 @@ def main(arguments: list[str]):
     teachers = load_cached_teachers(recipe.teachers, cache, config.grid, config.num_frames)
     config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
     if training.process_index == 0:
-        parts = distillation_parts(config, recipe.teachers, training.masks_per_clip)
-        logging.info("%s", format_parts(parts))
+        logging.info("%s", format_parts(distillation_parts(config, recipe.teachers, training.masks_per_clip)))
     options = {"label_column": recipe.probe, "views": cache and cache.views}
     clips = pretraining_clips(data, config, training, teachers, **options)
     trainer = DistillationTrainer(
@@ -88,6 +90,7 @@ def main(arguments: list[str]):
         train_dataset=clips,
         eval_dataset=pretraining_clips(data, config, training, teachers, evaluation=True),
     )
+    report_knn(trainer, recipe.knn)
     trainer.run_record.set_recipe(read_arguments(arguments, *KINDS), data)
     trainer.run_record.sources |= start.sources()
     trainer.run()

@@ -222,7 +222,8 @@ class PixelEncoder(nn.Module):
         return {"weights": "pixels", "grid": self.grid}
 
 
-def pool_tokens(tokens: torch.Tensor) -> torch.Tensor:
-    """The mean of tokens (B, L, D), standardised per clip by a layer norm without parameters, (B, D)."""
+def pool_tokens(tokens: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """The mean of tokens (B, L, D), standardised per clip by a layer norm without parameters, (B, D) in float32."""
     pooled = tokens.float().mean(dim=1)
-    return nn.functional.layer_norm(pooled, pooled.shape[-1:], eps=1e-6)
+    with torch.autocast(pooled.device.type, enabled=False):
+        return nn.functional.layer_norm(pooled, pooled.shape[-1:], eps=eps)

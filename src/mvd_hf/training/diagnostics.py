@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..evaluation.encoders import pool_tokens
+
 
 @torch.no_grad()
 def agreement(predictions: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -91,9 +93,9 @@ class OnlineProbe(nn.Module):
         """
         if labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(f"Labels {labels.unique().tolist()} are not all among the {self.num_classes} classes.")
-        pooled = features.detach().float().mean(dim=1)
+        pooled = pool_tokens(features.detach(), eps=1e-5)
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-            logits = self.classifier(nn.functional.layer_norm(pooled, pooled.shape[-1:]))
+            logits = self.classifier(pooled)
             loss = nn.functional.cross_entropy(logits, labels) * (0.0 if is_blank else 1.0)
             gradients = torch.autograd.grad(loss, list(self.parameters()))
         for parameter, gradient in zip(self.parameters(), gradients, strict=True):
