@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -400,7 +401,10 @@ def test_a_script_ends_with_what_it_returns_or_with_a_message(monkeypatch, capsy
 
 def test_libraries_are_quiet_about_cards_and_draw_no_bars_into_files(monkeypatch):
     cards = logging.getLogger("huggingface_hub.repocard")
+    models = logging.getLogger("transformers.modeling_utils")
     monkeypatch.setattr(cards, "level", logging.NOTSET)
+    monkeypatch.setattr(models, "filters", [])
+    warnings.simplefilter("error")  # pytest resets it
     done = []
     for name, target in (("disable_progress_bar", transformers_logging), ("disable_progress_bars", datasets)):
         monkeypatch.setattr(target, name, lambda name=name: done.append(name))
@@ -408,6 +412,9 @@ def test_libraries_are_quiet_about_cards_and_draw_no_bars_into_files(monkeypatch
         monkeypatch.setattr(sys.stderr, "isatty", lambda is_terminal=is_terminal: is_terminal, raising=False)
         arguments.quieten_libraries()
         assert not cards.isEnabledFor(logging.WARNING)
+        assert not models.filter(models.makeRecord("", logging.WARNING, "", 0, "X LOAD REPORT from", (), None))
+        assert models.filter(models.makeRecord("", logging.WARNING, "", 0, "another warning", (), None))
+        warnings.warn("`gradient_checkpointing` is deprecated and will be removed", FutureWarning, stacklevel=1)
         assert done == ([] if is_terminal else ["disable_progress_bar", "disable_progress_bars"])
 
 

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -485,9 +486,17 @@ def is_users_mistake(error: Exception, script: str) -> bool:
     return isinstance(error, ValueError) and any(file.startswith(tuple(folders)) for file in files)
 
 
+def is_no_load_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
 def quieten_libraries():
     """Keep what is not the user's business out of a script's output, and progress bars of loading out of files."""
     logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # cards without metadata
+    # the key of recipes that the oldest supported version knows
+    warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing\w*` is deprecated", FutureWarning)
+    # a table of missing weights: we name new ones in a line of our own, and refuse others
+    logging.getLogger("transformers.modeling_utils").addFilter(is_no_load_report)
     if sys.stderr.isatty():
         return
     if "transformers" in sys.modules:
