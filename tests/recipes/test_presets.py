@@ -27,7 +27,7 @@ DISTILL = sorted([*RECIPES.glob("mvd-*/distill.yaml"), *RECIPES.glob("ablations/
 FINETUNE = sorted(RECIPES.glob("mvd-*/finetune_*.yaml"))
 # per data set fine-tuned on in three splits without published settings: classes, top-1 reported from ViT-B and ViT-L
 TRANSFER = {"ucf101": (101, ("97.0", "97.5")), "hmdb51": (51, ("76.4", "79.7"))}
-OWN = sorted(RECIPES.glob("own_videos/*.yaml"))
+OWN = [RECIPES / "own_videos" / f"{name}.yaml" for name in ("cpu", "one_gpu")]
 READMES = [RECIPES / "README.md", *sorted({path.parent / "README.md" for path in DISTILL})]
 NUM_PROCESSES = 8
 
@@ -296,8 +296,10 @@ def test_a_recipe_for_ones_own_videos_needs_nothing_but_the_videos(load_recipe, 
     assert "Not trained by us" in text
     assert "CC-BY-NC-4.0" in text
     assert f"python recipes/finetune.py recipes/own_videos/{path.name} --dataset folder" in text
-    if path.stem == "one_gpu":
-        assert (training.total_batch_size, training.learning_rate) == (32, pytest.approx(1.25e-4))
+    # what `--method full` makes of few videos
+    assert (recipe.head, training.min_steps, training.total_batch_size) == ("probe", 400, 8)
+    assert training.learning_rate == (5e-5 if path.stem == "one_gpu" else 1e-4)
+    assert keys.mixup(4) is None
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])

@@ -40,8 +40,9 @@ from .trainer import BEST_FOLDER, EMA_FOLDER, FinetuningArguments, FinetuningTra
 
 logger = logging.getLogger(__name__)
 
-TRAINED = ("full", "probe_then_full", "lora")  # methods with a trainer
-METHODS = (*TRAINED, "linear_probe", "attentive_probe", "knn")
+TRAINED = ("full", "lora")  # methods with a trainer
+METHODS = ("full", "probe_then_full", "lora", "linear_probe", "attentive_probe", "knn")
+HEADS = ("new", "probe")
 WEIGHTS = {"last": "", "best": BEST_FOLDER, "ema": EMA_FOLDER}
 # folders of cached features, in the output folder, and of the results of the test, beside the tested weights
 FEATURES_FOLDER, TEST_FOLDER = "features", "evaluation"
@@ -55,9 +56,11 @@ class AdaptationArguments:
         model: an MVD or VideoMAE checkpoint, or a published size to train from scratch; see
             `mvd_hf.load_classifier`.
         config: `MVDConfig` fields to change.
-        method: `full` (trains all weights, as in the paper), `probe_then_full` (fits the head on frozen features
-            first, arXiv 2202.10054), `lora` (trains adapters of `peft`), `linear_probe` or `attentive_probe` (freezes
-            the encoder), or `knn` (trains and saves nothing).
+        method: `full` (trains all weights, as in the paper), `probe_then_full` (`full` with `head: probe`), `lora`
+            (trains adapters of `peft`), `linear_probe` or `attentive_probe` (freezes the encoder), or `knn` (trains
+            and saves nothing).
+        head: how the head of `full` and `lora` starts: `new` (as in the paper, or as loaded), or `probe`: fitted to
+            frozen features (arXiv 2202.10054), for few videos.
         lora: fields of `peft.LoraConfig`; by default rank 8 on all attention layers.
         test_clips, test_crops: views of a video in the test; by default as in the paper, 5 x 3 dense, 2 x 3 uniform.
         test_weights: weights to test: `last` (as in the paper), `best` or `ema`.
@@ -66,6 +69,7 @@ class AdaptationArguments:
     model: str = ""
     config: ConfigFields = field(default_factory=dict)
     method: str = "full"
+    head: str = "new"
     lora: dict = field(default_factory=dict)
     test_clips: int | None = None
     test_crops: int | None = None
@@ -79,6 +83,10 @@ class AdaptationArguments:
             )
         if self.method not in METHODS:
             raise ValueError(f"method={self.method!r} must be one of {', '.join(METHODS)}.")
+        if self.head not in HEADS:
+            raise ValueError(f"head={self.head!r} must be one of {', '.join(HEADS)}.")
+        if self.method == "probe_then_full":
+            self.method, self.head = "full", "probe"
         if self.test_weights not in WEIGHTS:
             raise ValueError(f"test_weights={self.test_weights!r} must be one of {', '.join(WEIGHTS)}.")
 
@@ -140,12 +148,13 @@ class Adaptation:
 
     def full(self):
         """Train all weights."""
+        self.start_head()
         self.train(self.model)
 
-    def probe_then_full(self):
-        """Fit the head on frozen features, then train all weights (arXiv 2202.10054)."""
-        self.fit_head()
-        self.full()
+    def start_head(self):
+        """Fit the head to frozen features, if training starts from a probe."""
+        if self.recipe.head == "probe":
+            self.fit_head()
 
     def lora(self):
         """Train the head and adapters of the attention; raises ImportError if `peft` is missing."""
@@ -153,6 +162,7 @@ class Adaptation:
             raise ImportError('method=lora needs peft: pip install "mvd_hf[adapters]".')
         from peft import LoraConfig, get_peft_model
 
+        self.start_head()
         fields = {
             "r": 8,
             "lora_alpha": 16,
