@@ -10,10 +10,12 @@ from torch import nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
 
 from mvd_hf.data.masking import tube_mask
+from mvd_hf.data.toy import APPEARANCES
 from mvd_hf.model.configuration_mvd import ConfigFields, MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDForVideoClassification, MVDModel
 from mvd_hf.training.costs import TRAINING_PASSES, classifier_flops, encoder_flops, student_parts
 
+from .deployment import deployment_rows
 from .reports import about
 from .timing import DTYPES, Contender, Race, choose_device
 
@@ -21,6 +23,7 @@ MODEL_TITLES = {"models": "Networks, forward and with backward pass"}
 INFERENCE_TITLES = {
     "classifier": "Inference: classifier, against VideoMAE of transformers",
     "features": "Inference: features of all patches, against VideoMAE of transformers",
+    "deployment": "Inference as deployed: speed over float32, deviation, accuracy of a probe and its cost in %",
 }
 NETWORKS = ("student", "teacher", "classifier")
 
@@ -72,6 +75,8 @@ class InferenceBenchmarkArguments:
         sizes: of the encoder: `s`, `b`, `l`, `h`.
         dtypes: of the weights.
         compile: whether to add rows with `torch.compile`.
+        probe_videos: toy videos for a probe in the table of deployment (bfloat16, compiled, ONNX Runtime in float32
+            and int8), and as many to test it; 0 leaves the table out.
         batch_size: clips per call.
         config: `MVDConfig` fields that differ from those of the published model.
         device: `cuda` or `cpu`; by default `cuda` if available.
@@ -80,6 +85,7 @@ class InferenceBenchmarkArguments:
     """
 
     output: str = "outputs/benchmarks"
+    probe_videos: int = 16
     sizes: list[str] = field(default_factory=lambda: ["b"])
     dtypes: list[str] = field(default_factory=lambda: ["float32", "bfloat16"])
     compile: bool = False
@@ -251,10 +257,18 @@ def inference_contenders(
 
 
 def inference_benchmark(arguments: InferenceBenchmarkArguments) -> dict:
-    """The report on inference; `speedup` is relative to transformers' VideoMAE with sdpa, of the same size."""
+    """The report on inference; `speedup` is relative to transformers' VideoMAE with sdpa, of the same size.
+
+    In the table of deployment it is relative to ours in float32.
+    """
     device = choose_device(arguments.device)
-    report: dict = {"about": about(torch.get_num_threads()), "arguments": vars(arguments)}
-    for kind in INFERENCE_TITLES:
+    report: dict = {"about": about(torch.get_num_threads()), "arguments": vars(arguments), "deployment": []}
+    for size in arguments.sizes if arguments.probe_videos else ():
+        config = MVDConfig.from_name(f"mvd-{size}", **{"num_labels": len(APPEARANCES), **arguments.config})
+        race = Race(device, torch.float32, arguments.rounds, arguments.seed)
+        counts = arguments.batch_size, arguments.probe_videos
+        report["deployment"] += deployment_rows(config, videomae_config(config), {"size": size}, race, *counts)
+    for kind in ("classifier", "features"):
         report[kind] = []
         for size, dtype in itertools.product(arguments.sizes, arguments.dtypes):
             config = MVDConfig.from_name(f"mvd-{size}", **{"num_labels": 400, **arguments.config})

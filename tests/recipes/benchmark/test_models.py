@@ -85,8 +85,10 @@ def test_the_model_of_transformers_has_the_same_size():
 
 
 def test_inference_is_compared_with_transformers():
-    report = inference_benchmark(InferenceBenchmarkArguments(config=TINY, dtypes=["float32"], rounds=2))
-    for kind in INFERENCE_TITLES:
+    arguments = InferenceBenchmarkArguments(config=TINY, dtypes=["float32"], rounds=2, probe_videos=0)
+    report = inference_benchmark(arguments)
+    assert report["deployment"] == []
+    for kind in INFERENCE_TITLES.keys() - {"deployment"}:
         theirs, *ours = report[kind]
         assert (theirs["method"], theirs["speedup"]) == ("transformers VideoMAE, floats", 1)
         assert [row["method"] for row in ours] == ["mvd_hf, floats", "mvd_hf, uint8"]
