@@ -13,11 +13,14 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from launching import ROOT, start
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor, TeacherConfig
-from mvd_hf.arguments import keys_of, parse_arguments
+from mvd_hf.arguments import find_recipe, keys_of, parse_arguments
+from mvd_hf.cli import COMMANDS as COMMANDS_BY_NAME
 from mvd_hf.data.arguments import DataArguments
+from mvd_hf.data.toy import toy_videos, write_video
 from mvd_hf.detection.ava import read_label_map
 from mvd_hf.detection.ava_audit import AvaAuditArguments
 from mvd_hf.detection.toy import ToyDetectionSettings, make_toy_detection_dataset
@@ -31,10 +34,10 @@ from starting_points import without_weights
 
 DOCS = ROOT / "docs"
 READMES = sorted([ROOT / "README.md", *DOCS.glob("*.md"), *ROOT.glob("recipes/*/README.md")])
+TRAINING = [f"recipes/{name}.py" for name in ("pretrain", "distill", "finetune", "detect")]
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
 # tests/test_study.py resolves the stages of the study
 RECIPES = [path for path in RECIPES if path.parent.name not in ("accelerate", "study")]
-TRAINING = [f"recipes/{name}.py" for name in ("pretrain", "distill", "finetune", "detect")]
 DETECTION = [path for path in RECIPES if path.parent.name == "ava" or path.stem == "detect"]
 
 
@@ -48,7 +51,19 @@ def commands(path: Path) -> list[list[str]]:
     """The Python commands of a README, as words, without `&&` and the launcher."""
     lines = [line for block in blocks(path, "bash") for line in block.replace("\\\n", " ").splitlines()]
     parts = [shlex.split(part) for line in lines for part in line.split("&&")]
+    parts = [without_short_form(part) if part[:1] == ["mvd-hf"] else part for part in parts]
     return [part for part in parts if part and part[0] in ("python", "accelerate")]
+
+
+def without_short_form(words: list[str]) -> list[str]:
+    """The command of a script for `mvd-hf ...`."""
+    if words[1] == "recipes":
+        return []
+    script, arguments = f"recipes/{COMMANDS_BY_NAME[words[1]]}", words[2:]
+    if script in TRAINING and not arguments[0].startswith("--"):
+        recipe = find_recipe(arguments[0], ROOT / script)
+        arguments[0] = str(recipe.relative_to(ROOT) if recipe.is_absolute() else recipe)
+    return ["python", script, *arguments]
 
 
 COMMANDS = [(path, command) for path in READMES for command in commands(path)]
@@ -151,6 +166,33 @@ def test_the_scheduler_script_is_sound_shell_and_its_files_exist(name):
     assert all((ROOT / name).exists() for name in named)
 
 
+def test_the_readmes_classification_runs(tmp_path, monkeypatch, capsys):
+    config = VideoMAEConfig(
+        image_size=32,
+        patch_size=16,
+        num_frames=8,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=400,
+        use_mean_pooling=True,
+    )
+    VideoMAEForVideoClassification(config).save_pretrained(tmp_path / "MCG-NJU/videomae-base-finetuned-kinetics")
+    (video,) = toy_videos(1, 40, 40, 48, seed=0)
+    write_video(tmp_path / "clip.mp4", video[-1])
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = blocks(ROOT / "README.md", "python")
+    exec(snippet, {})
+    guesses = re.findall(r"0\.0\d LABEL_\d+\n", capsys.readouterr().out)
+    assert len(guesses) == 5
+
+
+def test_the_readme_is_short():
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(text.split()) <= 1000
+
+
 @pytest.mark.slow
 def test_the_documented_python_runs(tiny_job):
     folder, _ = tiny_job
@@ -226,8 +268,11 @@ def test_a_mistake_on_the_command_line_ends_with_a_clear_message(tiny_job):
 @pytest.mark.parametrize(
     ("path", "command"), COMMANDS, ids=lambda value: " ".join(value) if isinstance(value, list) else value.stem
 )
-def test_every_documented_command_can_be_resolved(path, command):
+def test_every_documented_command_can_be_resolved(path, command, tmp_path):
     script, arguments = script_and_arguments(command)
+    if "my_recipe.yaml" in arguments:  # the one that the page shows
+        (tmp_path / "my_recipe.yaml").write_text(blocks(path, "yaml")[0])
+        arguments = [str(tmp_path / word) if word == "my_recipe.yaml" else word for word in arguments]
     assert (ROOT / script).exists()
     if script in ("recipes/distill.py", "recipes/pretrain.py"):
         resolve(script, arguments)
@@ -237,6 +282,9 @@ def test_every_documented_command_can_be_resolved(path, command):
         parse_arguments([*module.with_recipe(arguments), "--use_cpu", "--bf16=false"], *module.KINDS)
     elif script in ("recipes/probe.py", "recipes/propagate.py"):
         parse_arguments(arguments, *load_script(script).KINDS)
+    elif script == "recipes/audit.py" and "--ava" not in arguments:
+        module = load_script(script)
+        parse_arguments(arguments, module.AuditArguments, module.AuditSettings, first="dataset")
     elif script == "recipes/evaluate.py":
         module = load_script(script)
         parse_arguments(arguments, module.EvaluationArguments, first="model")
