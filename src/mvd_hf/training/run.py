@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -20,6 +21,13 @@ from .checkpoints import last_complete_checkpoint, refuse_overwriting, remove_ch
 
 logger = logging.getLogger(__name__)
 
+# what to do with the model of a run, by its class; {folder} is where the model lies
+NEXT_STEPS = {
+    "MVDForPixelReconstruction": "Let it teach: mvd-hf distill RECIPE --teachers.NAME {folder}",
+    "MVDForFeatureDistillation": "Next: mvd-hf finetune --dataset VIDEOS --model {folder}",
+    "MVDForVideoClassification": "Next: mvd-hf demo {folder}",
+    "MVDForActionDetection": "Next: mvd-hf visualize detect --model {folder} --video FILE --boxes FILE",
+}
 # width up to which a network trains faster on one thread of a CPU than on several
 SMALL_WIDTH = 128
 
@@ -46,7 +54,10 @@ def run_training(trainer, then: Callable[[], None] | None = None):
     evaluates_first = trainer.evaluates_first or args.eval_on_start
     args.eval_on_start = evaluates_first and trainer.eval_dataset is not None and checkpoint is None
     with trainer.stop_request as stop:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(describe_shortage(args)) from error
         if not trainer.is_stopped:
             if trainer.is_fsdp_enabled:  # checkpoints may be sharded, the model is whole
                 trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
@@ -64,6 +75,8 @@ def run_training(trainer, then: Callable[[], None] | None = None):
         then()
     if args.push_to_hub and not (trainer.eval_dataset is None and then is None):
         trainer.push_to_hub("Results of the evaluation")
+    if is_main:
+        logger.info(describe_end(trainer))
     leave(trainer)
 
 
@@ -171,6 +184,25 @@ def describe_run(trainer) -> str:
         f"{length}. Precision {precision_of(args)} on {args.device}."
         + (f" Each video gives {repeats} clips of the same frames." if repeats > 1 else "")
     )
+
+
+def describe_shortage(args) -> str:
+    """The keys that lower the memory of a run."""
+    batch, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    return (
+        f"The memory of {args.device} is too small. Halve the batch and double the accumulation "
+        f"(--per_device_train_batch_size {max(batch // 2, 1)} --gradient_accumulation_steps {2 * steps}), add "
+        "--gradient_checkpointing true, or, with teachers, --teachers.NAME.dtype bfloat16."
+    )
+
+
+def describe_end(trainer) -> str:
+    """Time and speed of the training, where the model lies, and what can be done with it."""
+    entries = [entry for entry in trainer.state.log_history if "train_runtime" in entry]
+    seconds, speed = (entries[-1][f"train_{key}"] for key in ("runtime", "samples_per_second"))
+    folder, network = trainer.args.output_dir, type(trainer.model).__name__
+    trained = f"Trained in {timedelta(seconds=round(seconds))} ({speed:.3g} samples per second)"
+    return f"{trained}. The model is in {folder}. {NEXT_STEPS.get(network, '').format(folder=folder)}".rstrip()
 
 
 def last_evaluation(trainer) -> dict[str, float] | None:
