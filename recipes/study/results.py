@@ -1,10 +1,11 @@
-"""The results of the study: accuracies of every arm and seed, losses, costs, and comparisons paired by seed."""
+"""The results of the study: predictions of every arm, seed and share of labels, and what they support.
 
-import itertools
+Letters in shapes: S seeds, N test videos, K classes, R resamples.
+"""
+
 import json
 import platform
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,379 +15,215 @@ import pandas as pd
 import torch
 
 from mvd_hf.data.atomic import replace_file
-from mvd_hf.model.configuration_mvd import MVDConfig
-from mvd_hf.training.costs import distillation_parts, reconstruction_flops
 
-from .probes import PROBES, SIMILARITY
-from .scenes import PARTS, TASKS, class_names
-from .stages import ARMS, Plan, Stage, read_record
+from .plan import Plan
+from .stages import Stage, final_loss, read_record
 
-METHODS = ("finetune", "attentive", "linear", "knn")
-# most points of a loss curve
-MAX_POINTS = 40
-# fewer seeds are not called a finding, even if all agree
-ENOUGH_SEEDS = 5
+RESAMPLES = 2000
+FINETUNE = "fine-tuned"
 
 
-def part_predictions(probabilities: np.ndarray, task: str) -> dict[str, np.ndarray]:
-    """Predictions (N,) of each part of a task, from the probabilities (N, K) of its classes."""
-    parts = TASKS[task]
-    cells = probabilities.reshape(-1, *(len(PARTS[part]) for part in parts))
-    axes = range(1, cells.ndim)
-    return {
-        part: cells.sum(axis=tuple(axis for axis in axes if axis != number)).argmax(axis=1)
-        for number, part in enumerate(parts, start=1)
-    }
+@dataclass(frozen=True)
+class Key:
+    """What was tested: a share of the labels (in percent), a model and how it was adapted."""
 
-
-def part_labels(labels: np.ndarray, task: str) -> dict[str, np.ndarray]:
-    """Labels (N,) of each part of a task, from the labels (N,) of its classes."""
-    parts = TASKS[task]
-    return dict(zip(parts, np.unravel_index(labels, [len(PARTS[part]) for part in parts]), strict=True))
-
-
-def finetuned_accuracies(folder: Path, task: str) -> dict[str, float]:
-    """Accuracy of a fine-tuned classifier on its task and on each part of it."""
-    table = pd.read_parquet(folder / "evaluation" / "predictions.parquet")
-    labels = table["label"].to_numpy()
-    predictions = part_predictions(np.stack(table["probabilities"].to_list()), task)
-    truth = part_labels(labels, task)
-    accuracies = {part: float((predictions[part] == truth[part]).mean()) for part in TASKS[task]}
-    return {task: float(table["is_correct"].mean()), **accuracies}
+    share: float
+    model: str
+    method: str
 
 
 @dataclass
-class Collection:
-    """The finished seeds of a study, with their stages and records.
+class Predictions:
+    """Labels (N,) and predictions (S, N) as class indices of K classes."""
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    num_classes: int
+
+    def measures(self, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """`accuracy` and `macro_f1`, (R,) each.
+
+        Args:
+            weights: (R, S, N) how much each prediction counts; by default all the same, R = 1.
+        """
+        seeds, videos = self.predictions.shape
+        weights = np.ones((1, seeds, videos)) if weights is None else weights
+        classes = np.arange(self.num_classes)
+        is_label, is_predicted = self.labels[:, None] == classes, self.predictions[:, :, None] == classes
+        right = np.einsum("rsn,snk->rk", weights, is_predicted & is_label)
+        counts = np.einsum("rsn,nk->rk", weights, is_label.astype(float))
+        counts_predicted = np.einsum("rsn,snk->rk", weights, is_predicted.astype(float))
+        both = counts + counts_predicted
+        f1 = np.divide(2 * right, both, out=np.full(both.shape, np.nan), where=both > 0)
+        return {"accuracy": right.sum(axis=1) / weights.sum(axis=(1, 2)), "macro_f1": np.nanmean(f1, axis=1)}
+
+
+def bootstrap_weights(seeds: int, videos: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """Weights (R, S, N) of resamples over seeds and, independently, over videos."""
+    rng = np.random.default_rng(0)
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    of_videos = rng.multinomial(videos, np.full(videos, 1 / videos), size=resamples)
+    return (of_seeds[:, :, None] * of_videos[:, None, :]).astype(np.float32)
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """The 95 % interval of resampled values."""
+    return [round(float(value), 5) for value in np.quantile(values, (0.025, 0.975))]
+
+
+@dataclass
+class Results:
+    """Predictions of the finished seeds.
 
     Args:
-        plan: the study.
+        found: by key.
+        facts: of the run: seeds, videos, losses, seconds, versions.
     """
 
-    plan: Plan
+    found: dict[Key, Predictions]
+    facts: dict
 
     def __post_init__(self):
-        self.stages: dict[int, dict[str, Stage]] = {}
-        self.records: dict[str, dict] = {}
-        for seed in self.plan.study.seeds:
-            stages = list(self.plan.of_seed(seed))
-            records = {stage.name: read_record(stage, self.plan.folder) for stage in stages}
-            if all(record is not None for record in records.values()):
-                self.stages[seed] = {stage.name.partition("/")[2]: stage for stage in stages}
-                self.records |= records
-        if not self.stages:
-            raise ValueError(f"No seed of {str(self.plan.folder)!r} has finished: run the study again to continue it.")
+        some = next(iter(self.found.values()))
+        self.weights = bootstrap_weights(*some.predictions.shape)
 
-    def folder(self, seed: int, name: str) -> Path:
-        """The folder of a stage."""
-        return self.plan.folder / f"seed{seed}" / name
-
-    def accuracies(self) -> dict:
-        """Accuracies by method, split, column and arm: a list over seeds."""
-        found: dict = {}
-        split = self.plan.study.finetune.get("eval_split", "test")
-        for seed, arm in itertools.product(self.stages, self.plan.study.arms):
-            of_arm = {"finetune": {split: {}}}
-            for task in TASKS:
-                of_arm["finetune"][split] |= finetuned_accuracies(self.folder(seed, f"{arm}/finetune_{task}"), task)
-            of_arm |= json.loads((self.folder(seed, f"{arm}/probe") / PROBES).read_text(encoding="utf-8"))
-            for method, splits in of_arm.items():
-                for name, columns in splits.items():
-                    for column, accuracy in columns.items():
-                        place = found.setdefault(method, {}).setdefault(name, {}).setdefault(column, {})
-                        place.setdefault(arm, []).append(round(accuracy, 5))
-        return found
-
-    def similarities(self) -> dict:
-        """Similarity of features between time slots by average and arm: a list over seeds of matrices (t, t)."""
-        found: dict = {}
-        for seed, arm in itertools.product(self.stages, self.plan.study.arms):
-            matrices = json.loads((self.folder(seed, f"{arm}/probe") / SIMILARITY).read_text(encoding="utf-8"))
-            for average, matrix in matrices.items():
-                found.setdefault(average, {}).setdefault(arm, []).append(np.round(matrix, 4).tolist())
-        return found
-
-    def curves(self) -> dict:
-        """Loss curves of each training run by name: at most `MAX_POINTS` pairs of step and mean over seeds."""
-        found = {}
-        for name in (name for name in next(iter(self.stages.values())) if name.endswith(("_teacher", "/encoder"))):
-            histories = [self.records[f"seed{seed}/{name}"]["history"] for seed in self.stages]
-            entries = [[entry for entry in history if "loss" in entry] for history in histories]
-            parts = sorted({key for entry in entries[0] for key in entry if key.startswith("loss")})
-            last = len(entries[0]) - 1
-            chosen = np.unique(np.linspace(0, last, MAX_POINTS).round().astype(int)) if entries[0] else ()
-            found[name.removesuffix("/encoder")] = {
-                part: [
-                    [entries[0][i]["step"], round(statistics.fmean(float(run[i][part]) for run in entries), 5)]
-                    for i in chosen
+    def rows(self) -> list[dict]:
+        """A row per key: accuracy and macro F1, each with its 95 % interval and its values seed by seed."""
+        rows = []
+        for key, found in self.found.items():
+            row = asdict(key)
+            resampled, exact = found.measures(self.weights), found.measures()
+            for name, values in exact.items():
+                each = [
+                    Predictions(found.labels, predictions[None], found.num_classes).measures()[name].item()
+                    for predictions in found.predictions
                 ]
-                for part in parts
-            }
-        return found
+                row |= {name: round(values.item(), 5), f"{name}_interval": interval(resampled[name])}
+                row[f"{name}_seeds"] = [round(value, 5) for value in each]
+            rows.append(row)
+        return rows
 
-    def clips(self, keys: Mapping) -> int:
-        """Number of clips that a training run with these keys reads."""
-        videos, batch = self.plan.study.scenes["train"], keys["per_device_train_batch_size"]
-        return int(videos // batch * batch * keys["num_train_epochs"])
+    def difference(self, one: Key, other: Key) -> dict:
+        """The paired difference of accuracies in percentage points, with its 95 % interval, and seed by seed."""
+        hits = [(self.found[key].predictions == self.found[key].labels).astype(np.float32) for key in (one, other)]
+        gaps = 100 * (hits[0] - hits[1])
+        resampled = np.einsum("rsn,sn->r", self.weights, gaps) / self.weights.sum(axis=(1, 2))
+        return {
+            "share": one.share,
+            "model": one.model,
+            "against": other.model,
+            "mean": round(float(gaps.mean()), 3),
+            "interval": interval(resampled),
+            "seeds": gaps.mean(axis=1).round(3).tolist(),
+        }
 
-    def costs(self) -> dict:
-        """TFLOPs of pre-training by arm: `own`, with the teachers' forward passes; `teachers`, of their training."""
-        study, seed = self.plan.study, next(iter(self.stages))
-        trained = {}
-        for name in {teacher for arm in study.arms for teacher in ARMS[arm].teachers}:
-            config = MVDConfig.from_pretrained(self.folder(seed, f"{name}_teacher"))
-            keys = study.training | (study.image_teacher if name == "image" else study.video_teacher)
-            trained[name] = reconstruction_flops(config) * self.clips(keys)
-        costs = {}
-        for arm in (arm for arm in study.arms if arm != "scratch"):
-            config = MVDConfig.from_pretrained(self.folder(seed, f"{arm}/encoder"))
-            clips = self.clips(study.training | study.student | study.schedule(arm))
-            if ARMS[arm].pixels:
-                own = reconstruction_flops(config) * clips
-            else:
-                teachers = {name: str(self.folder(seed, f"{name}_teacher")) for name in ARMS[arm].teachers}
-                own = sum(part.training for part in self.parts(arm, config, teachers)) * clips
-            of_teachers = sum(trained[name] for name in ARMS[arm].teachers)
-            costs[arm] = {"own": round(own / 1e12, 3), "teachers": round(of_teachers / 1e12, 3)}
-        return costs
+    def hypotheses(self) -> list[dict]:
+        """The hypotheses of the README that this run can check, with their differences and the outcome."""
+        shares = sorted({key.share for key in self.found})
+        models = {key.model for key in self.found if key.method == FINETUNE}
+        checks = []
+        for share in shares:
+            finetuned = {model: Key(share, model, FINETUNE) for model in models}
+            pairs = [("a", "both", "scratch")] if share < 100 else []
+            pairs += [("b", "both", "videomae_compute"), ("c", "image", "video")]
+            single = [model for model in ("image", "video") if model in models]
+            if single and "both" in models:
+                best = max(single, key=lambda model: self.found[finetuned[model]].measures()["accuracy"].item())
+                pairs.append(("d", "both", best))
+            for name, one, other in pairs:
+                if {one, other} <= models:
+                    check = self.difference(finetuned[one], finetuned[other])
+                    checks.append({"hypothesis": name, **check, "outcome": outcome(check["interval"])})
+        return checks
 
-    def parts(self, arm: str, config: MVDConfig, teachers: Mapping[str, str]):
-        """FLOPs of a student's training, per clip."""
-        return distillation_parts(config, teachers, ARMS[arm].masks)
-
-    def totals(self) -> dict[str, float]:
-        """Number of stages and the sum of their seconds."""
-        seconds = [record["seconds"] for record in self.records.values()]
-        return {"count": len(seconds), "seconds": round(sum(seconds))}
-
-    def seconds(self) -> dict[str, float]:
-        """Mean seconds of the stages of each kind."""
-        kinds: dict[str, list[float]] = {}
-        for stages in self.stages.values():
-            for stage in stages.values():
-                kinds.setdefault(stage.kind, []).append(self.records[stage.name]["seconds"])
-        return {kind: round(statistics.fmean(values), 1) for kind, values in kinds.items()}
+    def as_json(self) -> dict:
+        """The content of `results.json`."""
+        return {**self.facts, "table": self.rows(), "hypotheses": self.hypotheses()}
 
 
-def collect(plan: Plan, setting: str) -> dict:
-    """The results of all finished seeds: the content of `results.json`.
+def outcome(bounds: list[float]) -> str:
+    """What an interval of a difference says."""
+    if bounds[0] > 0:
+        return "better"
+    return "worse" if bounds[1] < 0 else "within noise"
 
-    Args:
-        plan: the study.
-        setting: name of its setting.
+
+def of_finetuning(stage: Stage, folder: Path) -> pd.DataFrame:
+    """Labels and predictions by video of a fine-tuned model."""
+    table = pd.read_parquet(folder / stage.name / "evaluation" / "predictions.parquet").set_index("video")
+    return table[["label_name", "prediction_name"]].set_axis(["label", FINETUNE], axis=1)
+
+
+def of_seed(plan: Plan, seed: int) -> dict[Key, pd.DataFrame]:
+    """By key, a table of label and prediction by video."""
+    found = {}
+    for stage in plan.of_seed(seed):
+        place, _, step = stage.name.partition("/")[2].rpartition("/")
+        kind, _, share = step.partition("_")
+        if kind == "finetune":
+            found[Key(float(share), place, FINETUNE)] = of_finetuning(stage, plan.folder)
+        elif kind == "probe":
+            table = pd.read_parquet(plan.folder / stage.name / "predictions.parquet").set_index("video")
+            for column in table.columns.drop("label"):
+                model, _, method = column.rpartition(" ")
+                key = Key(float(share), model.removeprefix("student_"), method)
+                found[key] = table[["label", column]]
+    return found
+
+
+def collect(plan: Plan) -> Results:
+    """The results of all finished seeds.
 
     Raises:
         ValueError: if no seed has finished.
     """
-    collection = Collection(plan)
-    study = asdict(plan.study)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    records = {
+        seed: {stage.name: read_record(stage, plan.folder) for stage in plan.of_seed(seed)}
+        for seed in plan.study.seeds
+    }
+    seeds = [seed for seed, stages in records.items() if None not in stages.values()]
+    if not seeds:
+        raise ValueError(f"No seed of {str(plan.folder)!r} has finished: run the study again to continue it.")
+    tables = [of_seed(plan, seed) for seed in seeds]
+    common = set.intersection(*(set(table.index) for of in tables for table in of.values()))
+    videos, found = sorted(common), {}
+    for key in tables[0]:
+        ordered = [table[key].loc[videos] for table in tables]
+        index = {name: i for i, name in enumerate(plan.names)}
+        labels, *predictions = (
+            column.map(index).to_numpy()
+            for column in [ordered[0].iloc[:, 0], *(table.iloc[:, 1] for table in ordered)]
+        )
+        found[key] = Predictions(labels, np.stack(predictions), len(plan.names))
+    return Results(found, facts_of(plan, {seed: records[seed] for seed in seeds}, len(videos)))
+
+
+def facts_of(plan: Plan, records: Mapping[int, Mapping[str, dict]], num_videos: int) -> dict:
+    """What was run: settings, losses of pre-training, seconds, versions."""
+    losses, epochs, seconds = {}, {}, {}
+    for stages in records.values():
+        for name, record in stages.items():
+            name = name.partition("/")[2]
+            seconds.setdefault(name, []).append(record["seconds"])
+            if name.endswith(("video_teacher", "/encoder")):
+                losses.setdefault(name, []).append(final_loss(record["history"]))
+                epochs.setdefault(name, []).append(record["epochs"])
+    settings = {key: value for key, value in asdict(plan.study).items() if key not in ("output", "dataset")}
     return {
-        "setting": setting,
-        "seeds": list(collection.stages),
-        "unfinished_seeds": [seed for seed in plan.study.seeds if seed not in collection.stages],
-        "remarks": [],
-        "study": {key: value for key, value in study.items() if key not in ("output", "seeds")},
-        "device": device,
+        "data": Path(plan.study.dataset).name,
+        "classes": plan.names,
+        "videos": num_videos,
+        "seeds": list(records),
+        "losses": losses,
+        "epochs": epochs,
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
         "versions": {name: version(name) for name in ("torch", "transformers")},
-        "seconds": collection.seconds(),
-        "stages": collection.totals(),
-        "accuracies": collection.accuracies(),
-        "similarities": collection.similarities(),
-        "losses": collection.curves(),
-        "tflops": collection.costs(),
+        "study": settings,
     }
 
 
-def joined(one, other, join: Callable):
-    """Merge two nested mappings with the same keys by joining their leaves."""
-    if isinstance(one, Mapping):
-        return {key: joined(one[key], other[key], join) for key in one}
-    return join(one, other)
-
-
-def merge_results(first: Mapping, second: Mapping) -> dict:
-    """Merge results of different seeds of one setting, for example from two machines.
-
-    Args:
-        first, second: the content of a `results.json` each.
-
-    Raises:
-        ValueError: if the settings differ, or if both have a seed.
-    """
-    one, other = (
-        {key: value for key, value in part["study"].items() if key != "processes"} for part in (first, second)
-    )
-    differing = sorted(key for key in one | other if one.get(key) != other.get(key))
-    if differing or first["setting"] != second["setting"]:
-        what = ", ".join(differing) or f"{first['setting']} and {second['setting']}"
-        raise ValueError(f"The results are of two settings ({what}): only seeds of one setting can be merged.")
-    twice = sorted(set(first["seeds"]) & set(second["seeds"]))
-    if twice:
-        raise ValueError(f"Both results have the seeds {twice}: leave out one of them.")
-    counts = len(first["seeds"]), len(second["seeds"])
-
-    def mean(one: float, other: float) -> float:
-        return round((counts[0] * one + counts[1] * other) / sum(counts), 5)
-
-    def curves(one: list, other: list) -> list:
-        return [[step, mean(loss, more)] for (step, loss), (_, more) in zip(one, other, strict=True)]
-
-    seeds = [*first["seeds"], *second["seeds"]]
-    unfinished = sorted({*first["unfinished_seeds"], *second["unfinished_seeds"]} - set(seeds))
-    same = {key: first[key] for key in ("setting", "study", "tflops")}
-    devices = dict.fromkeys((first["device"], second["device"]))
-    return same | {
-        "seeds": seeds,
-        "unfinished_seeds": unfinished,
-        "remarks": list(dict.fromkeys((*first["remarks"], *second["remarks"]))),
-        "device": " and ".join(devices),
-        "versions": joined(first["versions"], second["versions"], lambda *two: " and ".join(dict.fromkeys(two))),
-        "seconds": joined(first["seconds"], second["seconds"], mean),
-        "stages": joined(first["stages"], second["stages"], lambda one, other: one + other),
-        **{
-            key: joined(first[key], second[key], lambda one, other: [*one, *other])
-            for key in ("accuracies", "similarities")
-        },
-        "losses": joined(first["losses"], second["losses"], curves),
-    }
-
-
-def write_results(results: Mapping, path: Path):
+def write_results(results: Results, path: Path):
     """Write results as JSON, atomically."""
     with replace_file(path) as unfinished:
-        unfinished.write_text(json.dumps(results) + "\n", encoding="utf-8")
-
-
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the exact sign-flip test: the share of sign patterns with a mean at least as far from 0."""
-    values = np.array(differences, dtype=float)
-    signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
-    means = abs(signs @ values)
-    return float((means >= abs(values.sum()) - 1e-9).mean())
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A paired comparison over seeds.
-
-    Args:
-        title: what is compared.
-        differences: one per seed, in percentage points; positive agrees with the paper's claim.
-        paper: the differences in the paper's tables, if they have such a pair.
-        at_chance: whether both arms are at chance.
-    """
-
-    title: str
-    differences: tuple[float, ...]
-    paper: str = ""
-    at_chance: bool = False
-
-    @property
-    def mean(self) -> float:
-        """Mean difference."""
-        return statistics.fmean(self.differences)
-
-    @property
-    def p(self) -> float:
-        """p of [`sign_flip_p`]."""
-        return sign_flip_p(self.differences)
-
-    @property
-    def is_unanimous(self) -> bool:
-        """Whether all of at least `ENOUGH_SEEDS` seeds differ in the same direction."""
-        one_way = all(value > 0 for value in self.differences) or all(value < 0 for value in self.differences)
-        return one_way and len(self.differences) >= ENOUGH_SEEDS and not self.at_chance
-
-    @property
-    def verdict(self) -> str:
-        """Whether the claim was found."""
-        if self.at_chance:
-            return "not comparable, both are at chance"
-        agreeing, count = sum(value > 0 for value in self.differences), len(self.differences)
-        if self.mean > 0 and agreeing == count:
-            few = f"seen in {count} of {count} seeds, too few to conclude"
-            return "found in every seed" if count >= ENOUGH_SEEDS else few
-        if self.mean < 0 and not any(value >= 0 for value in self.differences):
-            return f"the opposite in {count} of {count} seeds"
-        return f"not found: {agreeing} of {count} seeds agree"
-
-
-# (title, arm, other arm, task, the paper's differences): the claim is that the first arm is better
-CLAIMS = (
-    ("image teacher's student above video teacher's, on appearance", "image", "video", "appearance", "+0.3, +0.2"),
-    ("video teacher's student above image teacher's, on motion", "video", "image", "motion", "+0.6, +0.4"),
-    ("co-taught above the image teacher's student, on appearance", "both", "image", "appearance", "+0.2, +0.4"),
-    ("co-taught above the video teacher's student, on motion", "both", "video", "motion", "+0.7, +0.7"),
-    ("co-taught above the video MAE, on appearance", "both", "videomae", "appearance", "+1.6, +1.2"),
-    ("co-taught above the video MAE, on motion", "both", "videomae", "motion", "+4.3, +2.8"),
-    ("co-taught above from scratch, on appearance", "both", "scratch", "appearance", ""),
-    ("co-taught above from scratch, on motion", "both", "scratch", "motion", ""),
-    ("two masks above one, on appearance", "both_two_masks", "both", "appearance", ""),
-    ("two masks above one, on motion", "both_two_masks", "both", "motion", ""),
-)
-
-# (title, arm, other arm): pairs whose frozen features are compared, label by label
-LABEL_PAIRS = (
-    ("image teacher's student minus video teacher's", "image", "video"),
-    ("co-taught minus image teacher's student", "both", "image"),
-    ("co-taught minus video teacher's student", "both", "video"),
-    ("co-taught minus video MAE", "both", "videomae"),
-    ("co-taught minus from scratch", "both", "scratch"),
-)
-
-
-def chance_bound(task: str, num_predictions: int) -> float:
-    """Chance plus two standard errors: guessing stays at or below this accuracy 98 times in 100."""
-    chance = 1 / len(class_names(task))
-    return chance + 2 * (chance * (1 - chance) / num_predictions) ** 0.5
-
-
-def compare_arms(
-    title: str, one: Sequence[float], other: Sequence[float], bound: float, paper: str = ""
-) -> Comparison:
-    """Compare the accuracies of two arms, seed by seed; `bound` is that of [`chance_bound`]."""
-    at_chance = max(statistics.fmean(one), statistics.fmean(other)) <= bound
-    differences = tuple(round(100 * (first - second), 3) for first, second in zip(one, other, strict=True))
-    return Comparison(title, differences, paper, at_chance)
-
-
-def compare_labels(
-    accuracies: Mapping[str, Mapping[str, Sequence[float]]], num_videos: int
-) -> dict[str, list[Comparison]]:
-    """Compare the pairs of `LABEL_PAIRS` that were run, for every label and seed by seed.
-
-    Args:
-        accuracies: as in [`compare`].
-        num_videos: videos of the split.
-    """
-    found: dict[str, list[Comparison]] = {}
-    for label in PARTS:
-        arms = accuracies[label]
-        pairs = [(title, arms[one], arms[other]) for title, one, other in LABEL_PAIRS if {one, other} <= arms.keys()]
-        found[label] = [
-            compare_arms(title, one, other, chance_bound(label, num_videos * len(one))) for title, one, other in pairs
-        ]
-    return found
-
-
-def compare(accuracies: Mapping[str, Mapping[str, Sequence[float]]], num_videos: int) -> list[Comparison]:
-    """Check the paper's claims, seed by seed.
-
-    Args:
-        accuracies: of one method and split: column, arm: a list over seeds.
-        num_videos: videos of the split.
-    """
-    found: dict[str, Comparison] = {}
-    for title, arm, other, task, paper in CLAIMS:
-        arms = accuracies[task]
-        if arm in arms and other in arms:
-            bound = chance_bound(task, num_videos * len(arms[arm]))
-            found[title] = compare_arms(title, arms[arm], arms[other], bound, paper)
-    singles = [found[title] for title, *_ in CLAIMS[:2] if title in found]
-    comparisons = list(found.values())
-    if len(singles) == 2:
-        sums = tuple(round(sum(values), 3) for values in zip(*(item.differences for item in singles), strict=True))
-        at_chance = all(item.at_chance for item in singles)
-        comparisons.insert(2, Comparison("sum of these two", sums, "+0.9, +0.6", at_chance))
-    return comparisons
+        unfinished.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")

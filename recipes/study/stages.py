@@ -1,7 +1,6 @@
-"""The stages of the study, and a run that continues where it stopped.
+"""Stages: each runs one recipe script with its own keys, and leaves `stage.json` in its folder when it has finished.
 
-The study compares arms: ways to obtain an encoder. A stage runs one recipe script with its own keys. Stages of one
-seed depend on each other; seeds are independent. A finished stage leaves `stage.json` in its folder.
+A run of several stages continues where it stopped.
 """
 
 import importlib.util
@@ -18,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from types import ModuleType
@@ -27,111 +26,13 @@ import torch
 import yaml
 from transformers.utils import logging as transformers_logging
 
-from mvd_hf.arguments import merge
 from mvd_hf.data.atomic import replace_file
-
-from .scenes import TASKS, SceneSettings, class_names, make_scenes
 
 logger = logging.getLogger(__name__)
 
-# files of a stage: its keys, its record once it has finished, its output; and the folder of the videos
-RECIPE, RECORD, LOG, SCENES = "recipe.yaml", "stage.json", "log.txt", "scenes"
-# keys of the student's training that the video MAE shares, so that both take the same number of updates
-SCHEDULE = (
-    *("num_train_epochs", "warmup_epochs", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "schedule_epochs"),
-)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to obtain an encoder.
-
-    Args:
-        title: name in the report.
-        teachers: teachers that the student is distilled from.
-        pixels: whether the encoder reconstructs pixels instead (VideoMAE).
-        masks: masks per clip. The number of updates, the number of masked clips and the learning rates stay the same;
-            the number of clips is divided by `masks`.
-    """
-
-    title: str
-    teachers: tuple[str, ...] = ()
-    pixels: bool = False
-    masks: int = 1
-
-
-ARMS = {
-    "scratch": Arm("from scratch"),
-    "videomae": Arm("video MAE, no teacher", pixels=True),
-    "image": Arm("student of the image teacher", ("image",)),
-    "video": Arm("student of the video teacher", ("video",)),
-    "both": Arm("student of both", ("image", "video")),
-    "both_two_masks": Arm("student of both, two masks per clip", ("image", "video"), masks=2),
-}
-
-
-@dataclass
-class StudyArguments:
-    """The keys of a study's recipe.
-
-    Args:
-        output: folder of the study.
-        seeds: each repeats all training, teachers included.
-        processes: stages that run at the same time.
-        arms: names from `ARMS`.
-        scenes: fields of [`SceneSettings`].
-        encoder: `MVDConfig` fields of the encoder, the same in every arm.
-        training: keys of every training run.
-        image_teacher, video_teacher: keys of `recipes/pretrain.py`.
-        student: keys of `recipes/distill.py`.
-        videomae: keys of `recipes/pretrain.py` for the arm without a teacher; it shares the student's schedule.
-        finetune: keys of `recipes/finetune.py`.
-        probe: keys of `recipes/study/probe.py`.
-    """
-
-    output: str = "outputs/study"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
-    processes: int = 2
-    arms: list[str] = field(default_factory=lambda: list(ARMS))
-    scenes: dict = field(default_factory=dict)
-    encoder: dict = field(default_factory=dict)
-    training: dict = field(default_factory=dict)
-    image_teacher: dict = field(default_factory=dict)
-    video_teacher: dict = field(default_factory=dict)
-    student: dict = field(default_factory=dict)
-    videomae: dict = field(default_factory=dict)
-    finetune: dict = field(default_factory=dict)
-    probe: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        unknown = sorted(set(self.arms) - set(ARMS))
-        if unknown or not self.arms:
-            raise ValueError(f"arms={self.arms}: choose from {', '.join(ARMS)}.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={self.seeds} must be different numbers.")
-        if self.processes < 1:
-            raise ValueError(f"processes={self.processes} must be at least 1.")
-        missing = [key for key in SCHEDULE[:3] if key not in self.student]
-        if missing:
-            raise ValueError(f"student needs {missing[0]}, which the video MAE shares.")
-        batch, masks = self.student["per_device_train_batch_size"], max(ARMS[arm].masks for arm in self.arms)
-        videos = self.scenes.get("train", SceneSettings.train)
-        if batch % masks or videos % batch:
-            raise ValueError(
-                f"{videos} videos in batches of {batch}, with {masks} masks per clip, give the arms different numbers "
-                "of updates: choose a batch size that divides the videos and is a multiple of the masks."
-            )
-
-    def schedule(self, arm: str) -> dict:
-        """The student's schedule, adapted to the number of masks per clip."""
-        masks = ARMS[arm].masks
-        keys = {key: self.student[key] for key in SCHEDULE if key in self.student}
-        if masks > 1:
-            epochs = [key for key in keys if key.endswith("_epochs")]
-            keys |= {key: keys[key] / masks for key in epochs} | {"masks_per_clip": masks}
-            keys["per_device_train_batch_size"] //= masks
-        return keys
+# files of a stage: its keys, its record once it has finished, its output
+RECIPE, RECORD, LOG = "recipe.yaml", "stage.json", "log.txt"
+MAX_EXTENSIONS = 3
 
 
 @dataclass(frozen=True)
@@ -144,6 +45,7 @@ class Stage:
         script: path of the script, whose `main` takes command line arguments.
         keys: content of its YAML file.
         needs: names of the stages that must have finished before.
+        enough: training loss below which it is complete; else it goes on.
     """
 
     name: str
@@ -151,93 +53,7 @@ class Stage:
     script: str
     keys: dict
     needs: tuple[str, ...] = ()
-
-
-class Plan:
-    """The stages of a study.
-
-    Args:
-        study: the keys of its recipe.
-        recipes: folder of the recipe scripts.
-    """
-
-    def __init__(self, study: StudyArguments, recipes: str | Path):
-        self.study, self.recipes, self.folder = study, Path(recipes), Path(study.output)
-
-    def stages(self) -> list[Stage]:
-        """All stages, each after those it needs."""
-        return [stage for seed in self.study.seeds for stage in self.of_seed(seed)]
-
-    def of_seed(self, seed: int) -> Iterator[Stage]:
-        """The stages of one seed: the teachers, then encoder, fine-tuning and probes of each arm."""
-        taught = {name for arm in self.study.arms for name in ARMS[arm].teachers}
-        for name in sorted(taught):
-            yield self.teacher(seed, name)
-        for arm in self.study.arms:
-            if arm != "scratch":
-                yield self.pixels(seed, arm) if ARMS[arm].pixels else self.student(seed, arm)
-            for task in TASKS:
-                yield self.finetuning(seed, arm, task)
-            yield self.probe(seed, arm)
-
-    def stage(self, seed: int, name: str, kind: str, keys: Mapping, needs: Sequence[str] = ()) -> Stage:
-        """A stage of a seed, with the keys that all stages share."""
-        name = f"seed{seed}/{name}"
-        script = "study/probe" if kind == "probe" else kind.split()[0]
-        shared = {"dataset": str(self.folder / SCENES), "output_dir": str(self.folder / name), "seed": seed}
-        if kind != "probe":
-            keys = merge(self.study.training, keys)
-        path = str(self.recipes / f"{script}.py")
-        return Stage(name, kind, path, merge(keys, shared), tuple(f"seed{seed}/{n}" for n in needs))
-
-    def sizes(self, *names: str) -> dict:
-        """These fields of the encoder, for a teacher."""
-        return {name: self.study.encoder[name] for name in names if name in self.study.encoder}
-
-    def teacher(self, seed: int, name: str) -> Stage:
-        """The image MAE or the video MAE."""
-        study = self.study
-        if name == "image":
-            keys = {"model": "mae-b", "config": self.sizes("image_size", "patch_size")}
-            keys = merge(keys, study.image_teacher)
-        else:
-            keys = {"model": "videomae-b", "config": self.sizes("image_size", "patch_size", "num_frames")}
-            keys = merge(keys, study.video_teacher)
-        return self.stage(seed, f"{name}_teacher", f"pretrain {name}", keys)
-
-    def student(self, seed: int, arm: str) -> Stage:
-        """The student of an arm's teachers."""
-        teachers = {name: str(self.folder / f"seed{seed}/{name}_teacher") for name in ARMS[arm].teachers}
-        keys = {"student": "mvd-b", "config": self.study.encoder, "teachers": teachers}
-        keys = merge(merge(keys, self.study.student), self.study.schedule(arm))
-        needs = [f"{name}_teacher" for name in teachers]
-        return self.stage(seed, f"{arm}/encoder", f"distill {arm}", keys, needs)
-
-    def pixels(self, seed: int, arm: str) -> Stage:
-        """The video MAE, of the student's size and with the same number of updates."""
-        schedule = {key: self.study.student[key] for key in SCHEDULE if key in self.study.student}
-        keys = merge({"model": "videomae-b", "config": self.study.encoder}, merge(self.study.videomae, schedule))
-        return self.stage(seed, f"{arm}/encoder", f"pretrain {arm}", keys)
-
-    def encoder_of(self, seed: int, arm: str) -> tuple[str, list[str]]:
-        """The model that an arm is fine-tuned from, and the stages that produce it."""
-        if arm == "scratch":
-            return "mvd-b", []
-        return str(self.folder / f"seed{seed}/{arm}/encoder"), [f"{arm}/encoder"]
-
-    def finetuning(self, seed: int, arm: str, task: str) -> Stage:
-        """Fine-tuning and testing on a task."""
-        model, needs = self.encoder_of(seed, arm)
-        keys = {"model": model, "config": self.study.encoder, "eval_split": "test"}
-        labels = {"label_column": task, "label_names": class_names(task)}
-        keys = merge(merge(keys, self.study.finetune), labels)
-        return self.stage(seed, f"{arm}/finetune_{task}", "finetune", keys, needs)
-
-    def probe(self, seed: int, arm: str) -> Stage:
-        """Probes of the frozen encoder."""
-        model, needs = self.encoder_of(seed, arm)
-        keys = merge({"model": model, "config": self.study.encoder}, self.study.probe)
-        return self.stage(seed, f"{arm}/probe", "probe", keys, needs)
+    enough: float | None = None
 
 
 def read_record(stage: Stage, folder: Path) -> dict | None:
@@ -298,14 +114,11 @@ def training_history(folder: Path) -> list[dict]:
     return state["log_history"]
 
 
-def run_stage(stage: Stage, folder: Path):
-    """Run a stage or resume it, keep its log history, and remove its checkpoints."""
-    target = folder / stage.name
-    target.mkdir(parents=True, exist_ok=True)
-    recipe = target / RECIPE
-    recipe.write_text(f"# python {stage.script} {recipe}\n{yaml.safe_dump(stage.keys, sort_keys=False)}")
-    start = time.perf_counter()
-    with output_to(target / LOG):
+def run_script(stage: Stage, keys: Mapping, folder: Path):
+    """Run the script of a stage, or resume it, with its output in the stage's log."""
+    recipe = folder / RECIPE
+    recipe.write_text(f"# python {stage.script} {recipe}\n{yaml.safe_dump(dict(keys), sort_keys=False)}")
+    with output_to(folder / LOG):
         try:
             load_script(stage.script).main([str(recipe)])
         except SystemExit:
@@ -313,8 +126,28 @@ def run_stage(stage: Stage, folder: Path):
             if parent is not None and not parent.is_alive():
                 os._exit(128 + signal.SIGTERM)  # the study was killed: nobody waits for this process
             raise
+
+
+def final_loss(history: Sequence[Mapping]) -> float | None:
+    """The last training loss of a log history."""
+    return next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
+
+
+def run_stage(stage: Stage, folder: Path):
+    """Run a stage or resume it, keep its log history, and remove its checkpoints."""
+    target = folder / stage.name
+    target.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    for extension in range(MAX_EXTENSIONS + 1):
+        keys = dict(stage.keys)
+        if extension:
+            keys["num_train_epochs"] *= 2**extension
+        run_script(stage, keys, target)
+        history = training_history(target)
+        if stage.enough is None or final_loss(history) is None or final_loss(history) < stage.enough:
+            break
     seconds = round(time.perf_counter() - start, 1)
-    record = {"keys": stage.keys, "seconds": seconds, "history": training_history(target)}
+    record = {"keys": stage.keys, "seconds": seconds, "epochs": keys.get("num_train_epochs"), "history": history}
     with replace_file(target / RECORD) as unfinished:  # last: it marks the stage as finished
         unfinished.write_text(json.dumps(record), encoding="utf-8")
     for path in checkpoints(target):
@@ -394,16 +227,8 @@ def run_stages(stages: Sequence[Stage], folder: Path, pool: Executor, processes:
             )
 
 
-def run_study(study: StudyArguments, recipes: str | Path) -> Plan:
-    """Make the scenes and run every unfinished stage.
-
-    Args:
-        study: the keys of the study's recipe.
-        recipes: folder of the recipe scripts.
-    """
-    plan, folder = Plan(study, recipes), Path(study.output)
-    make_scenes(folder / SCENES, SceneSettings(**study.scenes))
+def run_all(stages: Sequence[Stage], folder: Path, processes: int):
+    """Run every unfinished stage, in processes that end with this one."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(study.processes, mp_context=context, initializer=begin_process) as pool:
-        run_stages(plan.stages(), folder, pool, study.processes)
-    return plan
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=begin_process) as pool:
+        run_stages(stages, folder, pool, processes)

@@ -29,14 +29,14 @@ from mvd_hf.hub.export import ExportArguments
 from mvd_hf.hub.warm_start import StartingPoint
 from mvd_hf.model.modeling_mvd import MVDLayer
 from mvd_hf.visualization.demo import DemoArguments
-from recipes.study.stages import StudyArguments
+from recipes.study.plan import StudyArguments
 from starting_points import without_weights
 
 DOCS = ROOT / "docs"
 READMES = sorted([ROOT / "README.md", *DOCS.glob("*.md"), *ROOT.glob("recipes/*/README.md")])
 TRAINING = [f"recipes/{name}.py" for name in ("pretrain", "distill", "finetune", "detect")]
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))
-# tests/test_study.py resolves the stages of the study
+# tests/recipes/study resolves the stages of the study
 RECIPES = [path for path in RECIPES if path.parent.name not in ("accelerate", "study")]
 DETECTION = [path for path in RECIPES if path.parent.name == "ava" or path.stem == "detect"]
 
@@ -321,8 +321,6 @@ def test_every_documented_command_can_be_resolved(path, command, tmp_path):
         resolve_detection(script, arguments)
     elif script == "recipes/study/run.py":
         parse_arguments([str(ROOT / arguments[0]), *arguments[1:]], StudyArguments)
-    elif script == "recipes/study/report.py":
-        parse_arguments([str(ROOT / arguments[0])], load_script(script).ReportArguments, first="results")
     else:
         assert (script, arguments) in (("recipes/tiny/run.py", []), ("recipes/tiny/run_detection.py", []))
     if "--config_file" in command:
