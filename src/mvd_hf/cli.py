@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "export.py",
     "publish": "publish.py",
     "cost": "cost.py",
+    "teachers": "teachers.py",
 }
 # commands that take a recipe
 TRAINING = ("pretrain", "distill", "finetune", "detect")

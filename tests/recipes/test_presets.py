@@ -157,7 +157,7 @@ def test_a_preset_resolves_and_its_teachers_fit_the_student(load_recipe, path):
     for name, entry in recipe.teachers.items():
         teacher = TeacherConfig(**({"model": entry} if isinstance(entry, str) else entry))
         teacher_config = teacher_model_config(teacher.model)
-        size = find_family(teacher_config, teacher.model).sizes(teacher_config, teacher.model)
+        size = find_family(teacher_config, teacher.model).architecture(teacher_config, teacher.model)
         assert teacher_config.hidden_size == config.teacher_dims[name]
         pixels = teacher.image_size or size.patch_size * 14
         slots = 8 if size.num_frames == 1 else config.num_frames // size.tubelet_size

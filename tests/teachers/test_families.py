@@ -10,6 +10,7 @@ import transformers
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.utils import is_timm_available
 
 from mvd_hf import (
     DistillationTrainer,
@@ -22,7 +23,7 @@ from mvd_hf import (
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
 from mvd_hf.model.patches_mvd import position_table
 from mvd_hf.teachers import families
-from mvd_hf.teachers.families import IMAGENET, Normalization
+from mvd_hf.teachers.normalization import IMAGENET, Normalization
 from short_runs import counts
 
 GRID, FRAMES = (2, 4, 4), 4
@@ -54,11 +55,12 @@ class Family:
         arguments: arguments of its forward pass.
         size: pixels of its input for 4 x 4 patches.
         tower: attribute of the plain class that is the model.
+        layers: the layers, if the model's `hidden_states` are not theirs alone.
     """
 
     saved: str
     config: tuple[str, dict]
-    processor: tuple[str, dict]
+    processor: tuple[str, dict] | None
     norm: str
     extra: int = 0
     plain: str | None = None
@@ -67,6 +69,7 @@ class Family:
     size: int = 32
     is_video: bool = False
     tower: str | None = None
+    layers: str | None = None
 
 
 def without(*names: str, **others) -> dict:
@@ -131,11 +134,52 @@ FAMILIES = {
         arguments={"skip_predictor": True},
         is_video=True,
     ),
+    "ijepa": Family(
+        *("IJepaModel", ("IJepaConfig", SIZES), ("ViTImageProcessor", PIXELS), "layernorm"), arguments=INTERPOLATED
+    ),
+    "radio": Family(
+        "RadioModel",
+        ("RadioConfig", without("intermediate_size", num_cls_tokens=2, num_registers=3, max_img_size=64)),
+        *(("ViTImageProcessor", {"do_normalize": False}), None, 5),
+    ),
+    "tipsv2": Family(
+        *("Tipsv2Model", ("Tipsv2Config", {"text_config": TEXT, "vision_config": without("intermediate_size")})),
+        *(("Tipsv2ImageProcessor", {}), "layernorm", 2),
+        tower="vision_model",
+    ),
+    "videoprism": Family(
+        "VideoPrismVisionModel",
+        (
+            "VideoPrismVisionConfig",
+            without("patch_size", "num_hidden_layers", tubelet_size=[1, 8, 8], num_frames=6, num_spatial_layers=2)
+            | {"num_temporal_layers": 3},
+        ),
+        *(("VideoMAEVideoProcessor", {"do_normalize": False}), "layernorm2"),
+        arguments=INTERPOLATED,
+        is_video=True,
+        layers="temporal_layers",
+    ),
     "vit": Family(
         *("ViTForImageClassification", ("ViTConfig", SIZES), ("ViTImageProcessor", {}), "layernorm", 1, "ViTModel"),
         arguments=INTERPOLATED,
     ),
 }
+TIMM = {"embed_dim": 48, "depth": 3, "num_heads": 4, "patch_size": 8, "img_size": 48}
+if is_timm_available():
+    FAMILIES |= {
+        name: Family(
+            *("TimmWrapperModel", ("TimmWrapperConfig", {"architecture": architecture, "model_args": TIMM | sizes})),
+            *(None, None if name == "timm_eva" else "timm_model.norm", extra),
+            arguments={"do_pooling": False},
+            layers="timm_model.blocks",
+        )
+        for name, architecture, extra, sizes in (
+            ("timm_vit", "vit_base_patch16_224", 1, {}),
+            ("timm_registers", "vit_base_patch14_reg4_dinov2", 5, {}),
+            ("timm_eva", "eva02_base_patch14_224", 1, {}),
+            ("timm_pe", "vit_pe_core_base_patch16_224", 1, {"ref_feat_shape": (6, 6)}),
+        )
+    }
 NAMES = sorted(FAMILIES)
 
 
@@ -158,8 +202,9 @@ def folders(tmp_path_factory) -> dict[str, str]:
         config, sizes = family.config
         model = randomize(getattr(transformers, family.saved)(getattr(transformers, config)(**sizes)))
         model.save_pretrained(root / name)
-        processor, statistics = family.processor
-        getattr(transformers, processor)(**statistics).save_pretrained(root / name)
+        if family.processor is not None:
+            processor, statistics = family.processor
+            getattr(transformers, processor)(**statistics).save_pretrained(root / name)
     return {name: str(root / name) for name in FAMILIES}
 
 
@@ -175,26 +220,44 @@ def plain_states(name: str, folder: str, pixels: torch.Tensor) -> list[torch.Ten
     model = getattr(transformers, family.plain or family.saved).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", **family.loading
     )
-    norm = model.get_submodule(family.norm) if family.tower is None else None
-    if family.tower is not None:
-        model = getattr(model, family.tower)
-        norm = model.get_submodule(family.norm)
+    model = model if family.tower is None else getattr(model, family.tower)
     if family.is_video:
         processor = transformers.AutoVideoProcessor.from_pretrained(folder)
         inputs = processor(videos=[pixels], do_sample_frames=False, **AS_IS)
+        inputs = {model.main_input_name: inputs[next(iter(inputs))]}
+    elif family.processor is None:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET_PIXELS)
+        inputs = {"pixel_values": ((pixels / 255 - mean) / std)[None]}
+        model.timm_model.set_input_size(img_size=tuple(pixels.shape[1:]))
     else:
         options = {"return_tensors": "pt"} if name == "siglip2_naflex" else AS_IS
-        inputs = transformers.AutoImageProcessor.from_pretrained(folder)(images=pixels, **options)
-    states = model(**inputs, **family.arguments, output_hidden_states=True).hidden_states
-    states = [state[0, family.extra :] for state in states]
+        inputs = dict(transformers.AutoImageProcessor.from_pretrained(folder)(images=pixels, **options))
+    states = hidden_states(model, inputs | family.arguments, family.layers)
     assert len(states) == WIDTHS["num_hidden_layers"] + 1
-    return [state.view(-1, 4, 4, state.shape[-1]) for state in [*states, norm(states[-1])]]
+    states = [*states, states[-1] if family.norm is None else model.get_submodule(family.norm)(states[-1])]
+    if family.layers == "temporal_layers":  # (places, times, D)
+        return [state.transpose(0, 1).unflatten(1, (4, 4)) for state in states]
+    return [state[0, family.extra :].view(-1, 4, 4, state.shape[-1]) for state in states]
+
+
+def hidden_states(model: nn.Module, inputs: dict, layers: str | None) -> list[torch.Tensor]:
+    """The input of the first layer and the output of each: as the model gives them, or of the named layers."""
+    if layers is None:
+        return list(model(**inputs, output_hidden_states=True).hidden_states)
+    states: list[torch.Tensor] = []
+    layers = model.get_submodule(layers)
+    layers[0].register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
+    for layer in layers:
+        layer.register_forward_hook(lambda module, inputs, output: states.append(output))
+    model(**inputs)
+    return states
 
 
 def expected_features(name: str, folder: str, clip: torch.Tensor, state: int = -1) -> torch.Tensor:
     """Features (B, L, D): of clips as a whole, or of the first frame of each tubelet, one by one."""
     if FAMILIES[name].is_video:
-        return torch.stack([plain_states(name, folder, one)[state].flatten(0, 2) for one in clip])
+        states = torch.stack([plain_states(name, folder, one)[state] for one in clip])
+        return states.unflatten(1, (GRID[0], -1)).mean(2).flatten(1, 3)  # of finer times within a tubelet
     frames = [[plain_states(name, folder, one[2 * t])[state] for t in range(GRID[0])] for one in clip]
     return torch.stack([torch.cat(one).flatten(0, 2) for one in frames])
 
@@ -205,8 +268,8 @@ def test_the_table_of_families_is_complete():
     )
 
 
-def load(folder: str, grid=GRID, num_frames: int = FRAMES, **entry):
-    return load_teachers({"teacher": {"model": folder, **entry}}, grid, num_frames)["teacher"]
+def load(folder: str, student_grid=GRID, num_frames: int = FRAMES, **entry):
+    return load_teachers({"teacher": {"model": folder, **entry}}, student_grid, num_frames)["teacher"]
 
 
 def deviation(features: torch.Tensor, expected: torch.Tensor) -> float:
@@ -223,9 +286,10 @@ def test_features_are_those_of_the_familys_own_forward_pass(folders, name, recor
     default = -2 if name in ("vit_mae", "videomae") else -1  # before the norm, as MVD, for models trained on pixels
     worst = {}
     # states: input, after layers 1, 2, 3, past the norm
+    has_norm = FAMILIES[name].norm is not None
     for entry, state in (
         ({}, default),
-        ({"norm": "post"}, -1),
+        *([({"norm": "post"}, -1)] if has_norm else []),
         ({"norm": "pre"}, -2),
         ({"norm": "pre", "layer": 1}, 1),
     ):
@@ -238,7 +302,7 @@ def test_features_are_those_of_the_familys_own_forward_pass(folders, name, recor
     assert max(worst.values()) < 1e-5
     assert not any(module.training for module in teacher.train().modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert teacher.model.config._attn_implementation == "sdpa"
+    assert teacher.model.config._attn_implementation == ("eager" if name == "videoprism" else "sdpa")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -294,9 +358,10 @@ CLIP_PIXELS = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.2
 @pytest.mark.parametrize(
     ("names", "statistics"),
     [
-        (["vit_mae", "videomae", "dinov2", "dinov2_with_registers", "dinov3_vit", "vjepa2"], IMAGENET_PIXELS),
+        (["vit_mae", "videomae", "dinov2", "dinov2_with_registers", "dinov3_vit", "vjepa2", "ijepa"], IMAGENET_PIXELS),
         (["clip", "clip_vision"], CLIP_PIXELS),
         (["siglip", "siglip2_naflex", "vit"], HALF_PIXELS),
+        (["tipsv2", "videoprism"], ([0.0] * 3, [1.0] * 3)),
     ],
 )
 def test_without_a_processor_pixels_are_normalized_as_is_usual_for_the_family(
@@ -337,16 +402,16 @@ def test_all_frames_are_averaged_within_their_tubelet(folders, name):
 def test_a_finer_video_teacher_is_averaged_within_the_students_tubelets(folders):
     clip = clips(32, frames=8)
     coarse = load(folders["vjepa2"], num_frames=8)({32: clip}).unflatten(1, (2, 16))
-    fine = load(folders["vjepa2"], grid=(4, 4, 4), num_frames=8)({32: clip}).unflatten(1, (2, 2, 16))
+    fine = load(folders["vjepa2"], (4, 4, 4), num_frames=8)({32: clip}).unflatten(1, (2, 2, 16))
     torch.testing.assert_close(coarse, fine.mean(2))
 
 
 def test_a_video_teacher_of_fewer_frames_gets_every_second_one(folders):
-    six_frames = load(folders["videomae"], grid=(3, 4, 4), num_frames=12)
+    six_frames = load(folders["videomae"], (3, 4, 4), num_frames=12)
     clip = clips(32, frames=12)
     assert six_frames.input_frames == 6
     torch.testing.assert_close(
-        six_frames({32: clip}), load(folders["videomae"], grid=(3, 4, 4), num_frames=6)({32: clip[:, ::2]})
+        six_frames({32: clip}), load(folders["videomae"], (3, 4, 4), num_frames=6)({32: clip[:, ::2]})
     )
 
 
@@ -515,6 +580,7 @@ def save_config(folder, name: str, **sizes) -> str:
         ("HieraConfig", "'hiera'.*hierarchical"),
         ("BertConfig", "'bert'.*does not cut images into patches"),
         ("BeitConfig", "'beit'.*tokens.*mvd, vit_mae"),
+        ("PeVideoConfig", "'pe_video'.*one token for each frame.*vit_pe_core"),
     ],
 )
 def test_models_that_cannot_teach_are_refused_with_the_reason(tmp_path, name, reason):
@@ -527,7 +593,7 @@ def test_models_that_cannot_teach_are_refused_with_the_reason(tmp_path, name, re
     ("content", "message"),
     [
         ({"model_type": "new", "auto_map": {"AutoModel": "m.M"}}, "trust_remote_code"),
-        ({"model_type": "new"}, "'new'"),
+        ({"model_type": "new"}, rf"'new', which transformers {transformers.__version__} does not"),
         ({"hidden_size": 8}, "type None"),
         ({"model_type": "vit", "hidden_size": "wide"}, "wide"),
     ],
@@ -635,7 +701,67 @@ def test_entries_that_cannot_work_are_refused(folders, name, entry, message):
 
 def test_video_teachers_that_are_coarser_than_the_student_are_refused(folders):
     with pytest.raises(ValueError, match=r"2x4x4 .* 4x4x4.* 8 frames"):
-        load(folders["vjepa2"], grid=(4, 4, 4), num_frames=4)
+        load(folders["vjepa2"], (4, 4, 4), num_frames=4)
+
+
+def test_the_input_conditioner_of_radio_is_applied_in_full_precision(folders):
+    clip = clips(32, batch=1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in CLIP_PIXELS)
+    teacher = load(folders["radio"], dtype="bfloat16")
+    expected = ((clip / 255 - mean) / std).bfloat16()
+    torch.testing.assert_close(teacher.normalize(clip), expected, atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match="norm: pre"):
+        load(folders["radio"], norm="post")
+
+
+@pytest.mark.skipif(not is_timm_available(), reason="needs timm")
+def test_timm_is_named_where_it_is_missing_or_cuts_no_patches(monkeypatch):
+    family, config = families.FAMILIES["timm_wrapper"], transformers.TimmWrapperConfig(architecture="resnet18")
+    with pytest.raises(ValueError, match="'resnet18' is no plain vision transformer"):
+        family.architecture(config, "me/model")
+    monkeypatch.setattr(families, "is_timm_available", lambda: False)
+    with pytest.raises(ValueError, match=r"'resnet18' .*pip install timm"):
+        family.architecture(config, "me/model")
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "frames", "entry"),
+    [
+        (56, (2, 4, 4), 4, {"image_size": 56}),  # twice as many rows and columns
+        (28, (2, 8, 8), 4, {"image_size": 28}),  # half as many
+        (14, (2, 4, 4), 4, {"image_size": 14}),
+    ],
+)
+def test_features_are_resized_to_the_students_grid(folders, size, grid, frames, entry):
+    clip = clips(size, frames)
+    side = size // 7
+    own = load(folders["dinov2"], (2, side, side), frames)({size: clip}).unflatten(1, (2, side, side))
+    with pytest.raises(ValueError, match="grid: resize"):
+        load(folders["dinov2"], grid, frames, **entry)
+    features = load(folders["dinov2"], grid, frames, grid="resize", **entry)({size: clip}).unflatten(1, grid)
+    if side > grid[1]:
+        factor = side // grid[1]
+        expected = own.unflatten(3, (-1, factor)).unflatten(2, (-1, factor)).mean((3, 5))
+        torch.testing.assert_close(features, expected)
+    else:
+        torch.testing.assert_close(features.mean((1, 2, 3)), own.mean((1, 2, 3)), atol=1e-5, rtol=1e-4)
+        corner = features[:, :, 0, 0]
+        torch.testing.assert_close(corner, own[:, :, 0, 0])  # nothing lies beyond it
+
+
+def test_a_coarser_video_teacher_is_interpolated_in_time(folders):
+    clip = clips(32, frames=4)
+    features = load(folders["vjepa2"], (4, 4, 4), 4, grid="resize")({32: clip}).unflatten(1, (4, 16))
+    own = load(folders["vjepa2"], (2, 4, 4), 4)({32: clip}).unflatten(1, (2, 16))
+    expected = torch.stack(
+        [own[:, 0], 0.75 * own[:, 0] + 0.25 * own[:, 1], 0.25 * own[:, 0] + 0.75 * own[:, 1], own[:, 1]], 1
+    )
+    torch.testing.assert_close(features, expected)
+
+
+def test_a_grid_that_does_not_divide_is_refused(folders):
+    with pytest.raises(ValueError, match=r"2x6x6 .* 2x4x4"):
+        load(folders["dinov2"], grid="resize", image_size=42)
 
 
 @pytest.mark.slow
@@ -649,9 +775,9 @@ def test_three_families_teach_one_student(folders, tmp_path, toy_folder):
     )
     teachers = load_teachers(
         {
-            "dino": {"model": folders["dinov2"], "target_norm": "layernorm"},
-            "videomae": {"model": folders["videomae"], "loss": "l2"},
-            "siglip": {"model": folders["siglip"], "frames": "all", "layer": -2, "weight": 0.5},
+            "radio": {"model": folders["radio"], "target_norm": "layernorm"},
+            "videoprism": {"model": folders["videoprism"], "loss": "l2"},
+            "tips": {"model": folders["tipsv2"], "frames": "all", "layer": -2, "weight": 0.5},
         },
         config.grid,
         config.num_frames,

@@ -15,8 +15,8 @@ from transformers import AutoModel, PreTrainedConfig
 
 from ..data.hashing import hash_of_weights
 from ..model.video_processing_mvd import MVDVideoProcessor
-from ..teachers.families import InputSizes, find_family, read_config, read_normalization
-from ..teachers.teacher import CHOICES, Teacher, TeacherConfig, load_teacher
+from ..teachers.families import Architecture, find_family, read_config
+from ..teachers.teacher import CHOICES, Teacher, TeacherConfig, load_teacher, stored_normalization
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,11 @@ def layer_numbers(layers: list[int] | None, available: int, source: str) -> list
 
 def untrained_teacher(config: TeacherConfig, model_config: PreTrainedConfig, grid, num_frames: int, seed: int):
     """The network of a teacher with random weights."""
-    family = find_family(model_config, config.model)
+    attention = find_family(model_config, config.model).attention
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModel.from_config(model_config, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
-    normalization = family.normalization and (read_normalization(config.model, model_config) or family.normalization)
-    return Teacher(config, model, grid, num_frames, normalization)
+        model = AutoModel.from_config(model_config, dtype=getattr(torch, config.dtype), attn_implementation=attention)
+    return Teacher(config, model, grid, num_frames, stored_normalization(config, model_config))
 
 
 class Encoder(nn.Module):
@@ -102,11 +101,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.name, self.arguments, self.seed = name, arguments, seed
         config = read_config(arguments.model)
-        sizes = find_family(config, arguments.model).sizes(config, arguments.model)
+        sizes = find_family(config, arguments.model).architecture(config, arguments.model)
         self.is_image_model = sizes.num_frames == 1
         self.num_frames = arguments.num_frames or (image_frames if self.is_image_model else sizes.num_frames)
         self.image_size = arguments.image_size or self._image_size(sizes)
-        self.layers = layer_numbers(arguments.layers, config.num_hidden_layers, arguments.model)
+        self.layers = layer_numbers(arguments.layers, sizes.num_hidden_layers, arguments.model)
         teacher = TeacherConfig(
             arguments.model,
             frames="all" if self.is_image_model else "clip",
@@ -127,7 +126,7 @@ class Encoder(nn.Module):
         for number in self.layers if len(self.layers) > 1 else ():
             layers[number - 1].register_forward_hook(self._capture(number))
 
-    def _image_size(self, sizes: InputSizes) -> int:
+    def _image_size(self, sizes: Architecture) -> int:
         """The default side of the input, a multiple of the patch size."""
         size = min(sizes.image_size, IMAGE_SIZE) if self.is_image_model else sizes.image_size
         return size // sizes.patch_size * sizes.patch_size

@@ -62,12 +62,14 @@ class SourceModel:
         model: Hub id, or name of a local folder.
         is_local: whether it was a local folder.
         license: of its weights, if it is known.
+        custom_code: which code of others it ran, if any.
     """
 
     part: str
     model: str
     is_local: bool
     license: str | None
+    custom_code: str | None = None
 
     @property
     def link(self) -> str:
@@ -82,9 +84,11 @@ def source_models(run: Mapping | None, api: HfApi) -> list[SourceModel]:
         license = found.get("license")
         if license is None and not found["is_local"]:
             license = hub_license(found["model"], api)
-        sources.append(SourceModel(part, found["model"], found["is_local"], license))
+        sources.append(SourceModel(part, found["model"], found["is_local"], license, found.get("custom_code")))
         for inner in source_models(found.get("run"), api):
-            sources.append(SourceModel(f"{inner.part} of {part}", inner.model, inner.is_local, inner.license))
+            sources.append(
+                SourceModel(f"{inner.part} of {part}", inner.model, inner.is_local, inner.license, inner.custom_code)
+            )
     return sources
 
 

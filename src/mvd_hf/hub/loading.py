@@ -18,7 +18,8 @@ from ..model.detection_mvd import MVDForActionDetection
 from ..model.loading_mvd import listed, loading_problems, refuse_partial_load
 from ..model.modeling_mvd import MVDForVideoClassification, MVDPreTrainedModel
 from ..model.video_processing_mvd import MVDVideoProcessor
-from ..teachers.families import FAMILIES, read_normalization
+from ..teachers.families import FAMILIES
+from ..teachers.normalization import IMAGENET, read_normalization
 from .conversion import convert_checkpoint, videomae_config, videomae_weights
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def read_stored_config(source: str) -> dict:
 
 def converted_videomae_config(source: str, config: PreTrainedConfig) -> MVDConfig:
     """The `MVDConfig` for a VideoMAE model of transformers, with the normalisation of its processor."""
-    normalization = read_normalization(source, config) or FAMILIES["videomae"].normalization
+    normalization = read_normalization(source, IMAGENET, is_video=True) or IMAGENET
     return videomae_config(config, normalization.mean, normalization.std)
 
 

@@ -39,7 +39,8 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from .families import Grid, read_config
+from .families import read_config
+from .inputs import Grid
 from .teacher import Teacher, TeacherConfig, load_teacher, load_teachers
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ FORMAT = 1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # fields of a TeacherConfig that do not change what a teacher returns; the weights stand for the model's name
 NEUTRAL = (
-    *("model", "compile", "frames_per_pass", "shard"),
+    *("model", "compile", "frames_per_pass", "shard", "family", "revision", "trust_remote_code"),
     *("loss", "weight", "on", "visible_weight", "visible_weighting"),
 )
 SETTINGS, PARTIAL = "teacher.json", "partial"
@@ -113,7 +114,7 @@ def hash_of_files(paths: Iterable[str | os.PathLike]) -> str:
     return found.hexdigest()
 
 
-def checkpoint_files(model: str) -> list[str]:
+def checkpoint_files(model: str, revision: str | None = None) -> list[str]:
     """The configurations and weights of a local folder or Hub id, those that `from_pretrained` reads.
 
     Raises:
@@ -121,12 +122,14 @@ def checkpoint_files(model: str) -> list[str]:
     """
 
     def find(name: str) -> str | None:
-        return cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        return cached_file(model, name, revision=revision, _raise_exceptions_for_missing_entries=False)
 
     weights = next(filter(None, map(find, WEIGHTS)), None)
     if weights is None:
         raise ValueError(f"The teacher {model!r} has none of {', '.join(WEIGHTS)}: its targets cannot be cached.")
-    parts = get_checkpoint_shard_files(model, weights)[0] if weights.endswith(".json") else [weights]
+    parts = (
+        get_checkpoint_shard_files(model, weights, revision=revision)[0] if weights.endswith(".json") else [weights]
+    )
     return [*filter(None, map(find, CONFIGURATIONS)), *parts]
 
 
@@ -333,10 +336,15 @@ class CachedTeacher:
                 f"shard=True of the teacher {config.model!r} excludes target_cache: a process that reads targets does "
                 "not take part in the passes of the others. Choose one."
             )
+        if config.family or config.trust_remote_code:
+            raise ValueError(
+                f"The targets of the teacher {config.model!r} cannot be cached, as it is not known what its own code "
+                "computes: leave it out of target_cache.teachers."
+            )
         self.config, self.cache = config, cache
         self.budget = budget or Budget(Path(cache.folder), cache.gib)
         self.student_grid, self.num_frames = student_grid, num_frames
-        outline = empty_teacher(config, read_config(config.model), student_grid, num_frames)
+        outline = empty_teacher(config, read_config(config.model, revision=config.revision), student_grid, num_frames)
         self.feature_dim, self.image_size = outline.feature_dim, outline.image_size
         self.layer_dim = getattr(outline, "layer_dim", outline.feature_dim)
         self.choices = {"frames": outline.frames, "norm": "pre" if outline.final_norm is None else "post"}
@@ -347,9 +355,11 @@ class CachedTeacher:
     def settings(self, precision: str) -> dict:
         """Whatever the targets of a clip follow from."""
         fields = {name: value for name, value in asdict(self.config).items() if name not in NEUTRAL}
+        if self.config.grid == "exact":
+            del fields["grid"]  # as earlier versions wrote it
         return {
             "format": FORMAT,
-            "files": hash_of_files(checkpoint_files(self.config.model)),
+            "files": hash_of_files(checkpoint_files(self.config.model, self.config.revision)),
             **fields,
             **self.choices,
             "image_size": self.image_size,

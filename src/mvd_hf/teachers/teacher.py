@@ -6,9 +6,11 @@ frozen module. `mvd_hf.teachers.families` lists the models that can teach.
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +21,10 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
 
 from ..model.loading_mvd import listed
-from .families import IMAGENET, Grid, InputSizes, Normalization, find_family, read_config, read_normalization
+from .families import Architecture, TeacherFamily, find_family, import_family, read_config
+from .grids import can_resize, resize_features
+from .inputs import Grid
+from .normalization import IMAGENET, Normalization, read_normalization
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +39,8 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
     "compile": (False, True),
     "shard": (False, True),
+    "grid": ("exact", "resize"),
+    "trust_remote_code": (False, True),
 }
 
 
@@ -60,6 +67,12 @@ class TeacherConfig:
         frames_per_pass: largest number of frames in a forward pass, at least one clip; by default the whole batch.
         shard: whether the processes of a machine divide its weights among them (FSDP2) and gather those of a layer
             while it is computed; by default each process holds all of them.
+        grid: `exact`: the teacher's patches must match the student's; or `resize`: features of a finer grid are
+            averaged and those of a coarser one interpolated, if one divides the other along each axis.
+        family: `package.module:NAME` of a `mvd_hf.teachers.TeacherFamily` of yours, for models of no known family.
+        revision: branch, tag or commit of the model's repository.
+        trust_remote_code: whether code of the model's repository may run; the `revision` must then be a commit, so
+            that it is the code that you have read.
 
     Raises:
         ValueError: if a value is not one of the choices, or both `shard` and `compile` are chosen.
@@ -77,6 +90,10 @@ class TeacherConfig:
     compile: bool = False
     frames_per_pass: int | None = None
     shard: bool = False
+    grid: str = "exact"
+    family: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self):
         for field, choices in CHOICES.items():
@@ -87,6 +104,12 @@ class TeacherConfig:
             raise ValueError(
                 "shard=True and compile=True of a teacher exclude each other, as every layer would break the "
                 "compiled graph: choose one."
+            )
+        is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "") is not None
+        if self.trust_remote_code and not is_commit and not os.path.isdir(self.model):
+            raise ValueError(
+                f"trust_remote_code=True of the teacher {self.model!r} needs as its revision the commit of the code "
+                f"that you have read (40 hexadecimal digits), not {self.revision!r}."
             )
         for field in ("image_size", "frames_per_pass"):
             value = getattr(self, field)
@@ -137,6 +160,16 @@ def machine_mesh(device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (count // per_machine, per_machine), mesh_dim_names=("machines", "processes"))
 
 
+def choose_family(config: TeacherConfig, model_config: PreTrainedConfig) -> TeacherFamily:
+    """The family that an entry of a recipe names, or else that of a model's configuration."""
+    return find_family(model_config, config.model) if config.family is None else import_family(config.family)
+
+
+def tokens_of(output: Any) -> torch.Tensor:
+    """The tokens (N, L, D) that a forward pass returns, alone or as `last_hidden_state`."""
+    return output if torch.is_tensor(output) else output.last_hidden_state
+
+
 class Teacher(nn.Module):
     """A frozen model whose features are targets: `teacher(clips)` returns (B, L, D).
 
@@ -156,7 +189,7 @@ class Teacher(nn.Module):
     def __init__(
         self,
         config: TeacherConfig,
-        model: PreTrainedModel,
+        model: nn.Module,
         student_grid: Grid,
         num_frames: int,
         normalization: Normalization | None = None,
@@ -164,22 +197,23 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         self.config, self.student_grid = config, student_grid
-        model_config = getattr(model.config, "vision_config", model.config)
-        self.family = find_family(model_config, config.model)
-        self.feature_dim = model_config.hidden_size
-        self.num_extra_tokens = self.family.num_extra_tokens(model_config)
-        sizes = self.family.sizes(model_config, config.model)
+        model_config = getattr(model, "config", model)
+        model_config = getattr(model_config, "vision_config", model_config)
+        self.family = choose_family(config, model_config)
+        sizes = self.family.architecture(model_config, config.model)
+        self.feature_dim, self.num_extra_tokens = sizes.hidden_size, sizes.num_extra_tokens
         self.patch_size = sizes.patch_size
         self.image_size = sizes.patch_size * student_grid[1] if config.image_size is None else config.image_size
         self.frames, self.frame_step, self.input_frames = self._choose_frames(sizes, num_frames)
-        num_layers = self._num_layers(model_config.num_hidden_layers)
+        num_layers = self._num_layers(sizes.num_hidden_layers)
         self.model, final_norm = self.family.take_encoder(model, self._grid(sizes, num_frames), num_layers)
-        norm = config.norm or self.family.norm
+        norm = config.norm or ("pre" if final_norm is None else self.family.norm)
         self.final_norm = final_norm if norm == "post" else None
         if norm == "post" and final_norm is None:
             raise ValueError(f"The teacher {config.model!r} has no final norm: choose norm: pre.")
         if normalization is None:
-            normalization = self.family.normalization or Normalization(model_config.image_mean, model_config.image_std)
+            default = self.family.normalization
+            normalization = default if isinstance(default, Normalization) else default(model_config)
         factors = {"byte": normalization.from_bytes(), "float": normalization.from_normalized(clip_normalization)}
         for name, (scale, offset) in factors.items():
             self.register_buffer(f"{name}_scale", scale.float(), persistent=False)
@@ -189,7 +223,7 @@ class Teacher(nn.Module):
             # teachers of one class share a cache, in which their different sizes would look like dynamic shapes
             self.model.compile(dynamic=False)
 
-    def _choose_frames(self, sizes: InputSizes, num_frames: int) -> tuple[str, int, int]:
+    def _choose_frames(self, sizes: Architecture, num_frames: int) -> tuple[str, int, int]:
         """The kind of input, the step between the frames that are used, and the number of frames in one input."""
         is_image_model = sizes.num_frames == 1
         frames = self.config.frames or ("first_of_tubelet" if is_image_model else "clip")
@@ -213,7 +247,7 @@ class Teacher(nn.Module):
             step = 1
         return frames, step, num_frames // step
 
-    def _grid(self, sizes: InputSizes, num_frames: int) -> Grid:
+    def _grid(self, sizes: Architecture, num_frames: int) -> Grid:
         """The grid of one input, after a check that the patches of all inputs match the student's."""
         time, rows, columns = self.student_grid
         patch, tubelet = sizes.patch_size, sizes.tubelet_size
@@ -227,12 +261,16 @@ class Teacher(nn.Module):
         grid = (self.input_frames // tubelet, side, side)
         seen = num_frames // self.frame_step
         slots = seen // self.input_frames * grid[0]
-        if not is_divisible or grid[1:] != (rows, columns) or slots == 0 or slots % time:
+        found = (slots, side, side)
+        fits = found[1:] == (rows, columns) and slots > 0 and slots % time == 0
+        is_resized = self.config.grid == "resize" and can_resize(found, self.student_grid)
+        if not is_divisible or not (fits or is_resized):
             raise ValueError(
                 f"The teacher {self.config.model!r} gives {slots}x{side}x{side} patches (image_size="
                 f"{self.image_size}, patch {patch}, {seen} frames, tubelet {tubelet}) for the student's "
                 f"{time}x{rows}x{columns}. Its patches match with image_size={patch * rows} for a square student "
-                f"and, on clips, {time * tubelet} frames or a multiple."
+                f"and, on clips, {time * tubelet} frames or a multiple; grid: resize takes a grid that divides the "
+                "student's or is divided by it."
             )
         return grid
 
@@ -277,7 +315,7 @@ class Teacher(nn.Module):
         is_half = next(self.model.parameters()).dtype != torch.float32
         with torch.autocast(pixels.device.type, enabled=False) if is_half else nullcontext():
             inputs = self.family.inputs(self.normalize(pixels), self.patch_size)
-            features = self.model(**inputs).last_hidden_state[:, self.num_extra_tokens :]
+            features = tokens_of(self.model(**inputs))[:, self.num_extra_tokens :]
             return features if self.final_norm is None else self.final_norm(features)
 
     @torch.no_grad()
@@ -301,9 +339,14 @@ class Teacher(nn.Module):
         per_pass = len(inputs) if limit is None else max(1, limit // self.input_frames)
         parts = [self.patch_features(part) for part in inputs.split(per_pass)]
         features = parts[0] if len(parts) == 1 else torch.cat(parts)
-        features = features.reshape(clip.shape[0], time, -1, rows * columns, self.feature_dim)
-        features = features[:, :, 0] if features.shape[2] == 1 else features.mean(2)
-        features = features.flatten(1, 2)
+        side = self.image_size // self.patch_size
+        if self.config.grid == "resize":
+            features = features.reshape(clip.shape[0], -1, side, side, self.feature_dim)
+            features = resize_features(features, self.student_grid).flatten(1, 3)
+        else:
+            features = features.reshape(clip.shape[0], time, -1, rows * columns, self.feature_dim)
+            features = features[:, :, 0] if features.shape[2] == 1 else features.mean(2)
+            features = features.flatten(1, 2)
         if self.config.target_norm == "layernorm":
             features = nn.functional.layer_norm(features, (self.feature_dim,), eps=1e-6)
         return features
@@ -332,15 +375,19 @@ def load_network(
     config: TeacherConfig, model_config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, nn.Parameter]]:
     """A teacher's model, and by name the weights that its checkpoint lacks or has in another shape."""
+    family = choose_family(config, model_config)
+    if config.trust_remote_code:
+        logger.warning("The teacher %r runs code of its repository, commit %s.", config.model, config.revision)
     try:
         with undivided_loading():
             model, report = AutoModel.from_pretrained(
                 config.model,
                 config=model_config,
                 dtype=getattr(torch, config.dtype),
-                attn_implementation="sdpa",
-                trust_remote_code=False,
-                key_mapping=find_family(model_config, config.model).old_names,
+                attn_implementation=family.attention,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                key_mapping=family.old_names,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -349,6 +396,15 @@ def load_network(
     mismatched = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     fresh = mismatched | set(report["missing_keys"])
     return model, {name: parameter for name, parameter in model.named_parameters() if name in fresh}
+
+
+def stored_normalization(config: TeacherConfig, model_config: PreTrainedConfig) -> Normalization | None:
+    """The normalization of a model's processor; `None` without one, or if the configuration has its statistics."""
+    family = choose_family(config, model_config)
+    if not isinstance(family.normalization, Normalization):
+        return None
+    is_video = family.frames_field is not None
+    return read_normalization(config.model, family.normalization, is_video, config.revision)
 
 
 def load_teacher(
@@ -368,11 +424,15 @@ def load_teacher(
         ValueError: if the model cannot be loaded completely, or its patches cannot match the grid.
     """
     source = config.model
-    model_config = read_config(source)
-    family = find_family(model_config, source)
-    normalization = None if family.normalization is None else read_normalization(source, model_config)
-    if normalization is None and family.normalization is not None:
-        normalization = family.normalization
+    custom = None if config.family is None else import_family(config.family)
+    if custom is not None and custom.load is not None:
+        model = custom.load(source).to(getattr(torch, config.dtype))
+        return Teacher(config, model, student_grid, num_frames, clip_normalization=clip_normalization)
+    model_config = read_config(source, custom, config.revision, config.trust_remote_code)
+    family = choose_family(config, model_config)
+    normalization, default = stored_normalization(config, model_config), family.normalization
+    if normalization is None and isinstance(default, Normalization):
+        normalization = default
         logger.warning(
             "The teacher %r has no processor: its pixels are normalized by mean %s and std %s, the default of %s.",
             source,

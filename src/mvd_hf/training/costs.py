@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import (
@@ -23,11 +23,13 @@ from ..model.modeling_mvd import (
     MVDModel,
 )
 from ..teachers.cache import DTYPES, TargetCacheConfig, empty_teacher
-from ..teachers.teacher import TeacherConfig
+from ..teachers.families import import_family, read_config
+from ..teachers.teacher import Teacher, TeacherConfig, choose_family
 
 # forward and backward pass of what is trained, as multiples of the forward pass
 TRAINING_PASSES = 3
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+HUGE = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
 # configurations of models of the Hub, so that the cost of a recipe needs neither network nor weights
 HUB_MODELS = {
     "facebook/vit-mae-base": MVDConfig.from_name("mae-b"),
@@ -39,6 +41,12 @@ HUB_MODELS = {
     "MCG-NJU/videomae-base": MVDConfig.from_name("videomae-b"),
     "MCG-NJU/videomae-large": MVDConfig.from_name("videomae-l"),
     "facebook/vjepa2-vitl-fpc64-256": AutoConfig.for_model("vjepa2"),
+    "openai/clip-vit-base-patch16": AutoConfig.for_model("clip_vision_model", patch_size=16),
+    "google/tipsv2-b14": AutoConfig.for_model("tipsv2_vision_model"),
+    "facebook/ijepa_vith14_1k": AutoConfig.for_model("ijepa", **HUGE, patch_size=14),
+    "nvidia/C-RADIOv4-H": AutoConfig.for_model("radio"),
+    "google/vit-base-patch16-224": AutoConfig.for_model("vit"),
+    "google/videoprism-base-f16r288": AutoConfig.for_model("videoprism_vision_model"),
 }
 
 
@@ -132,6 +140,29 @@ def teacher_model_config(model: str) -> PreTrainedConfig:
     return getattr(config, "vision_config", config)
 
 
+def teacher_network(teacher: TeacherConfig) -> nn.Module:
+    """A teacher's model without weights, unless its own family loads it."""
+    custom = None if teacher.family is None else import_family(teacher.family)
+    if custom is not None and custom.load is not None:
+        return custom.load(teacher.model)
+    config = (
+        teacher_model_config(teacher.model)
+        if custom is None
+        else read_config(teacher.model, custom, teacher.revision, teacher.trust_remote_code)
+    )
+    if isinstance(config, MVDConfig):
+        return build(MVDModel, config)
+    with torch.device("meta"):
+        return AutoModel.from_config(config, attn_implementation="eager", trust_remote_code=teacher.trust_remote_code)
+
+
+def teacher_width(teacher: TeacherConfig) -> int:
+    """The width of a teacher's features, without its weights."""
+    config = teacher_model_config(teacher.model) if teacher.family is None else teacher_network(teacher)
+    config = getattr(config, "config", config)
+    return choose_family(teacher, config).architecture(config, teacher.model).hidden_size
+
+
 def teacher_widths(teachers: Mapping[str, TeacherConfig | Mapping | str]) -> dict[str, int]:
     """A student's `teacher_dims`: the width of each teacher's features, without its weights.
 
@@ -142,7 +173,7 @@ def teacher_widths(teachers: Mapping[str, TeacherConfig | Mapping | str]) -> dic
         ValueError: if the size of one is unknown.
     """
     entries = {name: TeacherConfig.from_entry(name, entry) for name, entry in teachers.items()}
-    return {name: teacher_model_config(entry.model).hidden_size for name, entry in entries.items()}
+    return {name: teacher_width(entry) for name, entry in entries.items()}
 
 
 def teacher_flops(teacher: TeacherConfig, student: MVDConfig) -> int:
@@ -151,7 +182,11 @@ def teacher_flops(teacher: TeacherConfig, student: MVDConfig) -> int:
     Raises:
         ValueError: if the teacher's size is unknown, or its patches cannot match the student's.
     """
-    loaded = empty_teacher(teacher, teacher_model_config(teacher.model), student.grid, student.num_frames)
+    size_of_clip = student.grid, student.num_frames
+    if teacher.family is None:
+        loaded = empty_teacher(teacher, teacher_model_config(teacher.model), *size_of_clip)
+    else:
+        loaded = Teacher(replace(teacher, compile=False), teacher_network(teacher), *size_of_clip).to("meta")
     size = loaded.image_size
     clip = torch.empty(1, student.num_frames, student.num_channels, size, size, device="meta")
     return count(lambda: loaded({size: clip}))["Global"]

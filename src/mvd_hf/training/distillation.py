@@ -12,6 +12,7 @@ from ..hub.run_record import precision_of, source_record, without_private_parts
 from ..model.modeling_mvd import MVDForFeatureDistillation
 from ..model.patches_mvd import select_tokens, split_mask
 from ..teachers.cache import LOOKUPS, CachedTeacher, CachingCollator, clips_by_size
+from ..teachers.teacher import TeacherConfig
 from .diagnostics import OnlineProbe, agreement, effective_rank, gram_matrix
 from .trainer import MVDTrainer
 
@@ -97,6 +98,13 @@ def check_views(dataset, teachers: Mapping[str, CachedTeacher]):
             )
 
 
+def teacher_record(config: TeacherConfig) -> dict:
+    """The record of a teacher as a source of the run; `custom_code` says which code of others it ran."""
+    custom = [f"family {config.family}"] if config.family else []
+    custom += [f"code of its repository at {config.revision or 'no revision'}"] if config.trust_remote_code else []
+    return source_record(config.model) | ({"custom_code": ", ".join(custom)} if custom else {})
+
+
 class DistillationTrainer(MVDTrainer):
     """Trains a student on the features of frozen teachers, which stay outside of it and of its checkpoints.
 
@@ -132,7 +140,7 @@ class DistillationTrainer(MVDTrainer):
         if self.cached:
             check_views(self.train_dataset, self.cached)
             self.data_collator = CachingCollator(self.data_collator, self.cached)
-        self.run_record.sources |= {name: source_record(teacher.config.model) for name, teacher in teachers.items()}
+        self.run_record.sources |= {name: teacher_record(teacher.config) for name, teacher in teachers.items()}
         self.probe = None if probe is None else probe.to(self.args.device)
         self.last_features: torch.Tensor | None = None
         # Many passes over large tensors with little arithmetic: compiled, they become a few.

@@ -19,7 +19,8 @@ from ..data.sources import media_column, media_name
 from ..model.frame_sampling import dense_test_frames
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader, VideoReadError
-from ..teachers.families import Grid, find_family, read_config
+from ..teachers.families import find_family, read_config
+from ..teachers.inputs import Grid
 from ..teachers.teacher import Teacher, TeacherConfig, load_teacher
 from .strips import write_figure, write_film
 
@@ -99,7 +100,7 @@ def load_feature_extractor(models: ModelEntries, device: str | torch.device = "c
     sizes = {}
     for name, entry in named.items():
         config = read_config(entry.model)
-        sizes[name] = find_family(config, entry.model).sizes(config, entry.model)
+        sizes[name] = find_family(config, entry.model).architecture(config, entry.model)
     leader = next((name for name, size in sizes.items() if size.num_frames > 1), next(iter(named)))
     size, is_image_model = sizes[leader], sizes[leader].num_frames == 1
     num_frames, tubelet_size = (NUM_FRAMES, TUBELET_SIZE) if is_image_model else (size.num_frames, size.tubelet_size)

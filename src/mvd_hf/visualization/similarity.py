@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..data.arguments import evaluation_rows
 from ..data.sources import evaluation_split
-from ..teachers.families import Grid
+from ..teachers.inputs import Grid
 from .features import FeatureExtractor, MiddleClips, load_feature_extractor
 from .strips import write_figure
 

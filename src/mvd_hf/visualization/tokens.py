@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..teachers.families import Grid
+from ..teachers.inputs import Grid
 from .features import ClipFigureArguments, load_feature_extractor
 from .strips import draw_strips, film_frames
 
