@@ -384,6 +384,20 @@ def test_another_epoch_index_or_seed_gives_another_clip_and_mask(toy):
         assert not torch.equal(one["bool_masked_pos"], two["bool_masked_pos"])
 
 
+def test_fixed_views_come_again_with_other_masks_and_the_same_substitute(toy, tmp_path):
+    paths = damaged(toy, tmp_path, 2)
+    sampler = ClipSampler(FRAMES, PretrainingAugmentation([32]), MASK, views=2)
+    data = ClipDataset(rows_of(paths), sampler, on_bad_video="substitute")
+    fresh = clips(paths, MASK, on_bad_video="substitute")
+    for index in (1, 2):
+        items = [data[epoch, index] for epoch in range(4)]
+        for epoch, item in enumerate(items):
+            assert torch.equal(item["pixel_values"], fresh[epoch % 2, index]["pixel_values"])
+        assert len(torch.stack([item["bool_masked_pos"] for item in items]).unique(dim=0)) == 4
+    with pytest.raises(ValueError, match="views=0 must be at least 1"):
+        ClipSampler(FRAMES, whole, views=0)
+
+
 def test_global_random_state_neither_matters_nor_changes(toy):
     data = clips(toy, mask=MASK)
     torch.manual_seed(0)
