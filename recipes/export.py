@@ -1,4 +1,4 @@
-"""Export a classifier or an encoder with torch.export or to ONNX, and check it against the model.
+"""Export a classifier, an encoder or a detector with torch.export or to ONNX, and check it against the model.
 
     python recipes/export.py outputs/mvd-vit-b-k400 --formats torch onnx
 

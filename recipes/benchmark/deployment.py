@@ -61,7 +61,7 @@ def onnx_program(model: MVDForVideoClassification, clips: torch.Tensor, folder: 
     check_onnx_packages()
     path = Path(folder) / "model.onnx"
     if not path.exists():
-        export_onnx(Exported(model, "logits"), clips, path)
+        export_onnx(Exported(model, "logits").eval(), (clips,), path)
     if not is_int8:
         return session(path)
     from onnxruntime.quantization import QuantType, quantize_dynamic

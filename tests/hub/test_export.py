@@ -9,7 +9,13 @@ import torch
 
 import mvd_hf.hub.export as module
 from launching import ROOT
-from mvd_hf import MVDConfig, MVDForFeatureDistillation, MVDForVideoClassification, MVDVideoProcessor
+from mvd_hf import (
+    MVDConfig,
+    MVDForActionDetection,
+    MVDForFeatureDistillation,
+    MVDForVideoClassification,
+    MVDVideoProcessor,
+)
 from mvd_hf.hub.export import (
     ExportArguments,
     ExportMismatchError,
@@ -17,6 +23,7 @@ from mvd_hf.hub.export import (
     largest_deviation,
     load_part,
     random_clips,
+    random_inputs,
 )
 
 NEEDS_ONNX = pytest.mark.skipif(
@@ -118,6 +125,53 @@ def test_the_onnx_program_is_the_classifier_for_any_batch(classifier, tmp_path, 
     assert not (tmp_path / "model.pt2").exists()
 
 
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    sizes = {"image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 32, "num_hidden_layers": 2}
+    config = MVDConfig(**sizes, num_attention_heads=2, head_init_scale=50.0, id2label={0: "sit", 1: "hop", 2: "fly"})
+    folder = tmp_path_factory.mktemp("detector")
+    MVDForActionDetection(config).save_pretrained(folder)
+    MVDVideoProcessor.for_detection(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["torch", pytest.param("onnx", marks=NEEDS_ONNX)])
+def test_a_detector_takes_any_number_of_clips_and_of_people(detector, tmp_path, kind):
+    arguments = ExportArguments(detector, "detector", formats=[kind], output=str(tmp_path))
+    assert export_model(arguments)[kind] < 1e-5
+    model = MVDForActionDetection.from_pretrained(detector).eval()
+    if kind == "torch":
+        program = torch.export.load(tmp_path / "model.pt2").module()
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+
+        def program(*inputs):
+            arrays = dict(zip(("pixel_values", "boxes"), (value.numpy() for value in inputs), strict=True))
+            return torch.from_numpy(session.run(["logits"], arrays)[0])
+
+    for clips, people in ((1, 5), (3, 1), (2, 2)):
+        corners = 14 * torch.rand(clips, people, 2)
+        inputs = torch.randn(clips, 4, 3, 32, 32), torch.cat([corners, corners + 12], dim=2)
+        with torch.no_grad():
+            torch.testing.assert_close(program(*inputs), model(*inputs).logits, atol=1e-4, rtol=1e-4)
+    facts = json.loads((tmp_path / "export.json").read_text())
+    assert facts["boxes"]["shape"] == ["batch", "people", 4]
+    assert facts["output"]["shape"] == ["batch", "people", 3]
+    assert facts["output"]["labels"] == ["sit", "hop", "fly"]
+    assert "sigmoid" in facts["output"]["meaning"]
+    assert "whole frames" in facts["input"]["crop"]
+
+
+def test_a_part_that_a_checkpoint_does_not_have_is_refused(detector, classifier):
+    for source, part in ((detector, "classifier"), (classifier, "detector")):
+        with pytest.raises(ValueError, match=f"part='{part}'"):
+            load_part(source, part)
+    assert load_part(detector, "features").inputs == ("pixel_values",)
+
+
 def test_onnx_without_its_packages_says_what_to_install(classifier, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "is_onnxruntime_available", lambda: False)
     with pytest.raises(ImportError, match=r"mvd_hf\[export\]"):
@@ -140,7 +194,7 @@ def test_a_program_that_deviates_is_refused_and_removed(classifier, tmp_path, mo
 
 def test_other_shapes_and_numbers_that_are_not_finite_are_no_small_deviation(classifier):
     exported = load_part(classifier, "classifier")
-    batches = [random_clips(exported, "float32", 2)]
+    batches = [random_inputs(exported, "float32", 2)]
     assert largest_deviation(exported, exported, batches) == 0
     with pytest.raises(ExportMismatchError, match=r"\(2, 2\).*\(2, 3\)"):
         largest_deviation(lambda clips: exported(clips)[:, :2], exported, batches)

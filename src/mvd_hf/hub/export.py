@@ -1,6 +1,6 @@
-"""Export of classifiers and encoders with torch.export and to ONNX, each checked against the model.
+"""Export of classifiers, encoders and detectors with torch.export and to ONNX, each checked against the model.
 
-Letters in shapes: B clips, T frames, C channels, H x W pixels; N tokens, D their width.
+Letters in shapes: B clips, T frames, C channels, H x W pixels; N tokens, D their width; P people.
 """
 
 import importlib.metadata
@@ -12,20 +12,24 @@ from pathlib import Path
 import torch
 from transformers.utils import is_onnxruntime_available, is_onnxscript_available
 
+from ..model.detection_mvd import MVDForActionDetection
 from ..model.modeling_mvd import MVDForVideoClassification, MVDModel
 from ..model.video_processing_mvd import MVDVideoProcessor
 from .loading import load_processor, read_stored_config
 
 FORMATS = {"torch": "model.pt2", "onnx": "model.onnx"}
 DESCRIPTION = "export.json"
-# name of the program's input, and of its output by part
-INPUT, OUTPUTS = "pixel_values", {"classifier": "logits", "features": "last_hidden_state"}
+# name of the program's input, and of its output by part; a detector also takes boxes
+INPUT, BOXES = "pixel_values", "boxes"
+OUTPUTS = {"classifier": "logits", "features": "last_hidden_state", "detector": "logits"}
 # batch sizes of the check; the first one is also that of the trace
 BATCH_SIZES = (2, 1, 3)
 # bytes of weights above which ONNX writes them to a second file (protobuf holds 2 GiB)
 LARGEST_SINGLE_FILE = 1_500_000_000
 
-Program = Callable[[torch.Tensor], torch.Tensor]
+# from clips, and for a detector boxes
+Program = Callable[..., torch.Tensor]
+Inputs = tuple[torch.Tensor, ...]
 
 
 class ExportMismatchError(ValueError):
@@ -38,8 +42,8 @@ class ExportArguments:
 
     Args:
         model: folder or Hub id of an MVD checkpoint.
-        part: `classifier` (clips to logits (B, classes)) or `features` (clips to the tokens of the encoder (B, N, D),
-            after its final norm if it has one).
+        part: `classifier` (clips to logits (B, classes)), `features` (clips to the tokens of the encoder (B, N, D),
+            after its final norm if it has one) or `detector` (clips and boxes (B, P, 4) to logits (B, P, classes)).
         formats: `torch` (a `.pt2` file of torch.export) and `onnx`.
         pixels: input of the program: `float32`, normalised by the processor, or `uint8`, normalised by the program.
         sampling: `dense` or `uniform`, for a checkpoint without a video processor.
@@ -72,21 +76,43 @@ class ExportArguments:
 class Exported(torch.nn.Module):
     """A classifier or an encoder that returns one field of its output, as programs return tensors."""
 
-    def __init__(self, model: MVDForVideoClassification | MVDModel, output: str):
+    inputs: tuple[str, ...] = (INPUT,)
+
+    def __init__(self, model: MVDForVideoClassification | MVDForActionDetection | MVDModel, output: str):
         super().__init__()
         self.model, self.output = model, output
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return getattr(self.model(pixel_values), self.output)
 
+    def dynamic_shapes(self) -> dict[str, dict]:
+        """The dimensions of the inputs that may change."""
+        batch = torch.export.Dim("batch", min=1, max=1024)
+        people = {BOXES: {0: batch, 1: torch.export.Dim("people", min=1, max=1024)}}
+        return {INPUT: {0: batch}} | (people if BOXES in self.inputs else {})
+
+
+class ExportedDetector(Exported):
+    """A detector that returns logits (B, P, classes) of people in boxes (B, P, 4), in pixels of the clip."""
+
+    inputs = (INPUT, BOXES)
+
+    def forward(self, pixel_values: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        return getattr(self.model(pixel_values, boxes), self.output)
+
 
 def load_part(source: str, part: str) -> Exported:
-    """The classifier or encoder of a checkpoint, in float32 and evaluation mode; raises ValueError if it has none."""
+    """A part of a checkpoint, in float32 and evaluation mode; raises ValueError if it has no such part."""
     stored = read_stored_config(source)
     if stored.get("model_type") != "mvd":
         raise ValueError(f"The model {source!r} has the type {stored.get('model_type')!r}: export supports MVD only.")
     options = {"dtype": torch.float32, "attn_implementation": "sdpa"}
-    is_classifier = "MVDForVideoClassification" in (stored.get("architectures") or ())
+    architectures = stored.get("architectures") or ()
+    is_classifier = "MVDForVideoClassification" in architectures
+    if ("MVDForActionDetection" in architectures) != (part == "detector") and part != "features":
+        raise ValueError(f"The model {source!r} is a {' or '.join(architectures)}: part={part!r} cannot be exported.")
+    if part == "detector":
+        return ExportedDetector(MVDForActionDetection.from_pretrained(source, **options), OUTPUTS[part]).eval()
     if part == "classifier":
         model = MVDForVideoClassification.from_pretrained(source, **options)
     else:
@@ -107,10 +133,20 @@ def random_clips(module: Exported, pixels: str, batch_size: int, seed: int = 0) 
     return torch.randn(shape, generator=generator)
 
 
-def export_torch(module: Exported, clips: torch.Tensor, path: Path) -> Program:
+def random_inputs(module: Exported, pixels: str, batch_size: int) -> Inputs:
+    """Clips of noise, and for a detector boxes (B, P, 4) of a number of people that differs from the batch size."""
+    clips = random_clips(module, pixels, batch_size)
+    if BOXES not in module.inputs:
+        return (clips,)
+    height, width = module.model.config.frame_size
+    ends = torch.rand((batch_size, batch_size % 3 + 2, 2, 2), generator=torch.Generator().manual_seed(batch_size))
+    corners = ends.sort(dim=2).values * torch.tensor([width, height])
+    return clips, corners.flatten(2)
+
+
+def export_torch(module: Exported, inputs: Inputs, path: Path) -> Program:
     """Write a `.pt2` file for any batch size, and return the program that is loaded from it."""
-    batch = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=1024)}}
-    program = torch.export.export(module, (clips,), dynamic_shapes=batch)
+    program = torch.export.export(module, inputs, dynamic_shapes=module.dynamic_shapes())
     torch.export.save(program, path)
     return torch.export.load(path).module()
 
@@ -121,46 +157,51 @@ def check_onnx_packages():
         raise ImportError('Exporting to ONNX needs onnx, onnxruntime and onnxscript: pip install "mvd_hf[export]".')
 
 
-def export_onnx(module: Exported, clips: torch.Tensor, path: Path) -> Program:
+def export_onnx(module: Exported, inputs: Inputs, path: Path) -> Program:
     """Write an ONNX file for any batch size, and return the program as onnxruntime runs it on the CPU."""
     import onnxruntime
 
     size = sum(parameter.nbytes for parameter in module.parameters())
     torch.onnx.export(
         module,
-        (clips,),
+        inputs,
         path,
         dynamo=True,
-        input_names=[INPUT],
+        input_names=list(module.inputs),
         output_names=[module.output],
-        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1, max=1024)}},
+        dynamic_shapes=module.dynamic_shapes(),
         external_data=size > LARGEST_SINGLE_FILE,
         verbose=False,
     )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda pixel_values: torch.from_numpy(session.run(None, {INPUT: pixel_values.numpy()})[0])
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        arrays = {name: value.numpy() for name, value in zip(module.inputs, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, arrays)[0])
+
+    return run
 
 
-EXPORTERS: Mapping[str, Callable[[Exported, torch.Tensor, Path], Program]] = {
+EXPORTERS: Mapping[str, Callable[[Exported, Inputs, Path], Program]] = {
     "torch": export_torch,
     "onnx": export_onnx,
 }
 
 
 @torch.no_grad()
-def largest_deviation(program: Program, module: Exported, batches: Sequence[torch.Tensor]) -> float:
-    """Largest deviation of a program from the model over batches of clips, relative to the largest output.
+def largest_deviation(program: Program, module: Exported, batches: Sequence[Inputs]) -> float:
+    """Largest deviation of a program from the model over batches of inputs, relative to the largest output.
 
     Raises:
         ExportMismatchError: if an output has another shape or is not finite.
     """
     deviations = []
-    for clips in batches:
-        expected, found = module(clips), program(clips)
+    for inputs in batches:
+        expected, found = module(*inputs), program(*inputs)
         if found.shape != expected.shape or not found.isfinite().all():
             raise ExportMismatchError(
-                f"For {len(clips)} clips the output of the program has the shape {tuple(found.shape)}, that of the "
-                f"model {tuple(expected.shape)}, or it is not finite."
+                f"For {len(inputs[0])} clips the output of the program has the shape {tuple(found.shape)}, that of "
+                f"the model {tuple(expected.shape)}, or it is not finite."
             )
         deviations.append(float((found - expected).abs().max() / expected.abs().max()))
     return max(deviations)
@@ -185,8 +226,19 @@ def input_record(module: Exported, processor: MVDVideoProcessor, pixels: str) ->
             **({} if processor.fps is None else {"fps": processor.fps}),
             "meaning": "dense: every stride-th frame; uniform: the middle frames of as many equal parts of the video",
         },
-        "crop": {"short_side": min(height, width), "interpolation": "bilinear, not antialiased", "place": "centre"},
+        "crop": {"short_side": min(height, width), "interpolation": "bilinear, not antialiased", "place": "centre"}
+        if processor.do_center_crop
+        else "none: whole frames, resized to this shape",
     }
+
+
+# the second input of a detector, for JSON
+BOXES_RECORD = {
+    "name": BOXES,
+    "dtype": "float32",
+    "shape": ["batch", "people", 4],
+    "meaning": "x1, y1, x2, y2 of each person in pixels of the clip; any box fills up a clip with fewer people",
+}
 
 
 def export_record(
@@ -194,13 +246,16 @@ def export_record(
 ) -> dict:
     """Input, output, checks and versions of an export, for JSON."""
     config = module.model.config
-    clips = random_clips(module, arguments.pixels, 1)
     with torch.no_grad():
-        shape = ["batch", *module(clips).shape[1:]]
+        shape = ["batch", *module(*random_inputs(module, arguments.pixels, 1)).shape[1:]]
     output: dict = {"name": module.output, "shape": shape}
-    if arguments.part == "classifier":
+    if arguments.part != "features":
         output["labels"] = [config.id2label[i] for i in range(config.num_labels)]
+    if arguments.part == "classifier":
         output["meaning"] = "logits: softmax over the last axis gives probabilities"
+    elif arguments.part == "detector":
+        output["shape"][1] = "people"
+        output["meaning"] = "logits: the sigmoid gives the probability of each action of a person"
     else:
         time, rows, columns = config.grid
         output["meaning"] = (
@@ -214,6 +269,7 @@ def export_record(
         "part": arguments.part,
         "files": {kind: FORMATS[kind] for kind in arguments.formats},
         "input": input_record(module, processor, arguments.pixels),
+        **({BOXES: BOXES_RECORD} if BOXES in module.inputs else {}),
         "output": output,
         "checked": checks,
         "versions": versions,
@@ -243,7 +299,7 @@ def export_model(arguments: ExportArguments) -> dict[str, float]:
     processor.num_clips = processor.num_crops = 1  # a program sees one view
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
-    batches = [random_clips(module, arguments.pixels, size) for size in BATCH_SIZES]
+    batches = [random_inputs(module, arguments.pixels, size) for size in BATCH_SIZES]
     deviations = {}
     for kind in arguments.formats:
         path = folder / FORMATS[kind]

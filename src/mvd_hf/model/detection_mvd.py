@@ -125,7 +125,7 @@ class MVDForActionDetection(MVDPreTrainedModel):
     def pool_people(self, features: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """Features (B, h, w, D) float32, averaged over time, to one vector per person (B, P, D)."""
         size, num_people = self.config.detection_pool_size, boxes.shape[1]
-        clip = torch.arange(boxes.shape[0], device=boxes.device).repeat_interleave(num_people)
+        clip = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, num_people).flatten()
         regions = torch.cat([clip[:, None].to(features.dtype), boxes.flatten(0, 1).to(features.dtype)], dim=1)
         # in float32, as RoIAlign has no bfloat16 kernel on CPUs
         with torch.autocast(device_type=features.device.type, enabled=False):
