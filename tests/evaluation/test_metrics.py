@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.utils.class_weight import compute_class_weight
 
 from launching import ROOT
 from mvd_hf.evaluation import metrics
@@ -196,3 +197,13 @@ def test_balanced_accuracy_counts_classes_equally_in_each_resample():
     weights = metrics.resampling_weights(10, 7, seed=3)
     assert weights.sum(axis=1).tolist() == [10] * 7
     assert np.array_equal(weights, metrics.resampling_weights(10, 7, seed=3))
+
+
+def test_metrics_and_weights_for_unequal_classes_are_those_of_scikit_learn(random):
+    labels, predictions = random.choice(5, 200, p=(0.6, 0.2, 0.15, 0.05, 0)), random.integers(5, size=200)
+    counts = metrics.confusion_matrix(predictions, labels, 6)  # class 4 is only predicted, class 5 does not occur
+    assert metrics.macro_f1(counts) == pytest.approx(f1_score(labels, predictions, average="macro"))
+    weights = metrics.balanced_class_weights(labels, 6)
+    assert weights[:4] == pytest.approx(compute_class_weight("balanced", classes=np.arange(4), y=labels))
+    assert weights[4:].tolist() == [1, 1]
+    assert weights[labels].mean() == pytest.approx(1)

@@ -50,7 +50,9 @@ def encoder(tmp_path_factory) -> str:
     return str(folder)
 
 
-def adapt(clips, encoder, folder, method="full", probe=None, training=None, preparation=None, **recipe) -> Adaptation:
+def adapt(
+    clips, encoder, folder, method="full", probe=None, training=None, preparation=None, keys=None, **recipe
+) -> Adaptation:
     options = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -65,7 +67,7 @@ def adapt(clips, encoder, folder, method="full", probe=None, training=None, prep
     return Adaptation(
         AdaptationArguments(**{"model": encoder, "method": method, "test_clips": 2, "test_crops": 2, **recipe}),
         DataArguments(dataset=str(clips), stride=2),
-        FinetuningClipArguments(rand_augment=None),
+        FinetuningClipArguments(rand_augment=None, **(keys or {})),
         PreparationArguments(**(preparation or {})),
         ProbeArguments(**(probe or {})),
         FinetuningArguments(**(options | (training or {}))),
@@ -234,3 +236,14 @@ def test_impossible_recipes_are_refused(clips, encoder, tmp_path):
             AdaptationArguments(**arguments)
     with pytest.raises(ValueError, match="test_weights=ema needs ema_decay"):
         adapt(clips, encoder, tmp_path, test_weights="ema")
+    with pytest.raises(ValueError, match="class_weights='equal'"):
+        FinetuningClipArguments(class_weights="equal")
+    with pytest.raises(ValueError, match=r"class_weights=balanced.*method=knn"):
+        adapt(clips, encoder, tmp_path, "knn", keys={"class_weights": "balanced"})
+
+
+def test_balanced_class_weights_follow_from_the_training_labels(clips, encoder, tmp_path):
+    adaptation = adapt(clips, encoder, tmp_path, keys={"class_weights": "balanced"})
+    counts = np.bincount(adaptation.videos.labels)
+    assert adaptation.class_weights() == pytest.approx(counts.sum() / (2 * counts))
+    assert adapt(clips, encoder, tmp_path).class_weights() is None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch.utils.data import default_collate
 
 from mvd_hf import FinetuningArguments, FinetuningTrainer, MVDConfig, MVDForVideoClassification, MVDVideoProcessor
@@ -350,3 +351,41 @@ def test_the_run_says_what_a_video_gives(data, tmp_path, caplog):
     evaluated = [entry for entry in state["log_history"] if "eval_top1" in entry]
     assert len(evaluated) == 1
     assert np.isfinite(evaluated[0]["eval_loss"])
+
+
+def test_class_weights_weigh_the_loss_of_each_class_also_of_mixed_labels(tmp_path):
+    weights, model = torch.tensor([0.5, 1.0, 2.0, 4.0]), small()
+    size = model.config.frame_size
+    for mixup in (None, Mixup(4, label_smoothing=0.1)):
+        args = arguments(tmp_path, eval_strategy="no", metric_for_best_model=None)
+        run = FinetuningTrainer(model, args, mixup, class_weights=weights.tolist())
+        batch = {"pixel_values": torch.rand(4, 4, 3, *size), "labels": torch.tensor([0, 1, 3, 3])}
+        model.train()
+        targets = torch.nn.functional.one_hot(batch["labels"], 4).float()
+        if mixup is not None:
+            torch.manual_seed(0)
+            targets = mixup(batch, torch.default_generator)["labels"]
+        torch.manual_seed(0)
+        inputs = run.model_inputs(batch)
+        logits = torch.randn(4, 4)
+        expected = -(weights * targets * logits.log_softmax(-1)).sum(-1).mean()
+        torch.testing.assert_close(model.loss(inputs["labels"], logits), expected)
+        assert torch.equal(batch["labels"], torch.tensor([0, 1, 3, 3]))
+    model.eval()
+    assert torch.equal(run.model_inputs(batch)["labels"], batch["labels"])
+    with pytest.raises(ValueError, match="3 class_weights"):
+        FinetuningTrainer(model, args, class_weights=[1, 1, 1])
+
+
+def test_rare_classes_count_as_much_as_frequent_ones_in_evaluations(data, tmp_path):
+    run = trainer(data, tmp_path, metric_for_best_model="macro_f1")
+    metrics, clips = run.evaluate(), run.eval_dataset
+    run.model.eval()
+    with torch.no_grad():
+        predictions = [int(run.model(clips[i]["pixel_values"][None]).logits.argmax()) for i in range(len(clips))]
+    labels = [int(clips[i]["labels"]) for i in range(len(clips))]
+    assert metrics["eval_balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predictions))
+    assert metrics["eval_macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
+    run.train()
+    found = [entry["eval_macro_f1"] for entry in run.state.log_history if "eval_macro_f1" in entry]
+    assert run.state.best_metric == max(found[-2:])

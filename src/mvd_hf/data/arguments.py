@@ -291,6 +291,8 @@ class FinetuningClipArguments:
         erasing: probability of random erasing.
         mixup_alpha, cutmix_alpha, mixup_prob, switch_prob, cutmix_axes: see `mvd_hf.data.mixup.Mixup`.
         label_smoothing: part of each label that is spread over all classes.
+        class_weights: `balanced` weights the loss of each class so that rare ones count as much as frequent ones; by
+            default every video counts the same. Mixed and smoothed labels are weighted class by class.
     """
 
     label_column: str = "label"
@@ -307,8 +309,11 @@ class FinetuningClipArguments:
     switch_prob: float = 0.5
     label_smoothing: float = 0.1
     cutmix_axes: str = "spatial"
+    class_weights: str | None = None
 
     def __post_init__(self):
+        if self.class_weights not in (None, "balanced"):
+            raise ValueError(f"class_weights={self.class_weights!r} must be balanced, or left out.")
         if self.sampling not in (None, "dense", "uniform"):
             raise ValueError(f"There is no sampling={self.sampling!r}; choose dense or uniform.")
 

@@ -130,6 +130,23 @@ def mean_class_accuracy(predictions: np.ndarray, labels: np.ndarray, num_classes
     return float(np.nanmean(class_accuracies(confusion_matrix(predictions, labels, num_classes))))
 
 
+def macro_f1(confusion: np.ndarray) -> float:
+    """Unweighted mean of the F1 scores of the classes with samples or predictions, from a confusion matrix (K, K)."""
+    totals = confusion.sum(axis=0) + confusion.sum(axis=1)
+    return float((2 * confusion.diagonal()[totals > 0] / totals[totals > 0]).mean())
+
+
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Weights (K,) with which all classes count the same: samples / (classes x samples of the class).
+
+    A class without samples has the weight 1.
+    """
+    counts = np.bincount(check_labels(labels, len(labels), num_classes), minlength=num_classes)
+    weights = np.ones(num_classes)
+    weights[counts > 0] = len(labels) / ((counts > 0).sum() * counts[counts > 0])
+    return weights
+
+
 @torch.no_grad()
 def knn_scores(
     features: torch.Tensor | np.ndarray,

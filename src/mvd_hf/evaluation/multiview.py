@@ -23,7 +23,15 @@ from ..data.hashing import hash_of_weights
 from ..data.sources import LabelReader, column_names, media_column, media_name
 from ..model.loading_mvd import listed
 from ..model.video_processing_mvd import MVDVideoProcessor
-from .metrics import class_accuracies, confusion_matrix, mean_class_accuracy, softmax, top_k_hits, wilson_interval
+from .metrics import (
+    class_accuracies,
+    confusion_matrix,
+    macro_f1,
+    mean_class_accuracy,
+    softmax,
+    top_k_hits,
+    wilson_interval,
+)
 from .views import VideoViews, map_views, protocol_of
 
 logger = logging.getLogger(__name__)
@@ -94,6 +102,7 @@ class Evaluation:
             **{f"video_top{k}": float(top_k_hits(self.probabilities, self.labels, k).mean()) for k in ranks},
             **{f"clip_top{k}": float(top_k_hits(views, labels, k).mean()) for k in ranks},
             "mean_class_accuracy": mean_class_accuracy(self.predictions, self.labels, len(self.names)),
+            "macro_f1": macro_f1(self.confusion),
             **majority,
             "weights": self.weights,
         }

@@ -16,7 +16,7 @@ from transformers.utils import is_peft_available
 
 from ..data.arguments import DataArguments, FinetuningClipArguments, finetuning_clips
 from ..evaluation.features import LabelledViews
-from ..evaluation.metrics import top_k_accuracy
+from ..evaluation.metrics import balanced_class_weights, top_k_accuracy
 from ..evaluation.multiview import evaluate_views, read_labels
 from ..evaluation.probing import (
     ProbeArguments,
@@ -116,6 +116,10 @@ class Adaptation:
             raise ValueError("test_weights=ema needs ema_decay, such as 0.9999.")
         if training.push_to_hub and recipe.method not in TRAINED:
             raise ValueError(f"method={recipe.method} cannot push_to_hub: publish its output_dir afterwards.")
+        if keys.class_weights is not None and recipe.method not in TRAINED:
+            raise ValueError(
+                f"class_weights={keys.class_weights} is for {' and '.join(TRAINED)}, not {recipe.method}."
+            )
         defaults = DataArguments(dataset=data.dataset)
         for key in ("crop", "crop_scales"):
             if getattr(data, key) != getattr(defaults, key):
@@ -171,6 +175,14 @@ class Adaptation:
         }
         self.train(get_peft_model(self.model, LoraConfig(**(fields | self.recipe.lora))))
 
+    def class_weights(self) -> np.ndarray | None:
+        """Weights of the classes in the loss, as the recipe wants them."""
+        if self.keys.class_weights is None:
+            return None
+        if self.videos.labels is None:
+            raise ValueError("class_weights=balanced needs the labels of all videos: leave out streaming.")
+        return balanced_class_weights(self.videos.labels, self.videos.num_labels)
+
     def train(self, model: torch.nn.Module):
         """Train with the paper's recipe; resumes from the last checkpoint of the output folder."""
         config, seed = self.model.config, self.training.seed
@@ -184,6 +196,7 @@ class Adaptation:
             model,
             self.training,
             self.keys.mixup(self.videos.num_labels),
+            self.class_weights(),
             train_dataset=finetuning_clips(self.data, self.keys, config, self.videos.train, seed=seed),
             eval_dataset=validation,
             processing_class=self.processor,

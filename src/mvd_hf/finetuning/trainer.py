@@ -3,11 +3,12 @@
 import copy
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file, save_file
@@ -15,11 +16,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
-from ..data.mixup import Mixup
+from ..data.clips import IS_BLANK
+from ..data.mixup import Mixup, soft_labels
+from ..evaluation.metrics import class_accuracies, macro_f1
 from ..hub.run_record import facts_of, metric_prefixes
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..training.arguments import MVDTrainingArguments
-from ..training.optimization import without_adapters
+from ..training.optimization import bare_model, without_adapters
 from ..training.trainer import MVDTrainer
 
 logger = logging.getLogger(__name__)
@@ -127,12 +130,15 @@ class FinetuningTrainer(MVDTrainer):
     """Fine-tunes a classifier with the paper's recipe.
 
     In addition to [`MVDTrainer`], it applies mixup on the device, can keep an EMA of the weights, and logs `top1` and
-    `top5` of single views in evaluations, as exact means over the readable videos.
+    `top5` of single views in evaluations, as exact means over the readable videos, and `balanced_accuracy` and
+    `macro_f1`, in which rare classes count as much as frequent ones.
 
     Args:
         model: the classifier.
         args: the training arguments.
         mixup: mixes the clips of a training batch and their labels; `None` for none.
+        class_weights: (classes,) weights of the loss in training, such as `balanced_class_weights` of
+            `mvd_hf.evaluation.metrics`; by default all are 1.
         kwargs: see [`MVDTrainer`].
 
     Raises:
@@ -142,9 +148,18 @@ class FinetuningTrainer(MVDTrainer):
     evaluates_first = False
 
     def __init__(
-        self, model: MVDForVideoClassification, args: FinetuningArguments, mixup: Mixup | None = None, **kwargs
+        self,
+        model: MVDForVideoClassification,
+        args: FinetuningArguments,
+        mixup: Mixup | None = None,
+        class_weights: Sequence[float] | None = None,
+        **kwargs,
     ):
         super().__init__(model=model, args=args, **kwargs)
+        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        if class_weights is not None and len(class_weights) != bare_model(self.model).config.num_labels:
+            raise ValueError(f"There are {len(class_weights)} class_weights: give one for each class of the model.")
+        self.confusion: torch.Tensor | None = None
         self.lengthen()
         self.mixup = mixup
         self.ema: EMACallback | None = None
@@ -177,7 +192,31 @@ class FinetuningTrainer(MVDTrainer):
         if self.mixup is not None and self.model.training:
             # torch's default generator is seeded at every step, so a resumed run mixes like an uninterrupted one
             inputs = self.mixup(inputs, torch.default_generator)
+        if self.class_weights is not None and self.model.training:
+            labels, weights = inputs["labels"], self.class_weights.to(inputs["labels"].device)
+            # the cross entropy is linear in soft labels
+            inputs["labels"] = weights * (soft_labels(labels, len(weights)) if labels.ndim == 1 else labels)
         return inputs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        labels = inputs["labels"]
+        if self.confusion is not None and labels.ndim == 1 and not inputs.get(IS_BLANK, False):
+            classes = self.confusion.shape[0]
+            pairs = labels.long() * classes + outputs.logits.detach().argmax(dim=-1)
+            self.confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
+        """Evaluate as [`MVDTrainer`], with metrics of the counts of true and predicted classes."""
+        classes = bare_model(self.model).config.num_labels
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.args.device)
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        confusion, self.confusion = self.accelerator.reduce(self.confusion, "sum").cpu().numpy(), None
+        if confusion.any():
+            output.metrics[f"{metric_key_prefix}_balanced_accuracy"] = float(np.nanmean(class_accuracies(confusion)))
+            output.metrics[f"{metric_key_prefix}_macro_f1"] = macro_f1(confusion)
+        return output
 
     def loss_parts(self, outputs, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The loss and, for labels that are not mixed, top-1 and top-5 accuracy."""
