@@ -117,9 +117,7 @@ class Adaptation:
         if training.push_to_hub and recipe.method not in TRAINED:
             raise ValueError(f"method={recipe.method} cannot push_to_hub: publish its output_dir afterwards.")
         if keys.class_weights is not None and recipe.method not in TRAINED:
-            raise ValueError(
-                f"class_weights={keys.class_weights} is for {' and '.join(TRAINED)}, not {recipe.method}."
-            )
+            raise ValueError(f"class_weights={keys.class_weights} is for full and lora, not method={recipe.method}.")
         defaults = DataArguments(dataset=data.dataset)
         for key in ("crop", "crop_scales"):
             if getattr(data, key) != getattr(defaults, key):
