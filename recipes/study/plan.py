@@ -277,4 +277,7 @@ class Plan:
             "label_names": self.names,
             "compare_content": False,
         }
-        return self.stage(seed, f"probe_{100 * share:g}", "probe", merge(keys, self.study.probe), needs)
+        keys = merge(keys, self.study.probe)
+        # the recipe may say how to read a teacher that these arms do without
+        keys["models"] = {name: entry for name, entry in keys["models"].items() if "model" in entry}
+        return self.stage(seed, f"probe_{100 * share:g}", "probe", keys, needs)

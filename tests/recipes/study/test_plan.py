@@ -47,6 +47,7 @@ def test_every_arm_is_fine_tuned_with_every_share_after_what_it_needs():
     for number, stage in enumerate(stages):
         assert set(stage.needs) <= {before.name for before in stages[:number]}
         assert stage.keys["output_dir"] == str(plan.folder / stage.name)
+    assert stages[-1].keys["models"].keys() == {"student_video", "video_teacher", "random"}
 
 
 def test_students_differ_in_their_teachers_alone(plan):
