@@ -6,9 +6,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from launching import history, launch
 from mvd_hf import MVDConfig, MVDForPixelReconstruction, MVDTrainer
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
 from mvd_hf.data.clips import collate_clips
@@ -182,3 +184,42 @@ def test_a_mixture_is_for_pretraining_without_fixed_views_or_a_probe(sources):
 def test_shares_sum_to_the_epoch():
     assert share_out(10, {"a": 1, "b": 1, "c": 1}) == {"a": 4, "b": 3, "c": 3}
     assert share_out(7, {"a": 0.5, "b": 0.25}) == {"a": 5, "b": 2}
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_processes_and_workers_do_not_change_what_a_mixture_teaches(sources, tmp_path):
+    recipe = {
+        "model": "videomae-b",
+        "config": {
+            "image_size": 32,
+            "patch_size": 8,
+            "num_frames": 4,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "decoder_hidden_size": 16,
+            "decoder_num_hidden_layers": 1,
+            "decoder_num_attention_heads": 2,
+        },
+        "datasets": [
+            {"dataset": str(sources["toy"]), "weight": 2, "stride": 2},
+            {"dataset": str(sources["images"])},
+        ],
+        "epoch_videos": 12,
+        "num_train_epochs": 2,
+        "warmup_epochs": 0,
+        "logging_steps": 1,
+        "save_strategy": "epoch",
+        "disable_tqdm": True,
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    found = []
+    for processes, workers in ((1, 0), (2, 1)):
+        output = tmp_path / str(processes)
+        options = {"per_device_train_batch_size": 4 // processes, "dataloader_num_workers": workers}
+        launch("pretrain.py", path, processes=processes, output_dir=output, **options)
+        found.append([entry["loss"] for entry in history(output).values() if "loss" in entry])
+    assert len(found[0]) == 6
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
