@@ -135,6 +135,8 @@ def test_the_tiny_job_trains_every_stage(tiny_job):
     folder, log = tiny_job
     lowered = [int(percent) for percent in re.findall(r"Held-out loss: .* trained \((-?\d+) % lower\)", log)]
     assert len(lowered) == 3
+    assert len(log.splitlines()) <= 80  # two screens, without progress bars
+    assert "it/s" not in log
     assert min(lowered) >= 25
     assert lowered[-1] >= 50  # the student
     for name in ("image_teacher", "video_teacher", "student"):
