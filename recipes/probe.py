@@ -25,6 +25,7 @@ from mvd_hf.evaluation.tables import write_comparison
 from mvd_hf.finetuning.preparation import PreparationArguments, choose_clips, prepare_videos
 from mvd_hf.hub.licenses import hub_license
 from mvd_hf.hub.run_record import source_record
+from mvd_hf.teachers.families import read_config
 
 # keys of the data that have no effect on frozen models
 UNUSED = ("fps", "crop", "crop_scales", "memory_gib", "on_bad_video", "streaming", "stream_size", "shuffle_buffer")
@@ -76,9 +77,11 @@ def make_split(
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     comparison, probe, data, labels, preparation = parse_arguments(arguments, *KINDS)
-    folder = Path(comparison.output_dir)
+    folder, encoders = Path(comparison.output_dir), comparison.encoders()
+    for entry in encoders.values():
+        read_config(entry.model)  # before any video is read
     split = make_split(data, labels, preparation, folder, comparison.seed)
-    licenses = {name: read_license(entry.model) for name, entry in comparison.encoders().items()}
+    licenses = {name: read_license(entry.model) for name, entry in encoders.items()}
     results = Comparison(comparison, probe, split, licenses).run()
     if PartialState().is_main_process:
         logging.info("\n%s\n\nWritten to %s", write_comparison(results, folder), folder)

@@ -218,3 +218,8 @@ def test_the_recipe_refuses_keys_that_have_no_effect(recipe, student, toy_folder
     for key, value in (("memory_gib", "1"), ("crop", "random_resized"), ("streaming", "true")):
         with pytest.raises(ValueError, match=key):
             recipe.main([*words, f"--{key}", value])
+
+
+def test_the_recipe_names_a_missing_model_before_it_reads_a_video(recipe, tmp_path):
+    with pytest.raises(ValueError, match=r"'\./nowhere'"):
+        recipe.main(["--models.a", "./nowhere", "--dataset", str(tmp_path / "nothing.csv")])
