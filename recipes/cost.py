@@ -49,7 +49,7 @@ def recipe_cost(arguments: list[str]) -> tuple[CostArguments, list[costs.Part], 
     kinds = StudentArguments, DataArguments, MVDTrainingArguments, CostArguments
     recipe, _, training, assumed = parse_arguments([*arguments, "--use_cpu"], *kinds)
     config = StartingPoint(recipe.student, recipe.config, recipe.keep_layers).config
-    config.teacher_dims = costs.teacher_widths(recipe.teachers)
+    costs.fit_to_teachers(config, recipe.teachers)
     parts = costs.distillation_parts(config, recipe.teachers, training.masks_per_clip)
     clips, stored = assumed.num_videos * training.clips_per_video, ""
     if recipe.target_cache:

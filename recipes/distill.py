@@ -14,7 +14,6 @@ from transformers import set_seed
 
 from mvd_hf import (
     DistillationTrainer,
-    MVDConfig,
     MVDForFeatureDistillation,
     MVDTrainingArguments,
     MVDVideoProcessor,
@@ -24,9 +23,10 @@ from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
 from mvd_hf.hub.warm_start import StartingPoint
 from mvd_hf.model.configuration_mvd import ConfigFields
-from mvd_hf.teachers import TargetCacheConfig, load_cached_teachers
+from mvd_hf.teachers import TargetCacheConfig, fit_student, load_cached_teachers
 from mvd_hf.training.costs import distillation_parts, format_parts
 from mvd_hf.training.diagnostics import OnlineProbe
+from mvd_hf.training.distillation import NORM_CLIPS
 from mvd_hf.training.knn import KnnArguments, report_knn
 
 
@@ -41,6 +41,8 @@ class StudentArguments:
         keep_layers: numbers of the layers of that encoder that are kept, counted from 0; by default all.
         teachers: by name, each a model's id or folder, or a mapping of the fields of `mvd_hf.TeacherConfig`.
         target_cache: where targets are stored, as a mapping of the fields of `mvd_hf.teachers.TargetCacheConfig`.
+        balance: `loss_scale` keeps the losses of several targets of equal size (`mvd_hf.training.losses.LossScale`).
+        norm_clips: about so many clips fit the statistics of `target_norm: standardize` and `phi_s`.
         probe: the column of labels, if a linear probe is to be trained beside the student.
         probe_classes: how many classes it has, if the data set does not know.
         knn: fields of `mvd_hf.training.knn.KnnArguments`, to report k-NN accuracy on labelled videos.
@@ -51,22 +53,14 @@ class StudentArguments:
     keep_layers: list[int] | None = None
     teachers: dict[str, str | Annotated[dict, TeacherConfig]] = field(default_factory=dict)
     target_cache: Annotated[dict, TargetCacheConfig] = field(default_factory=dict)
+    balance: str | None = None
+    norm_clips: int = NORM_CLIPS
     probe: str | None = None
     probe_classes: int | None = None
     knn: Annotated[dict, KnnArguments] = field(default_factory=dict)
 
 
 KINDS = (StudentArguments, DataArguments, MVDTrainingArguments)
-
-
-def make_probe(recipe: StudentArguments, config: MVDConfig, clips) -> OnlineProbe | None:
-    """The online probe that the recipe asks for; the data set may know the number of classes."""
-    if recipe.probe is None:
-        return None
-    num_classes = recipe.probe_classes or len(clips.reader.labels.names or ())
-    if not num_classes:
-        raise ValueError(f"The labels in {recipe.probe!r} have no names that could be counted: give probe_classes.")
-    return OnlineProbe(config.hidden_size, num_classes)
 
 
 def main(arguments: list[str]):
@@ -76,7 +70,7 @@ def main(arguments: list[str]):
     start = StartingPoint(recipe.student, recipe.config, recipe.keep_layers)
     config, cache = start.config, TargetCacheConfig(**recipe.target_cache) if recipe.target_cache else None
     teachers = load_cached_teachers(recipe.teachers, cache, config.grid, config.num_frames)
-    config.teacher_dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
+    fit_student(config, teachers)
     if training.process_index == 0:
         logging.info("%s", format_parts(distillation_parts(config, recipe.teachers, training.masks_per_clip)))
     options = {"label_column": recipe.probe, "views": cache and cache.views}
@@ -84,7 +78,9 @@ def main(arguments: list[str]):
     trainer = DistillationTrainer(
         start.build(MVDForFeatureDistillation),
         teachers,
-        probe=make_probe(recipe, config, clips),
+        probe=recipe.probe and OnlineProbe.for_clips(clips, config.hidden_size, recipe.probe_classes),
+        balance=recipe.balance,
+        norm_clips=recipe.norm_clips,
         args=training,
         processing_class=MVDVideoProcessor.for_model(config, **data.distance),
         train_dataset=clips,

@@ -17,7 +17,7 @@ from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
 from mvd_hf.teachers.cache import CachedTeacher, CachingCollator, TargetCacheConfig, load_cached_teachers
 from mvd_hf.teachers.teacher import Teacher, TeacherConfig, load_teacher
 from mvd_hf.training.arguments import MVDTrainingArguments
-from mvd_hf.training.costs import distillation_parts, teacher_widths
+from mvd_hf.training.costs import distillation_parts, fit_to_teachers
 from mvd_hf.training.distillation import DistillationTrainer
 
 from .models import check_choices, check_counts, random_clips, random_masks
@@ -118,7 +118,7 @@ class Distillation:
     def from_recipe(cls, student: str, config: Mapping, teachers: Mapping, masks_per_clip: int) -> "Distillation":
         """The student by its name and the fields that differ, with a decoder for each teacher."""
         config = MVDConfig.from_name(student, **config)
-        config.teacher_dims = teacher_widths(teachers)
+        fit_to_teachers(config, teachers)
         return cls(config, teachers, masks_per_clip)
 
     def varied(self, variant: StepVariant) -> "Distillation":

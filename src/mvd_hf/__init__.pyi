@@ -19,7 +19,7 @@ from .teachers.teacher import TeacherConfig as TeacherConfig
 from .teachers.teacher import load_teachers as load_teachers
 from .training.arguments import MVDTrainingArguments as MVDTrainingArguments
 from .training.distillation import DistillationTrainer as DistillationTrainer
-from .training.distillation import distillation_losses as distillation_losses
+from .training.losses import distillation_losses as distillation_losses
 from .training.trainer import MVDTrainer as MVDTrainer
 
 __version__: str

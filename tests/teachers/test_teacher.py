@@ -74,6 +74,58 @@ def test_an_inner_layer_is_a_hidden_state_and_later_layers_are_removed(layer):
     assert len(teacher.model.layers) == layer % 3
 
 
+@pytest.mark.parametrize("layers", [[1, 2], [2, 0], [-1, 1], [0]])
+def test_several_layers_are_hidden_states_side_by_side(layers):
+    whole = model("videomae-b", num_frames=4)
+    clip = clips()
+    states = whole(clip, output_hidden_states=True).hidden_states
+    teacher = Teacher(TeacherConfig("m", layers=layers, frames_per_pass=8), whole, GRID, num_frames=4)
+    assert (teacher.layer_dim, teacher.feature_dim) == (32, 32 * len(layers))
+    torch.testing.assert_close(teacher({32: clip}), torch.cat([states[layer] for layer in layers], dim=-1))
+
+
+def test_layernorm_targets_of_several_layers_are_standardized_by_layer():
+    teacher = Teacher(TeacherConfig("m", layers=[1, 2], target_norm="layernorm"), model("mae-b"), GRID, num_frames=4)
+    layers = teacher({32: clips()}).unflatten(-1, (2, 32))
+    assert layers.mean(-1).abs().max() < 1e-5
+
+
+def test_a_summary_is_the_class_token_or_the_mean_of_the_patches_behind_the_patches():
+    clip = clips()
+    image_model, video_model = model("mae-b"), model("videomae-b", num_frames=4)
+    teacher = Teacher(TeacherConfig("m", summary=True), image_model, GRID, num_frames=4)
+    features = teacher({32: clip})
+    assert features.shape == (3, 33, 32)
+    tokens = [image_model(clip[:, frame, None]).last_hidden_state for frame in (0, 2)]
+    torch.testing.assert_close(features[:, 32], (tokens[0][:, 0] + tokens[1][:, 0]) / 2, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features[:, :16], tokens[0][:, 1:], atol=1e-5, rtol=1e-4)
+    patches = video_model(clip).last_hidden_state
+    features = Teacher(TeacherConfig("m", summary=True, layers=[1, 2]), video_model, GRID, num_frames=4)({32: clip})
+    torch.testing.assert_close(features[:, 32, 32:], patches.mean(1))
+    torch.testing.assert_close(features[:, :32, 32:], patches)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layers": [1, 3]}, "layer=3 .* 2 layers"),
+        ({"layers": [2, -1]}, r"\[2, -1\]"),
+        ({"layers": [1, 1]}, r"\[1, 1\]"),
+        ({"layers": []}, r"layers=\[\]"),
+        ({"layers": [1], "layer": 0}, "layer=0"),
+        ({"on": "hidden"}, "hidden"),
+        ({"visible_weight": 0.5}, "visible_weight=0.5"),
+        ({"on": "visible", "visible_weight": 0.5}, "visible_weight=0.5"),
+        ({"visible_weighting": "distance"}, "distance"),
+        ({"loss": "huber"}, "huber"),
+        ({"target_norm": "whiten"}, "whiten"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused_by_value(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher(TeacherConfig("m", **fields), model("videomae-b", num_frames=4), GRID, num_frames=4)
+
+
 def test_a_classifier_teaches_before_the_norm_that_it_does_not_have(tmp_path):
     sizes = {"image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 32, "num_attention_heads": 2}
     classifier = MVDForVideoClassification(MVDConfig.from_name("mvd-b", **sizes, num_hidden_layers=1, num_labels=3))

@@ -80,6 +80,19 @@ def test_the_students_parts_are_the_sums_by_hand(fields):
         assert found == {key: masks * flops for key, flops in expected.items()}
 
 
+def test_heads_on_the_encoder_and_decoders_of_all_patches_are_the_sums_by_hand():
+    fields = {"teacher_tokens": {"image": "visible", "video": "all"}, "summary_dims": {"image": 5}}
+    config = student(**fields)
+    visible, masked = config.num_patches - config.num_masked_patches, config.num_masked_patches
+    width, dims = config.decoder_hidden_size, config.teacher_dims
+    hidden = config.hidden_size
+    found = {(part.kind, part.teacher): part.forward for part in student_parts(config)}
+    assert ("decoder", "image") not in found
+    assert found["projections", "image"] == 2 * (visible * hidden * dims["image"] + hidden * (hidden + 5))
+    assert found["decoder", "video"] == 3 * layer_flops(visible + masked, width, config.decoder_intermediate_size)
+    assert found["projections", "video"] == 2 * (visible * hidden * width + (visible + masked) * width * dims["video"])
+
+
 @pytest.mark.parametrize(("name", "frames", "tubelet"), [("mae-b", 1, 1), ("videomae-b", 4, 2)])
 def test_a_masked_autoencoder_is_the_sum_by_hand(name, frames, tubelet):
     config = MVDConfig.from_name(name, **{**TINY, **DECODER, **SIZES, "num_frames": frames})

@@ -1,6 +1,7 @@
 """Health of a distillation: agreement, variance, effective rank, the online probe and what of it is logged."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,16 @@ def test_a_blank_batch_teaches_the_probe_nothing():
     probe = OnlineProbe(4, 2)
     probe.learn(torch.randn(2, 3, 4), torch.tensor([0, 1]), Accelerator(cpu=True), is_blank=True)
     assert all((parameter == 0).all() for parameter in probe.parameters())
+
+
+def test_the_number_of_classes_is_given_or_known_to_the_clips():
+    def labelled(names):
+        return SimpleNamespace(reader=SimpleNamespace(labels=SimpleNamespace(names=names)))
+
+    assert OnlineProbe.for_clips(labelled(["run", "walk"]), 4).num_classes == 2
+    assert OnlineProbe.for_clips(labelled(None), 4, 3).num_classes == 3
+    with pytest.raises(ValueError, match="probe_classes"):
+        OnlineProbe.for_clips(labelled(None), 4)
 
 
 @pytest.mark.parametrize("labels", [[0, 3], [-1, 0]])

@@ -1,5 +1,6 @@
 """Stage 2: the losses and the trainer that holds the teachers outside the student."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from mvd_hf import (
     load_teachers,
 )
 from mvd_hf.model.modeling_mvd import MVDModel
+from mvd_hf.teachers import fit_student
 from mvd_hf.teachers.teacher import Teacher
 from mvd_hf.training.checkpoints import last_complete_checkpoint
 from mvd_hf.training.diagnostics import OnlineProbe
-from mvd_hf.training.distillation import masked_targets
+from mvd_hf.training.losses import MaskedPatches, compared_pairs, masked_targets
+from tiny_models import TINY, assert_same_weights
 
 
 def test_losses_are_means_over_hidden_patches_and_channels():
@@ -384,3 +387,116 @@ def test_teachers_of_half_precision_run_without_autocast(tmp_path, tiny_teachers
         assert torch.equal(inside, outside) == (dtype == "bfloat16")
     in_training = {dtype: flags[:2] for dtype, flags in seen.items()}
     assert in_training == {"float32": [True, True], "bfloat16": [False, False]}
+
+
+def student_of(teachers, **fields) -> MVDForFeatureDistillation:
+    config = MVDConfig.from_name("mvd-b", **TINY, num_frames=4, drop_path_rate=0.0, **fields)
+    fit_student(config, teachers)
+    torch.manual_seed(0)
+    return MVDForFeatureDistillation(config)
+
+
+def teachers_of(folders, **entries) -> dict[str, Teacher]:
+    """Teachers by name, of the entries' options; `kind` is the tiny teacher's."""
+    entries = {name: {"model": folders[options.pop("kind")], **options} for name, options in entries.items()}
+    return load_teachers(entries, (2, 4, 4), 4)
+
+
+EVERY_OPTION = {
+    "dino": {"kind": "image", "layers": [1, 2], "summary": True, "target_norm": "standardize", "loss": "cosine"},
+    "clip": {"kind": "image", "on": "visible", "target_norm": "phi_s"},
+    "video": {"kind": "video", "on": "all", "visible_weighting": "distance", "visible_weight": 0.5, "loss": "l1"},
+}
+
+
+def test_every_kind_of_target_is_logged_and_the_loss_is_their_weighted_sum(tmp_path, tiny_teachers):
+    teachers = teachers_of(tiny_teachers, **copy.deepcopy(EVERY_OPTION))
+    student = student_of(teachers)
+    data = Clips(student.config, count=16)
+    trainer = DistillationTrainer(
+        student, teachers, args=arguments(tmp_path, base_learning_rate=0.5), train_dataset=data, eval_dataset=data
+    )
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    names = ("dino_1", "dino_2", "dino_summary", "clip", "video_masked", "video_visible")
+    weights = (0.5, 0.5, 1, 1, 1, 0.5)
+    for entry in [*log, {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}]:
+        assert {key.removeprefix("loss_") for key in entry if key.startswith("loss_")} == set(names)
+        expected = sum(weight * entry[f"loss_{name}"] for name, weight in zip(names, weights, strict=True))
+        assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_running_statistics_and_loss_scales_resume_to_the_bit(tmp_path, tiny_teachers):
+    teachers = teachers_of(tiny_teachers, **copy.deepcopy(EVERY_OPTION))
+
+    def run(folder, epochs):
+        student = student_of(teachers)
+        options = {"num_train_epochs": epochs, "schedule_epochs": 4, "save_strategy": "epoch"}
+        trainer = DistillationTrainer(
+            student,
+            teachers,
+            balance="loss_scale",
+            norm_clips=4,
+            args=arguments(folder, **options),
+            train_dataset=Clips(student.config),
+        )
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+        return trainer
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "parts", 2)
+    parts = run(tmp_path / "parts", 4)
+    assert_same_weights(whole.model, parts.model)
+    assert_same_weights(whole.target_state, parts.target_state)
+    assert whole.norms["dino_1"].count == 32 * (4 + 4 * 8)  # the fit, then each epoch
+    assert whole.norms["clip"].count == 32 * 4  # fixed after the fit
+
+
+def gradient_shares(trainer, batch) -> dict[str, float]:
+    """The part that each target has of the sum of the gradients' norms at the student's encoder."""
+    trainer.model.train()
+    features = trainer.normalized(trainer.teacher_features(batch), batch)
+    seen = trainer.model_inputs(batch)
+    outputs = trainer.model(**seen)
+    pairs = compared_pairs(outputs, features, trainer.targets, MaskedPatches.of(seen, 24, (2, 4, 4)))
+    losses = distillation_losses(*pairs, losses="l2")
+    norms = {
+        name: torch.autograd.grad(loss, outputs.last_hidden_state, retain_graph=True)[0].norm().item()
+        for name, loss in losses.items()
+    }
+    return {name: norm / sum(norms.values()) for name, norm in norms.items()}
+
+
+@pytest.mark.parametrize(
+    ("target_norm", "share"), [("none", 0.99), ("standardize", 0.5), ("phi_s", 0.5)], ids=lambda value: str(value)
+)
+def test_a_teacher_of_a_hundred_times_the_scale_has_its_share_of_the_gradient(
+    tmp_path, tiny_teachers, target_norm, share
+):
+    teachers = teachers_of(
+        tiny_teachers, **{name: {"kind": "video", "target_norm": target_norm} for name in ("one", "hundred")}
+    )
+    teachers["hundred"].register_forward_hook(lambda module, args, output: 100 * output)
+    student = student_of(teachers)
+    student.decoders["hundred"].load_state_dict(student.decoders["one"].state_dict())
+    data = Clips(student.config)
+    trainer = DistillationTrainer(student, teachers, args=arguments(tmp_path), train_dataset=data)
+    trainer._get_train_sampler()
+    trainer.fit_norms()
+    batch = default_collate([data[i] for i in range(4)])
+    assert gradient_shares(trainer, batch)["hundred"] == pytest.approx(share, abs=0.01)
+
+
+def test_statistics_that_were_never_fitted_are_an_error_and_an_unknown_balance_too(tmp_path, tiny_teachers):
+    teachers = teachers_of(tiny_teachers, a={"kind": "image", "target_norm": "phi_s"})
+    student = student_of(teachers)
+    data = Clips(student.config)
+    trainer = DistillationTrainer(student, teachers, args=arguments(tmp_path), eval_dataset=data, train_dataset=data)
+    with pytest.raises(ValueError, match="call train"):
+        trainer.evaluate()
+    with pytest.raises(ValueError, match="gradnorm"):
+        DistillationTrainer(student, teachers, balance="gradnorm", args=arguments(tmp_path))
+    other = teachers_of(tiny_teachers, a={"kind": "image", "on": "visible"})
+    with pytest.raises(ValueError, match="teacher_tokens"):
+        DistillationTrainer(student, other, args=arguments(tmp_path))

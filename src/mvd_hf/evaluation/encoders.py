@@ -110,7 +110,7 @@ class Encoder(nn.Module):
             arguments.model,
             frames="all" if self.is_image_model else "clip",
             image_size=self.image_size,
-            layer=max(self.layers),
+            layers=self.layers,
             norm=arguments.norm,
             dtype=arguments.dtype,
         )
@@ -120,36 +120,18 @@ class Encoder(nn.Module):
             self.teacher = untrained_teacher(teacher, config, grid, self.num_frames, seed)
         else:
             self.teacher = load_teacher(teacher, grid, self.num_frames)
-        self.width = len(self.layers) * self.teacher.feature_dim
-        self._captured: dict[int, torch.Tensor] = {}
-        layers = self.teacher.model.get_submodule(self.teacher.family.layers)
-        for number in self.layers if len(self.layers) > 1 else ():
-            layers[number - 1].register_forward_hook(self._capture(number))
+        self.width = self.teacher.feature_dim
 
     def _image_size(self, sizes: Architecture) -> int:
         """The default side of the input, a multiple of the patch size."""
         size = min(sizes.image_size, IMAGE_SIZE) if self.is_image_model else sizes.image_size
         return size // sizes.patch_size * sizes.patch_size
 
-    def _capture(self, number: int):
-        """A hook that keeps the output of a layer."""
-
-        def keep(module, inputs, output):
-            self._captured[number] = output[0] if isinstance(output, tuple) else output
-
-        return keep
-
     @torch.no_grad()
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         teacher = self.teacher
         inputs = clips[:, :: teacher.frame_step].reshape(-1, teacher.input_frames, *clips.shape[2:])
-        features = teacher.patch_features(inputs)
-        if len(self.layers) > 1:
-            outputs = [self._captured[number][:, teacher.num_extra_tokens :] for number in self.layers]
-            norm = teacher.final_norm or nn.Identity()
-            features = torch.cat([norm(output) for output in outputs], dim=-1)
-            self._captured.clear()
-        return features.reshape(len(clips), -1, self.width)
+        return teacher.patch_features(inputs).reshape(len(clips), -1, self.width)
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """One vector per clip (B, D), see [`pool_tokens`]."""

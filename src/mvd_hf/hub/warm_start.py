@@ -147,9 +147,9 @@ class StartingPoint:
 
 
 def part_of_model(name: str) -> str:
-    """The part that a weight belongs to: `decoder`, `decoders.image`, `mvd.layernorm`."""
+    """The part of a weight: `decoder`, `decoders.image`, `encoder_heads.summary.image`, `mvd.layernorm`."""
     words = name.split(".")
-    return ".".join(words[: 1 if words[0] == "decoder" else 2])
+    return ".".join(words[: {"decoder": 1, "encoder_heads": 3}.get(words[0], 2)])
 
 
 def fill(model: MVDPreTrainedModel, weights: Mapping[str, torch.Tensor]) -> set[str]:

@@ -70,6 +70,11 @@ class MVDConfig(PreTrainedConfig):
         decoder_embed_bias (`bool`, defaults to `True`): whether the encoder-to-decoder projection has a bias.
         teacher_dims (`dict[str, int]`, *optional*, defaults to `{"image": 768, "video": 768}`): feature width of each
             named teacher; the student has one decoder per entry.
+        teacher_tokens (`dict[str, "masked" | "visible" | "all"]`, *optional*, defaults to `{}`): at which patches the
+            student predicts a teacher's features; `masked` for teachers that it does not name. Visible patches alone
+            need no decoder.
+        summary_dims (`dict[str, int]`, *optional*, defaults to `{}`): width of the summary (of the whole clip) of each
+            teacher whose summary the student predicts.
         pixel_target (`"videomae"` or `"mae"`, defaults to `"videomae"`): how stage 1 normalises its pixel targets:
             per patch and channel on [0, 1] pixels, or per patch on normalised pixels.
         norm_pix_loss (`bool`, defaults to `True`): whether stage 1 normalises its pixel targets per patch.
@@ -120,6 +125,8 @@ class MVDConfig(PreTrainedConfig):
     decoder_intermediate_size: int | None = None
     decoder_embed_bias: bool = True
     teacher_dims: dict[str, int] | None = None
+    teacher_tokens: dict[str, Literal["masked", "visible", "all"]] | None = None
+    summary_dims: dict[str, int] | None = None
     pixel_target: Literal["videomae", "mae"] = "videomae"
     norm_pix_loss: bool = True
     image_mean: float | list[float] | tuple[float, ...] | None = None
@@ -143,6 +150,8 @@ class MVDConfig(PreTrainedConfig):
             self.decoder_intermediate_size = 4 * self.decoder_hidden_size
         if self.teacher_dims is None:
             self.teacher_dims = {"image": 768, "video": 768}
+        self.teacher_tokens = self.teacher_tokens or {}
+        self.summary_dims = self.summary_dims or {}
         self.image_mean = list(IMAGENET_MEAN) if self.image_mean is None else self.image_mean
         self.image_std = list(IMAGENET_STD) if self.image_std is None else self.image_std
         self.detection_margin = [0.1, 0.05] if self.detection_margin is None else self.detection_margin
@@ -155,6 +164,13 @@ class MVDConfig(PreTrainedConfig):
         """
         forget_absent_code(self, save_directory)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def to_dict(self) -> dict:
+        """All fields as a mapping; those that few students need are left out where they are empty."""
+        fields = super().to_dict()
+        return {
+            name: value for name, value in fields.items() if value or name not in ("teacher_tokens", "summary_dims")
+        }
 
     def check_encoder(self):
         """Raise ValueError, naming the values, if the encoder's sizes do not divide each other as needed."""

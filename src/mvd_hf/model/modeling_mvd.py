@@ -24,6 +24,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mvd import MVDConfig
+from .distillation_heads_mvd import MVDEncoderHeads, MVDForFeatureDistillationOutput, check_teachers
 from .loading_mvd import has_other_labels, loading_problems, refuse_partial_load
 from .patches_mvd import (
     count_masked,
@@ -37,7 +38,7 @@ from .patches_mvd import (
 )
 
 # the modules that heads add to the encoder
-HEAD_PARTS = ("decoder", "decoders", "fc_norm", "pooler", "classifier")
+HEAD_PARTS = ("decoder", "decoders", "encoder_heads", "fc_norm", "pooler", "classifier")
 
 
 def eager_attention_forward(
@@ -237,9 +238,10 @@ def layer_stack(config: MVDConfig, depth: int, width: int, num_heads: int, inter
 class MVDDecoder(nn.Module):
     """A small transformer that predicts one vector for each masked patch from the encoded visible patches."""
 
-    def __init__(self, config: MVDConfig, output_dim: int):
+    def __init__(self, config: MVDConfig, output_dim: int, predicts_visible: bool = False):
         super().__init__()
         config.check_decoder()
+        self.predicts_visible = predicts_visible
         width = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, width, bias=config.decoder_embed_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -263,7 +265,7 @@ class MVDDecoder(nn.Module):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """Encoder output (B, [1 +] V, D) to predictions (B, M, output_dim), masked patches in ascending order."""
+        """Encoder output (B, [1 +] V, D) to predictions (B, [V +] M, output_dim), in ascending order each."""
         visible = self.embed(encoded)
         positions = self.positions(grid, interpolate_pos_encoding).to(visible.dtype)
         # the class token, if there is one, stays first and has no position
@@ -274,7 +276,8 @@ class MVDDecoder(nn.Module):
         hidden_states = torch.cat([class_token, visible, masked], dim=1)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.head(self.norm(hidden_states[:, -masked_ids.shape[1] :]))
+        first = class_token.shape[1] if self.predicts_visible else -masked_ids.shape[1]
+        return self.head(self.norm(hidden_states[:, first:]))
 
 
 def is_reentrant(layer: GradientCheckpointingLayer) -> bool:
@@ -354,13 +357,14 @@ class MVDPreTrainedModel(PreTrainedModel):
         num_masked: int | None,
         bool_decoded_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        heads: MVDEncoderHeads | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple["MVDForFeatureDistillationOutput", torch.Tensor]:
+    ) -> tuple[MVDForFeatureDistillationOutput, torch.Tensor]:
         """Encode the visible patches and let each decoder predict the masked ones, or a part of them.
 
         Returns:
-            The predictions (B, M, output_dim) by name of the decoder, with the encoder's output, and the ids (B, M) of
-            the predicted patches.
+            The predictions (B, M, output_dim) by name of the decoder or head, with the encoder's output, and the ids
+            (B, M) of the predicted masked patches.
         """
         visible_ids, masked_ids = self.mvd.split_mask(pixel_values, bool_masked_pos, num_masked)
         if bool_decoded_pos is not None:
@@ -373,11 +377,13 @@ class MVDPreTrainedModel(PreTrainedModel):
             name: decoder(encoded.last_hidden_state, *patches, interpolate_pos_encoding, **kwargs)
             for name, decoder in decoders.items()
         }
+        visible, summaries = ({}, None) if heads is None else heads(encoded.last_hidden_state)
         output = MVDForFeatureDistillationOutput(
             last_hidden_state=encoded.last_hidden_state,
-            predictions=predictions,
+            predictions=predictions | visible,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
+            summaries=summaries or None,
         )
         return output, masked_ids
 
@@ -583,41 +589,27 @@ class MVDForPixelReconstruction(MVDPreTrainedModel):
         )
 
 
-@dataclass
-class MVDForFeatureDistillationOutput(ModelOutput):
-    """Output of [`MVDForFeatureDistillation`].
-
-    Args:
-        last_hidden_state (`(B, [1 +] V, D)`): the encoder's features of the visible patches, after the final norm.
-        predictions (`dict` of `(B, M, D_teacher)`): the predicted features of the masked patches, in ascending order,
-            by name of the teacher.
-        hidden_states, attentions: of the encoder, on request.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    predictions: dict[str, torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
 class MVDForFeatureDistillation(MVDPreTrainedModel):
     """Stage 2, the student (paper, Fig. 2 and Alg. 1): predicts each teacher's features at the masked patches.
 
-    Each entry of `config.teacher_dims` has a small decoder of its own. The loss needs the teachers, which are no part
+    Each entry of `config.teacher_dims` has a small decoder, or a linear head if `config.teacher_tokens` compares it on
+    visible patches; each of `config.summary_dims` a head for summaries. The loss needs the teachers, which are no part
     of the model: see `mvd_hf.distillation_losses` and `mvd_hf.DistillationTrainer`.
     """
 
-    _head_parts = ("decoders",)
+    _head_parts = ("decoders", "encoder_heads")
 
     def __init__(self, config: MVDConfig):
         super().__init__(config)
-        if not config.teacher_dims:
-            raise ValueError('config.teacher_dims names no teacher; give for example {"image": 768, "video": 768}.')
+        check_teachers(config)
         self.mvd = MVDModel(config)
-        for name in config.teacher_dims:
-            if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
-                raise ValueError(f"The teacher name {name!r} must be an identifier that names no method of a module.")
-        self.decoders = nn.ModuleDict({name: MVDDecoder(config, width) for name, width in config.teacher_dims.items()})
+        on = {name: config.teacher_tokens.get(name, "masked") for name in config.teacher_dims}
+        decoded = {name: width for name, width in config.teacher_dims.items() if on[name] != "visible"}
+        self.decoders = nn.ModuleDict(
+            {name: MVDDecoder(config, width, on[name] == "all") for name, width in decoded.items()}
+        )
+        has_heads = "visible" in on.values() or config.summary_dims
+        self.encoder_heads = MVDEncoderHeads(config) if has_heads else None
         self.post_init()
 
     @can_return_tuple
@@ -632,7 +624,9 @@ class MVDForFeatureDistillation(MVDPreTrainedModel):
     ) -> MVDForFeatureDistillationOutput:
         """Predict the teachers' features; arguments and errors as in [`MVDForPixelReconstruction`], without a loss."""
         masks = bool_masked_pos, num_masked, bool_decoded_pos
-        output, _ = self.predict_masked(self.decoders, pixel_values, *masks, interpolate_pos_encoding, **kwargs)
+        output, _ = self.predict_masked(
+            self.decoders, pixel_values, *masks, interpolate_pos_encoding, self.encoder_heads, **kwargs
+        )
         return output
 
 

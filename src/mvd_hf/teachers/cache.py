@@ -1,7 +1,7 @@
 """Targets on disk: a teacher sees each view of a video once; later epochs, runs and other students read its targets.
 
     <folder>/<teacher>/teacher.json                  the settings that the targets follow from
-    <folder>/<teacher>/<aa>/<clip>.safetensors       targets (L, D) of all patches of a clip
+    <folder>/<teacher>/<aa>/<clip>.safetensors       targets (L [+ 1], D) of all patches of a clip
 
 <teacher> is a hash of the weights and of all settings that change targets, <clip> a hash of the pixels that the
 teacher sees. So what is read always belongs to the clip at hand, whichever video, crop, decoder or run it came from. A
@@ -345,8 +345,7 @@ class CachedTeacher:
         self.budget = budget or Budget(Path(cache.folder), cache.gib)
         self.student_grid, self.num_frames = student_grid, num_frames
         outline = empty_teacher(config, read_config(config.model, revision=config.revision), student_grid, num_frames)
-        self.feature_dim, self.image_size = outline.feature_dim, outline.image_size
-        self.layer_dim = getattr(outline, "layer_dim", outline.feature_dim)
+        self.layer_dim, self.image_size = outline.layer_dim, outline.image_size
         self.choices = {"frames": outline.frames, "norm": "pre" if outline.final_norm is None else "post"}
         self.device, self.passes = torch.device("cpu"), 0
         self.teacher: Teacher | None = None

@@ -34,8 +34,11 @@ RAM_EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 CHOICES = {
     "frames": (None, "first_of_tubelet", "all", "clip"),
     "norm": (None, "pre", "post"),
-    "target_norm": ("none", "layernorm"),
-    "loss": ("smooth_l1", "l1", "l2"),
+    "target_norm": ("none", "layernorm", "standardize", "phi_s"),
+    "loss": ("smooth_l1", "l1", "l2", "cosine", "cosine_smooth_l1"),
+    "summary": (False, True),
+    "on": ("masked", "visible", "all"),
+    "visible_weighting": ("uniform", "distance"),
     "dtype": ("float32", "bfloat16", "float16"),
     "compile": (False, True),
     "shard": (False, True),
@@ -56,11 +59,21 @@ class TeacherConfig:
         image_size: pixels of its square input; by default its patch size times the student's rows (196 for patch 14).
         layer: the hidden state that the features are: 0 is the input of the first layer, n the output of layer n, -1
             the last. Later layers are not computed.
+        layers: several hidden states instead; the loss is the mean over them. One decoder predicts all.
         norm: features `pre` or `post` the final layer norm. By default `pre` for models trained to reconstruct pixels
             (ours, ViTMAE, VideoMAE), as in MVD, and `post` for all others. It applies to an inner `layer`, too.
-        target_norm: `none` (MVD), or `layernorm`: standardize every feature vector (no affine parameters, eps 1e-6).
-        loss: `smooth_l1` (MVD, beta 1), `l1` or `l2`.
+        target_norm: `none` (MVD); `layernorm`: standardize every feature vector (no affine parameters, eps 1e-6);
+            `standardize` every channel by its mean and deviation over the training clips (UNIC, DUNE), or `phi_s`, by
+            one deviation after a rotation (RADIO), see `mvd_hf.teachers.targets`.
+        loss: `smooth_l1` (MVD, beta 1), `l1`, `l2`, `cosine` or `cosine_smooth_l1`, see `mvd_hf.distillation_losses`.
         weight: factor of its loss in the sum.
+        on: the patches that are compared: `masked` (MVD); `visible`, which a linear layer on the encoder predicts,
+            without a decoder (as in UMT); or `all`, which the decoder predicts (V-JEPA 2.1).
+        visible_weight: factor of the loss on visible patches for `on: all`.
+        visible_weighting: `uniform`, or `distance`: the loss at a visible patch is divided by the square root of its
+            distance to the nearest masked one (V-JEPA 2.1), in patches.
+        summary: whether the student also predicts a summary of the clip: the teacher's class token, or the mean of its
+            patches if it has none, averaged over the images of a clip. Its loss has the same `weight`.
         dtype: `float32`, `bfloat16` or `float16`, of its weights. A `float32` teacher runs under the trainer's
             autocast. The others run without it, as it would only cast their layer norms to float32 and back.
         compile: whether the model is compiled with `torch.compile`.
@@ -75,17 +88,22 @@ class TeacherConfig:
             that it is the code that you have read.
 
     Raises:
-        ValueError: if a value is not one of the choices, or both `shard` and `compile` are chosen.
+        ValueError: if a value is not one of the choices, or two choices exclude each other.
     """
 
     model: str
     frames: str | None = None
     image_size: int | None = None
     layer: int = -1
+    layers: list[int] | None = None
     norm: str | None = None
     target_norm: str = "none"
     loss: str = "smooth_l1"
     weight: float = 1.0
+    on: str = "masked"
+    visible_weight: float = 1.0
+    visible_weighting: str = "uniform"
+    summary: bool = False
     dtype: str = "float32"
     compile: bool = False
     frames_per_pass: int | None = None
@@ -117,6 +135,20 @@ class TeacherConfig:
                 raise ValueError(f"{field}={value!r} of a teacher must be a whole number above 0.")
         if not isinstance(self.layer, int):
             raise ValueError(f"layer={self.layer!r} of a teacher must be a whole number.")
+        if self.layers is not None:
+            self._check_layers()
+        if self.visible_weight != 1 and self.on != "all":
+            raise ValueError(f"visible_weight={self.visible_weight} of a teacher has no effect with on: {self.on}.")
+        if self.visible_weighting != "uniform" and self.on == "masked":
+            raise ValueError(f"visible_weighting={self.visible_weighting!r} of a teacher needs on: visible or all.")
+
+    def _check_layers(self):
+        layers = self.layers
+        is_list = isinstance(layers, list) and all(isinstance(layer, int) for layer in layers)
+        if not is_list or not layers or len(set(layers)) < len(layers):
+            raise ValueError(f"layers={layers!r} of a teacher must be a list of different whole numbers.")
+        if self.layer != -1:
+            raise ValueError(f"layer={self.layer} and layers={layers} of a teacher exclude each other: give layers.")
 
     @classmethod
     def from_entry(cls, name: str, entry: "TeacherConfig | Mapping | str", **defaults) -> "TeacherConfig":
@@ -171,7 +203,7 @@ def tokens_of(output: Any) -> torch.Tensor:
 
 
 class Teacher(nn.Module):
-    """A frozen model whose features are targets: `teacher(clips)` returns (B, L, D).
+    """A frozen model whose features are targets: `teacher(clips)` returns (B, L [+ 1], D), D of all its layers.
 
     Args:
         config: the entry of a recipe.
@@ -201,12 +233,17 @@ class Teacher(nn.Module):
         model_config = getattr(model_config, "vision_config", model_config)
         self.family = choose_family(config, model_config)
         sizes = self.family.architecture(model_config, config.model)
-        self.feature_dim, self.num_extra_tokens = sizes.hidden_size, sizes.num_extra_tokens
+        self.num_extra_tokens, self.has_class_token = sizes.num_extra_tokens, sizes.num_class_tokens > 0
         self.patch_size = sizes.patch_size
         self.image_size = sizes.patch_size * student_grid[1] if config.image_size is None else config.image_size
         self.frames, self.frame_step, self.input_frames = self._choose_frames(sizes, num_frames)
-        num_layers = self._num_layers(sizes.num_hidden_layers)
-        self.model, final_norm = self.family.take_encoder(model, self._grid(sizes, num_frames), num_layers)
+        self.layers, self.layer_dim = self._layers(sizes.num_hidden_layers), sizes.hidden_size
+        self.feature_dim = self.layer_dim * len(self.layers)
+        self.model, final_norm = self.family.take_encoder(model, self._grid(sizes, num_frames), max(self.layers))
+        self.inner_states: dict[int, torch.Tensor] = {}
+        for number in self.layers:
+            if number < max(self.layers):
+                self._keep_state(number)
         norm = config.norm or ("pre" if final_norm is None else self.family.norm)
         self.final_norm = final_norm if norm == "post" else None
         if norm == "post" and final_norm is None:
@@ -274,15 +311,34 @@ class Teacher(nn.Module):
             )
         return grid
 
-    def _num_layers(self, available: int) -> int:
-        """The number of layers up to the features."""
-        layer = self.config.layer
-        if not -available - 1 <= layer <= available:
-            raise ValueError(
-                f"layer={layer} of the teacher {self.config.model!r} does not exist: it has {available} layers, "
-                f"choose from {-available - 1} to {available}."
-            )
-        return layer if layer >= 0 else available + 1 + layer
+    def _layers(self, available: int) -> list[int]:
+        """The numbers of the hidden states that the features are, from 0 to the number of layers."""
+        layers = self.config.layers or [self.config.layer]
+        for layer in layers:
+            if not -available - 1 <= layer <= available:
+                raise ValueError(
+                    f"layer={layer} of the teacher {self.config.model!r} does not exist: it has {available} layers, "
+                    f"choose from {-available - 1} to {available}."
+                )
+        numbers = [layer if layer >= 0 else available + 1 + layer for layer in layers]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"layers={layers} of the teacher {self.config.model!r} names a layer twice.")
+        return numbers
+
+    def _keep_state(self, number: int):
+        """Let the forward pass leave an inner hidden state: the output of layer `number`, or the first's input."""
+        layers = self.model.get_submodule(self.family.layers)
+
+        def keep_output(module, inputs, output):
+            self.inner_states[number] = output[0] if isinstance(output, tuple) else output
+
+        def keep_input(module, inputs, options):
+            self.inner_states[number] = inputs[0] if inputs else options["hidden_states"]
+
+        if number:
+            layers[number - 1].register_forward_hook(keep_output)
+        else:
+            layers[0].register_forward_pre_hook(keep_input, with_kwargs=True)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode, whatever the mode."""
@@ -311,18 +367,35 @@ class Teacher(nn.Module):
         return pixels.to(next(self.model.parameters()).dtype)
 
     def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features (N, t*h*w, D) of inputs (N, T, C, S, S), without class and register tokens."""
+        """Features (N, t*h*w [+ 1], D) of inputs (N, T, C, S, S), without class and register tokens.
+
+        The layers are side by side in the channels; the summary, if there is one, comes last.
+        """
         is_half = next(self.model.parameters()).dtype != torch.float32
         with torch.autocast(pixels.device.type, enabled=False) if is_half else nullcontext():
             inputs = self.family.inputs(self.normalize(pixels), self.patch_size)
-            features = tokens_of(self.model(**inputs))[:, self.num_extra_tokens :]
-            return features if self.final_norm is None else self.final_norm(features)
+            last = tokens_of(self.model(**inputs))
+            states = [last if number == max(self.layers) else self.inner_states.pop(number) for number in self.layers]
+            parts = [self._tokens(state) for state in states]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _tokens(self, state: torch.Tensor) -> torch.Tensor:
+        """The patches, and the summary if one is wanted, of a hidden state."""
+        if not self.config.summary:
+            patches = state[:, self.num_extra_tokens :]
+            return patches if self.final_norm is None else self.final_norm(patches)
+        state = state if self.final_norm is None else self.final_norm(state)
+        patches = state[:, self.num_extra_tokens :]
+        summary = state[:, :1] if self.has_class_token else patches.mean(dim=1, keepdim=True)
+        return torch.cat([patches, summary], dim=1)
 
     @torch.no_grad()
     def forward(self, clips: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Targets (B, L, D) for clips (B, T, C, S, S) by their size S.
+        """Features (B, L [+ 1], D) for clips (B, T, C, S, S) by their size S.
 
         Clips are uint8, or floats in the `clip_normalization`; the teacher applies its own normalization to both.
+        Several layers are side by side in the channels. A summary comes behind the patches. `standardize` and `phi_s`
+        are left to the trainer, which has the statistics.
 
         Raises:
             ValueError: if no clip has the teacher's size.
@@ -339,6 +412,10 @@ class Teacher(nn.Module):
         per_pass = len(inputs) if limit is None else max(1, limit // self.input_frames)
         parts = [self.patch_features(part) for part in inputs.split(per_pass)]
         features = parts[0] if len(parts) == 1 else torch.cat(parts)
+        summary = None
+        if self.config.summary:
+            features, summary = features[:, :-1], features[:, -1:]
+            summary = summary.reshape(clip.shape[0], -1, self.feature_dim).mean(1, keepdim=True)
         side = self.image_size // self.patch_size
         if self.config.grid == "resize":
             features = features.reshape(clip.shape[0], -1, side, side, self.feature_dim)
@@ -347,8 +424,10 @@ class Teacher(nn.Module):
             features = features.reshape(clip.shape[0], time, -1, rows * columns, self.feature_dim)
             features = features[:, :, 0] if features.shape[2] == 1 else features.mean(2)
             features = features.flatten(1, 2)
+        features = features if summary is None else torch.cat([features, summary], dim=1)
         if self.config.target_norm == "layernorm":
-            features = nn.functional.layer_norm(features, (self.feature_dim,), eps=1e-6)
+            layers = features.unflatten(-1, (-1, self.layer_dim))
+            features = nn.functional.layer_norm(layers, (self.layer_dim,), eps=1e-6).flatten(-2)
         return features
 
 

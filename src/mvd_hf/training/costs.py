@@ -24,6 +24,7 @@ from ..model.modeling_mvd import (
 )
 from ..teachers.cache import DTYPES, TargetCacheConfig, empty_teacher
 from ..teachers.families import import_family, read_config
+from ..teachers.targets import student_fields
 from ..teachers.teacher import Teacher, TeacherConfig, choose_family
 
 # forward and backward pass of what is trained, as multiples of the forward pass
@@ -163,17 +164,20 @@ def teacher_width(teacher: TeacherConfig) -> int:
     return choose_family(teacher, config).architecture(config, teacher.model).hidden_size
 
 
-def teacher_widths(teachers: Mapping[str, TeacherConfig | Mapping | str]) -> dict[str, int]:
-    """A student's `teacher_dims`: the width of each teacher's features, without its weights.
+def fit_to_teachers(config: MVDConfig, teachers: Mapping[str, TeacherConfig | Mapping | str]):
+    """Set what a student predicts, as `mvd_hf.teachers.fit_student` does, without the teachers' weights.
 
     Args:
+        config: the student's configuration.
         teachers: entries of a recipe, see `mvd_hf.load_teachers`.
 
     Raises:
         ValueError: if the size of one is unknown.
     """
     entries = {name: TeacherConfig.from_entry(name, entry) for name, entry in teachers.items()}
-    return {name: teacher_width(entry) for name, entry in entries.items()}
+    widths = {name: teacher_width(entry) for name, entry in entries.items()}
+    for field, value in student_fields(entries, widths).items():
+        setattr(config, field, value)
 
 
 def teacher_flops(teacher: TeacherConfig, student: MVDConfig) -> int:
@@ -216,7 +220,7 @@ def distillation_parts(
 
 
 def student_parts(config: MVDConfig, masks_per_clip: int = 1) -> list[Part]:
-    """FLOPs per clip of a student's encoder and of the decoder of each of its `teacher_dims`."""
+    """FLOPs per clip of a student's encoder and of the decoder or the heads of each of its `teacher_dims`."""
     model = build(MVDForFeatureDistillation, config)
     masked = {"bool_masked_pos": mask_for(config), "num_masked": config.num_masked_patches}
     if config.num_decoded_patches < config.num_masked_patches:
@@ -225,9 +229,12 @@ def student_parts(config: MVDConfig, masks_per_clip: int = 1) -> list[Part]:
     name = type(model).__name__
     parts = [Part("student", "", masks_per_clip * counts[f"{name}.mvd"])]
     for teacher in config.teacher_dims:
-        decoder = f"{name}.decoders.{teacher}"
-        projections = counts[f"{decoder}.embed"] + counts[f"{decoder}.head"]
-        parts.append(Part("decoder", teacher, masks_per_clip * (counts[decoder] - projections)))
+        decoder, heads = f"{name}.decoders.{teacher}", f"{name}.encoder_heads"
+        projections = sum(counts.get(f"{heads}.{kind}.{teacher}", 0) for kind in ("visible", "summary"))
+        if decoder in counts:
+            of_decoder = counts[f"{decoder}.embed"] + counts[f"{decoder}.head"]
+            parts.append(Part("decoder", teacher, masks_per_clip * (counts[decoder] - of_decoder)))
+            projections += of_decoder
         parts.append(Part("projections", teacher, masks_per_clip * projections))
     return parts
 

@@ -79,6 +79,18 @@ class OnlineProbe(nn.Module):
         nn.init.zeros_(self.classifier.bias)
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=0.0)
 
+    @classmethod
+    def for_clips(cls, clips, hidden_size: int, num_classes: int | None = None) -> "OnlineProbe":
+        """A probe for labelled training clips, which may know the number of their classes.
+
+        Raises:
+            ValueError: if neither they nor `num_classes` say how many there are.
+        """
+        num_classes = num_classes or len(clips.reader.labels.names or ())
+        if not num_classes:
+            raise ValueError("The labels of the probe have no names that could be counted: give probe_classes.")
+        return cls(hidden_size, num_classes)
+
     def learn(self, features: torch.Tensor, labels: torch.Tensor, accelerator, is_blank: bool = False) -> torch.Tensor:
         """Accuracy on a batch, as a scalar, then one step of learning from it, together with all processes.
 

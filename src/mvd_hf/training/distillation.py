@@ -1,90 +1,55 @@
 """Stage 2, spatial-temporal co-teaching (paper, Alg. 1): predicting the teachers' features of masked patches."""
 
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from ..data.clips import IS_BLANK
 from ..hub.run_record import precision_of, source_record, without_private_parts
+from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import MVDForFeatureDistillation
-from ..model.patches_mvd import select_tokens, split_mask
 from ..teachers.cache import LOOKUPS, CachedTeacher, CachingCollator, clips_by_size
+from ..teachers.targets import split_features, student_fields, target_norms, targets_of
 from ..teachers.teacher import TeacherConfig
 from .diagnostics import OnlineProbe, agreement, effective_rank, gram_matrix
+from .losses import LossScale, MaskedPatches, compared_pairs, distance_weights, distillation_losses
+from .samplers import first_batches
 from .trainer import MVDTrainer
 
+logger = logging.getLogger(__name__)
+
 PROBE = "online_probe.pt"
-LOSSES = {
-    "smooth_l1": nn.functional.smooth_l1_loss,
-    "l1": nn.functional.l1_loss,
-    "l2": nn.functional.mse_loss,
-}
+TARGET_STATE = "target_state.pt"
+BALANCES = (None, "loss_scale")
+# clips that statistics of targets are fitted to
+NORM_CLIPS = 512
 
 
-def masked_targets(
-    predictions: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor], bool_masked_pos: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The teachers' features (B, M, D) at the patches that the student predicted.
-
-    Args:
-        predictions: per teacher (B, M, D).
-        targets: per teacher (B, L, D), or (B / m, L, D) of clips that the student saw under m masks each.
-        bool_masked_pos: (B, L) bool, True marks the patches that were predicted; M per row.
-
-    Raises:
-        ValueError: if the names of predictions and targets differ.
-    """
-    check_names(predictions, targets)
-    rows, masked = next(iter(predictions.values())).shape[:2]
-    _, ids = split_mask(bool_masked_pos, masked)
-    selected = {}
-    for name in predictions:
-        clips, _, width = targets[name].shape
-        selected[name] = select_tokens(targets[name], ids.reshape(clips, -1)).view(rows, masked, width)
-    return selected
+def check_student(config: MVDConfig, teachers: Mapping[str, TeacherConfig], widths: Mapping[str, int]):
+    """Raise ValueError if a student does not predict what teachers of these widths give."""
+    for field, needed in student_fields(teachers, widths).items():
+        has = getattr(config, field)
+        if has != needed:
+            raise ValueError(
+                f"The student's {field} {has} do not match those of the teachers, {needed}: set them with "
+                "mvd_hf.teachers.fit_student."
+            )
 
 
-def check_names(predictions: Mapping, targets: Mapping):
-    """Raise ValueError if the student predicts other teachers than there are."""
-    if predictions.keys() != targets.keys():
-        raise ValueError(f"The student predicts {sorted(predictions)}, the teachers are {sorted(targets)}.")
+class FitCallback(TrainerCallback):
+    """Fits the statistics of targets before the first evaluation and the first step."""
 
+    def __init__(self, trainer: "DistillationTrainer"):
+        self.trainer = trainer
 
-def distillation_losses(
-    predictions: Mapping[str, torch.Tensor],
-    targets: Mapping[str, torch.Tensor],
-    bool_masked_pos: torch.Tensor | None = None,
-    losses: Mapping[str, str] | str = "smooth_l1",
-) -> dict[str, torch.Tensor]:
-    """The loss against each teacher, in float32: mean over clips, masked patches and channels (paper, Alg. 1).
-
-    Args:
-        predictions: per teacher (B, M, D), masked patches in ascending order.
-        targets: per teacher (B, L, D), all patches; (B / m, L, D) if the rows are m masks of each clip; without
-            `bool_masked_pos` (B, M, D), as from [`masked_targets`].
-        bool_masked_pos: (B, L) bool, True marks the patches that were predicted (the masked ones, or the part of them
-            that was decoded); M per row.
-        losses: `smooth_l1` (beta 1, the paper's), `l1` or `l2`; one for all or one per teacher.
-
-    Returns:
-        Per teacher a scalar, not weighted.
-
-    Raises:
-        ValueError: if the names of predictions and targets differ, or there is no such loss.
-    """
-    if bool_masked_pos is not None:
-        targets = masked_targets(predictions, targets, bool_masked_pos)
-    check_names(predictions, targets)
-    parts = {}
-    for name, prediction in predictions.items():
-        kind = losses if isinstance(losses, str) else losses[name]
-        if kind not in LOSSES:
-            raise ValueError(f"There is no loss {kind!r}; choose {', '.join(LOSSES)}.")
-        parts[name] = LOSSES[kind](prediction.float(), targets[name].float())
-    return parts
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.fit_norms()
 
 
 def check_views(dataset, teachers: Mapping[str, CachedTeacher]):
@@ -113,6 +78,10 @@ class DistillationTrainer(MVDTrainer):
         teachers: teachers by name (`mvd_hf.load_teachers`, or `mvd_hf.teachers.load_cached_teachers` for targets on
             disk), the names of `model.config.teacher_dims`.
         probe: a linear classifier to train beside the student on batches that have `labels`.
+        balance: `loss_scale` keeps the losses of equal size, see [`~mvd_hf.training.losses.LossScale`]; by default
+            they have the weights of the teachers alone.
+        norm_clips: about so many clips, those of whole optimizer steps, are given to the teachers before training, to
+            fit the statistics of `target_norm: standardize` and `phi_s`.
         kwargs: as for [`MVDTrainer`].
 
     Raises:
@@ -121,14 +90,24 @@ class DistillationTrainer(MVDTrainer):
     """
 
     def __init__(
-        self, model: MVDForFeatureDistillation, teachers: Mapping, probe: OnlineProbe | None = None, **kwargs
+        self,
+        model: MVDForFeatureDistillation,
+        teachers: Mapping,
+        probe: OnlineProbe | None = None,
+        balance: str | None = None,
+        norm_clips: int = NORM_CLIPS,
+        **kwargs,
     ):
-        dims = {name: teacher.feature_dim for name, teacher in teachers.items()}
-        if dims != model.config.teacher_dims:
-            raise ValueError(
-                f"The student's teacher_dims {model.config.teacher_dims} do not match the teachers' widths {dims}."
-            )
+        configs = {name: teacher.config for name, teacher in teachers.items()}
+        widths = {name: teacher.layer_dim for name, teacher in teachers.items()}
+        check_student(model.config, configs, widths)
+        if balance not in BALANCES:
+            raise ValueError(f"There is no balance={balance!r}; choose loss_scale or null.")
+        self.targets, self.norm_clips = targets_of(configs, widths), norm_clips
         super().__init__(model=model, **kwargs)
+        self.norms = target_norms(self.targets, self.args.device)
+        self.balance = None if balance is None else LossScale(list(self.targets), self.args.device)
+        self.add_callback(FitCallback(self))
         for teacher in (teacher for teacher in teachers.values() if teacher.config.shard):
             teacher.shard(self.args.device)  # before it goes there as a whole
         self.teachers, self.cached = dict(teachers), {}
@@ -150,22 +129,24 @@ class DistillationTrainer(MVDTrainer):
         self.compiled_agreement = torch.compile(agreement, **options) if is_compiled else agreement
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Weighted sum of the losses against each teacher; each is logged as `loss_<teacher>`, with diagnostics."""
-        clips, lookups = clips_by_size(inputs), inputs.get(LOOKUPS, {})
-        with torch.no_grad(), self.accelerator.autocast():
-            targets = {name: teacher(clips, **lookups.get(name, {})) for name, teacher in self.teachers.items()}
+        """Weighted sum of the losses against each teacher; each is logged as `loss_<target>`, with diagnostics."""
+        features = self.normalized(self.teacher_features(inputs), inputs)
         seen = self.model_inputs({name: value for name, value in inputs.items() if name != LOOKUPS})
         outputs = model(**seen)
-        targets = masked_targets(outputs.predictions, targets, seen.get("bool_decoded_pos", seen["bool_masked_pos"]))
+        config = self.model.config
+        patches = MaskedPatches.of(seen, config.num_decoded_patches, config.grid)
+        pairs = compared_pairs(outputs, features, self.targets, patches)
         compared = (distillation_losses, agreement)
         if self.model.training:
             compared = (self.compiled_losses, self.compiled_agreement)
-        kinds = {name: teacher.config.loss for name, teacher in self.teachers.items()}
-        losses = compared[0](outputs.predictions, targets, losses=kinds)
+        by_distance = [name for name, target in self.targets.items() if target.by_distance]
+        weights = dict.fromkeys(by_distance, distance_weights(patches)) if by_distance else None
+        kinds = {name: target.loss for name, target in self.targets.items()}
+        losses = compared[0](*pairs, losses=kinds, token_weights=weights)
         parts = {
             **{f"loss_{name}": loss for name, loss in losses.items()},
-            "loss": sum(teacher.config.weight * losses[name] for name, teacher in self.teachers.items()),
-            **compared[1](outputs.predictions, targets),
+            "loss": self.weighted_sum(losses, inputs),
+            **compared[1](*pairs),
         }
         if self.model.training:
             self.last_features = outputs.last_hidden_state.detach()
@@ -173,6 +154,60 @@ class DistillationTrainer(MVDTrainer):
                 parts["probe_accuracy"] = self.probe_step(inputs)
         loss = self.record(parts, inputs)
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def target_state(self) -> nn.ModuleDict:
+        """What has a state besides the student: statistics of targets and running means of losses."""
+        balance = {} if self.balance is None else {"balance": self.balance}
+        return nn.ModuleDict(({"norms": self.norms} if len(self.norms) else {}) | balance)
+
+    def teacher_features(self, inputs: Mapping) -> dict[str, torch.Tensor]:
+        """Features (B, L [+ 1], D) of a batch by teacher, see [`~mvd_hf.teachers.Teacher`]."""
+        clips, lookups = clips_by_size(inputs), inputs.get(LOOKUPS, {})
+        with torch.no_grad(), self.accelerator.autocast():
+            return {name: teacher(clips, **lookups.get(name, {})) for name, teacher in self.teachers.items()}
+
+    def normalized(self, features: Mapping[str, torch.Tensor], inputs: Mapping) -> dict[str, torch.Tensor]:
+        """Features by target, normalized by statistics, to which a training batch adds where they are running."""
+        parts = split_features(features, self.targets)
+        for name, norm in self.norms.items():
+            if norm.is_running and self.model.training:
+                norm.update(parts[name], self.sum_tensor, inputs.get(IS_BLANK, False))
+            parts[name] = norm(parts[name])
+        return parts
+
+    def weighted_sum(self, losses: Mapping[str, torch.Tensor], inputs: Mapping) -> torch.Tensor:
+        """The loss that is trained on."""
+        weights = {name: target.weight for name, target in self.targets.items()}
+        if self.balance is not None:
+            if self.model.training:
+                self.balance.update(losses, self.sum_tensor, inputs.get(IS_BLANK, False))
+            factors = self.balance()
+            weights = {name: weight * factors[name] for name, weight in weights.items()}
+        return sum(weights[name] * loss for name, loss in losses.items())
+
+    def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over the processes."""
+        return self.accelerator.reduce(tensor, "sum")
+
+    def fit_norms(self):
+        """Fit the statistics of targets to the clips of the first steps, unless a checkpoint has them."""
+        if all(norm.is_fitted for norm in self.norms.values()):
+            return
+        num_steps = math.ceil(self.norm_clips / (self.args.total_batch_size * self.args.clips_per_video))
+        for inputs in first_batches(self.train_dataset, self.epoch_sampler, self.args, self.data_collator, num_steps):
+            parts = split_features(self.teacher_features(self._prepare_inputs(inputs)), self.targets)
+            for name, norm in self.norms.items():
+                norm.update(parts[name], self.sum_tensor, inputs.get(IS_BLANK, False))
+        for name, norm in self.norms.items():
+            norm.finish(name)
+            if self.is_world_process_zero():
+                logger.info(
+                    "The statistics of the target %s are of %.0f vectors; their mean standard deviation is %.3g.",
+                    name,
+                    norm.count.item(),
+                    norm.variances().mean().sqrt().item(),
+                )
 
     def probe_step(self, inputs: Mapping) -> torch.Tensor:
         """Accuracy of the online probe on a batch, from which it then learns."""
@@ -208,6 +243,8 @@ class DistillationTrainer(MVDTrainer):
         if self.probe is not None:
             state = {"model": self.probe.state_dict(), "optimizer": self.probe.optimizer.state_dict()}
             torch.save(state, folder / PROBE)
+        if self.target_state:
+            torch.save(self.target_state.state_dict(), folder / TARGET_STATE)
 
     def resume(self, checkpoint: Path):
         super().resume(checkpoint)
@@ -215,3 +252,8 @@ class DistillationTrainer(MVDTrainer):
             state = torch.load(checkpoint / PROBE, map_location=self.args.device, weights_only=True)
             self.probe.load_state_dict(state["model"])
             self.probe.optimizer.load_state_dict(state["optimizer"])
+        if self.target_state:
+            state = torch.load(checkpoint / TARGET_STATE, map_location=self.args.device, weights_only=True)
+            self.target_state.load_state_dict(state)
+            for norm in self.norms.values():
+                norm.is_fitted = True

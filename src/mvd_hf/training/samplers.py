@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -151,3 +152,33 @@ def stream_loader(stream: StreamingClips, args: MVDTrainingArguments, collate) -
         prefetch_factor=args.dataloader_prefetch_factor,
         worker_init_fn=outlive_signals(None),
     )
+
+
+def first_batches(
+    dataset, sampler: EpochSampler | None, args: MVDTrainingArguments, collate, num_steps: int
+) -> Iterator[dict]:
+    """This process's micro-batches of the first steps of a training, apart from the training itself.
+
+    Args:
+        dataset: samples for (epoch, index), or a stream.
+        sampler: the order of the samples; `None` for a stream.
+        args: the training arguments, with the batch sizes.
+        collate: makes a batch of samples.
+        num_steps: number of optimizer steps, at most those of the first epoch.
+    """
+    if isinstance(dataset, StreamingClips):
+        start_stream(dataset, args, epoch=0, steps_done=0)
+        loader = stream_loader(dataset, args, collate)
+    else:
+        order = sampler.order(0)[: num_steps * args.total_batch_size]
+        loader = DataLoader(
+            dataset,
+            batch_size=args.train_batch_size,
+            sampler=order[args.process_index :: args.world_size],
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=outlive_signals(None),
+        )
+    return islice(loader, num_steps * args.gradient_accumulation_steps)
