@@ -17,7 +17,8 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from launching import ROOT, start
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDTrainingArguments, MVDVideoProcessor, TeacherConfig
-from mvd_hf.arguments import find_recipe, keys_of, parse_arguments
+from mvd_hf.arguments import find_recipe, keys_of, load_yaml, parse_arguments
+from mvd_hf.arguments import resolve as resolve_yaml
 from mvd_hf.cli import COMMANDS as COMMANDS_BY_NAME
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.data.toy import toy_videos, write_video
@@ -392,7 +393,8 @@ def test_every_recipe_resolves_and_opens_with_its_command(path):
 @pytest.mark.parametrize("path", READMES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_documented_recipes_and_imports_are_known(path):
     known = set().union(*(keys_of(kind) for script in TRAINING for kind in load_script(script).KINDS))
-    for block in map(yaml.safe_load, blocks(path, "yaml")):
+    for text in blocks(path, "yaml"):
+        block = resolve_yaml(load_yaml(text, str(path)))
         assert set(block) <= known
         for entry in block.get("teachers", {}).values():
             assert TeacherConfig(**entry) if isinstance(entry, dict) else entry

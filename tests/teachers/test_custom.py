@@ -9,7 +9,7 @@ from launching import ROOT
 from mvd_hf import TeacherConfig, load_teachers
 from mvd_hf.hub.licenses import source_models
 from mvd_hf.teachers.cache import CachedTeacher, TargetCacheConfig
-from mvd_hf.training.costs import distillation_parts, teacher_widths
+from mvd_hf.training.costs import distillation_parts, fit_to_teachers
 from mvd_hf.training.distillation import teacher_record
 
 GRID = (2, 4, 4)
@@ -50,8 +50,7 @@ def test_the_documented_example_teaches(my_teachers):
 
 def test_the_cost_of_an_example_is_counted_and_its_targets_are_not_cached(my_teachers, tiny_student_config, tmp_path):
     _, entry = my_teachers
-    widths = teacher_widths({"mine": entry})
-    tiny_student_config.teacher_dims = widths
+    fit_to_teachers(tiny_student_config, {"mine": entry})
     parts = distillation_parts(tiny_student_config, {"mine": entry})
     assert next(part.forward for part in parts if part.kind == "teacher") > 0
     with pytest.raises(ValueError, match="cannot be cached"):

@@ -95,6 +95,27 @@ def test_how_a_batch_is_split_does_not_matter(recipe, reference, tmp_path, proce
     assert max((ours[key] - theirs[key]).abs().max().item() for key in theirs) < 1e-4
 
 
+def test_statistics_of_targets_and_loss_scales_are_those_of_one_process(recipe, tiny_teachers, tmp_path):
+    norms = {"image": "standardize", "video": "phi_s"}
+    options = {
+        "teachers": {name: {"model": tiny_teachers[name], "target_norm": norm} for name, norm in norms.items()},
+        "balance": "loss_scale",
+        "norm_clips": 16,
+        "num_train_epochs": 2,
+    }
+    path = tmp_path / "norms.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | options))
+    for processes in (1, 2):
+        run(path, tmp_path / str(processes), processes, per_device_train_batch_size=16 // processes)
+    assert figures(tmp_path / "2") == pytest.approx(figures(tmp_path / "1"), rel=1e-4)
+    one, two = (
+        torch.load(tmp_path / folder / "checkpoint-3" / "target_state.pt", weights_only=True) for folder in ("1", "2")
+    )
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+    assert one["norms.image.count"] == 16 * 32 * (1 + 3)  # the fit and three steps, on all processes
+    assert one["norms.video.count"] == 16 * 32
+
+
 def test_teachers_that_processes_divide_among_them_teach_the_same(recipe, tiny_teachers, reference, tmp_path):
     sharded = {
         "teachers": {n: {"model": path, "shard": True, "frames_per_pass": 8} for n, path in tiny_teachers.items()},

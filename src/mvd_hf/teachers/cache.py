@@ -356,6 +356,8 @@ class CachedTeacher:
         fields = {name: value for name, value in asdict(self.config).items() if name not in NEUTRAL}
         if self.config.grid == "exact":
             del fields["grid"]  # as earlier versions wrote it
+        if self.config.target_norm != "layernorm":
+            fields["target_norm"] = "none"  # statistics are applied to what is stored
         return {
             "format": FORMAT,
             "files": hash_of_files(checkpoint_files(self.config.model, self.config.revision)),

@@ -236,6 +236,7 @@ class DistillationTrainer(MVDTrainer):
         names = {"names of teachers": sorted(teachers)}
         cached = [f"{name} ({each.cache.views} views, {each.cache.dtype})" for name, each in self.cached.items()]
         names["target_cache"] = ", ".join(cached) or "none"
+        names["balance"] = "none" if self.balance is None else "loss_scale"
         return super().identity() | names | {"teachers": without_private_parts(teachers)}
 
     def save_beside_model(self, folder: Path):
