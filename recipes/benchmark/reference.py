@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mvd_hf.model.modeling_mvd import MVDAttention, MVDDecoder, MVDForFeatureDistillation, MVDLayer, MVDModel
-from mvd_hf.teachers.teacher import Teacher
+from mvd_hf.teachers.teacher import Teacher, TeacherConfig
 from mvd_hf.training.optimization import parameter_groups
 
 
@@ -83,10 +83,12 @@ def teach(teacher: Teacher, clips: torch.Tensor) -> torch.Tensor:
 def check_teacher(name: str, teacher: Teacher):
     """Raise ValueError if the official program has no such teacher."""
     is_plain = isinstance(teacher.model, MVDModel) and teacher.final_norm is None
-    if not is_plain or teacher.config.loss != "smooth_l1" or teacher.config.target_norm != "none":
+    plain = TeacherConfig(teacher.config.model)
+    options = ("loss", "target_norm", "layers", "on", "summary")
+    if not is_plain or any(getattr(teacher.config, option) != getattr(plain, option) for option in options):
         raise ValueError(
             f"The naive step does not support the teacher {name!r} ({teacher.config.model}): use an MVDModel of MAE "
-            "or VideoMAE without final norm, loss: smooth_l1 and target_norm: none."
+            f"or VideoMAE without final norm and without {', '.join(options)}."
         )
 
 

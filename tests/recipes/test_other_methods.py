@@ -65,7 +65,7 @@ def test_comment_and_readme_say_batch_source_and_what_is_not_the_papers(name):
     batch, clips, steps = re.search(r"The batch of (\d+) = (\d+) clips .*?(\d+) accumulation steps", comment).groups()
     assert (int(clips), int(steps)) == (values["per_device_train_batch_size"], values["gradient_accumulation_steps"])
     assert int(batch) == int(clips) * int(steps) * 8 * values.get("masks_per_clip", 1)
-    readme = (RECIPES / name / "README.md").read_text()
+    readme = " ".join((RECIPES / name / "README.md").read_text().split())
     assert "arxiv.org/abs/" in readme
     assert "Not the paper" in readme
     assert "Not trained by us" in comment

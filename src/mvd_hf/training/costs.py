@@ -38,7 +38,6 @@ HUB_MODELS = {
     "facebook/vit-mae-huge": MVDConfig.from_name("mae-h"),
     "facebook/dinov2-base": AutoConfig.for_model("dinov2", patch_size=14),
     "facebook/dinov3-vitb16-pretrain-lvd1689m": AutoConfig.for_model("dinov3_vit", **BASE, num_register_tokens=4),
-    "openai/clip-vit-base-patch16": AutoConfig.for_model("clip_vision_model", patch_size=16),
     "google/siglip2-base-patch16-224": AutoConfig.for_model("siglip_vision_model"),
     "MCG-NJU/videomae-base": MVDConfig.from_name("videomae-b"),
     "MCG-NJU/videomae-large": MVDConfig.from_name("videomae-l"),
