@@ -57,15 +57,14 @@ class FinetuningArguments(MVDTrainingArguments):
     layer_decay: float | None = field(default=0.75)
     eval_strategy: str = field(default="epoch")
     metric_for_best_model: str | None = field(default="top1")
-    save_total_limit: int | None = field(
-        default=2
-    )  # with 1, `Trainer` would keep the best checkpoint, not the last one
+    # with 1, `Trainer` would keep the best checkpoint, not the last one
+    save_total_limit: int | None = field(default=2)
 
     def _check(self):
         super()._check()
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must be between 0 and 1, such as 0.9999.")
-        if self.min_steps > 0 < self.max_steps:
+        if self.min_steps > 0 and self.max_steps > 0:
             raise ValueError(f"min_steps={self.min_steps} and max_steps={self.max_steps} exclude each other.")
         if self.clips_per_video != 1:
             raise ValueError(f"clips_per_video={self.clips_per_video} is for pre-training: give repeats instead.")
