@@ -2,7 +2,8 @@
 
     python recipes/cost.py recipes/mvd-vit-b-from-vit-l/distill.yaml [--mfu 0.4 --device_tflops 989 ...]
 
-Needs no network, no data and no weights. One recipe is listed part by part, several are the rows of a Markdown table.
+Needs no network, no data and no weights; a recipe that starts from a checkpoint needs its configuration. One recipe
+is listed part by part, several are the rows of a Markdown table.
 Which operations count: `mvd_hf.training.costs`; teachers with a `target_cache` count with the mean over the epochs.
 Keys: the assumptions (below), and all keys of `recipes/distill.py`.
 """
@@ -77,7 +78,7 @@ def table(recipes: list[str], options: list[str]) -> str:
 
 def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    start = next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))
+    start = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     recipes, options = arguments[:start], arguments[start:]
     if not recipes and HELP.isdisjoint(options):
         raise ValueError("Give at least one recipe, for example recipes/mvd-vit-b-from-vit-l/distill.yaml.")

@@ -9,13 +9,12 @@ The results do not depend on the number of processes. Start it again after an in
 import logging
 
 from accelerate import Accelerator
-from transformers import AutoModelForVideoClassification
 
 from mvd_hf.arguments import parse_arguments, run_script
 from mvd_hf.evaluation.multiview import evaluate_views
 from mvd_hf.evaluation.reports import write_report
 from mvd_hf.finetuning.testing import EvaluationArguments, choose_videos
-from mvd_hf.hub.loading import check_source, load_processor
+from mvd_hf.hub.loading import check_source, load_processor, load_trained_classifier
 from mvd_hf.model.frame_sampling import PAPER_VIEWS
 
 
@@ -25,7 +24,7 @@ def main(arguments: list[str]):
     check_source(test.model)
     rows, folder = choose_videos(test)
     accelerator = Accelerator(mixed_precision=test.mixed_precision)
-    model = AutoModelForVideoClassification.from_pretrained(test.model, dtype="float32").to(accelerator.device)
+    model = load_trained_classifier(test.model).to(accelerator.device)
     processor = load_processor(test.model, model.config, test.sampling)
     num_clips, num_crops = PAPER_VIEWS[processor.sampling]
     processor.num_clips = num_clips if test.num_clips is None else test.num_clips

@@ -58,7 +58,7 @@ def make_split(
 ) -> LabelledSplit:
     """The labelled videos, split without leaks if the data set has no test part."""
     for key in UNUSED:
-        if getattr(data, key) != getattr(DataArguments(dataset=data.dataset), key):
+        if getattr(data, key) != getattr(DataArguments(dataset=data.dataset or "-"), key):
             raise ValueError(f"{key}={getattr(data, key)!r} is for training, a probe does not use it: leave it out.")
     keys = FinetuningClipArguments(**vars(labels), flip=0.0)
     videos = prepare_videos(data, keys, preparation, folder, seed=seed)

@@ -38,7 +38,10 @@ RECIPE = (StudentArguments, DataArguments, MVDTrainingArguments)
 
 
 def distillation(recipe: StudentArguments, training: MVDTrainingArguments) -> Distillation:
-    """The student and the teachers of a recipe."""
+    """The student and the teachers of a recipe; raises ValueError for keys that are not measured."""
+    for key in ("keep_layers", "target_cache", "balance", "probe", "knn"):
+        if getattr(recipe, key):
+            raise ValueError(f"{key}={getattr(recipe, key)!r} is not measured: leave it out.")
     return Distillation.from_recipe(recipe.student, recipe.config, recipe.teachers, training.masks_per_clip)
 
 

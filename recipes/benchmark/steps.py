@@ -15,6 +15,7 @@ from mvd_hf.data.masking import part_to_decode
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
 from mvd_hf.teachers.cache import CachedTeacher, CachingCollator, TargetCacheConfig, load_cached_teachers
+from mvd_hf.teachers.targets import split_features
 from mvd_hf.teachers.teacher import Teacher, TeacherConfig, load_teacher
 from mvd_hf.training.arguments import MVDTrainingArguments
 from mvd_hf.training.costs import distillation_parts, fit_to_teachers
@@ -237,6 +238,12 @@ class TrainerStep:
         sizes = [teacher.image_size for teacher in teachers.values()]
         self.batch = pinned(distillation.batch(arguments.batch_size, sizes, arguments.seed), device)
         self.look_up = CachingCollator(dict, self.trainer.cached) if distillation.is_cached else dict
+        if self.trainer.norms:  # as before the first step of a run
+            inputs = self.trainer._prepare_inputs(self.look_up(self.batch))
+            parts = split_features(self.trainer.teacher_features(inputs), self.trainer.targets)
+            for name, norm in self.trainer.norms.items():
+                norm.update(parts[name], self.trainer.sum_tensor)
+                norm.finish(name)
         self.clock: PhaseClock | None = None
         self.compiles = compiles
 

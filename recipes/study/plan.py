@@ -262,6 +262,9 @@ class Plan:
         taught = {name for arm in arms for name in ARMS[arm].teachers}
         models = {f"student_{arm}": {"model": self.place(seed, f"{arm}/encoder")} for arm in arms}
         needs = [f"{arm}/encoder" for arm in arms]
+        before = self.study.shares.index(share) - 1
+        if before >= 0:  # one after the other, as they share the features
+            needs.append(f"probe_{100 * self.study.shares[before]:g}")
         if "image" in taught:
             models["image_teacher"] = {"model": self.study.image_teacher["model"]}
         if "video" in taught:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from .plan import ARMS
 from .results import FINETUNE
 
-# colours of the arms, distinguishable for readers with colour blindness (Okabe and Ito)
+# colors of the arms, distinguishable for readers with color blindness (Okabe and Ito)
 COLORS = dict(zip(ARMS, ("#000000", "#E69F00", "#CC79A7", "#0072B2", "#D55E00", "#009E73"), strict=True))
 HYPOTHESES = {
     "a": "the student of both beats training from scratch",

@@ -80,6 +80,31 @@ def test_all_splits_and_columns_of_a_data_set_stay(tmp_path):
     assert load_rows(str(tmp_path / "from_parquet"))["tags"] == [["a", "b"]]
 
 
+def test_embedded_videos_of_one_path_stay_apart_with_their_columns(tmp_path):
+    contents = [write(tmp_path / f"{i}.mp4", numbered_frames(20)[10 * i :][:10]).read_bytes() for i in range(2)]
+    videos = [{"path": "001.mp4", "bytes": content} for content in contents]
+    (tmp_path / "shards").mkdir()
+    rows = {"video": videos, "label": ["first", "second"], "thumbnail": [b"x", b"y"]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "shards" / "train.parquet")
+    job(tmp_path / "shards", tmp_path / "new")
+    written = load_rows(str(tmp_path / "new"))
+    firsts = {row["label"]: numbers(all_frames(media_name(row["video"])))[0] for row in written}
+    assert firsts == {"first": 0, "second": 10}
+
+
+def test_a_folder_behind_a_link_keeps_its_classes(classes, tmp_path):
+    (tmp_path / "link").symlink_to(classes)
+    job(tmp_path / "link", tmp_path / "new")
+    assert "a/three.mp4" in files_of(tmp_path / "new")
+
+
+def test_the_output_of_another_data_set_is_refused(classes, tmp_path):
+    job(classes, tmp_path / "new")
+    shutil.copytree(classes, tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"copy/a/.*another output"):
+        job(tmp_path / "copy", tmp_path / "new")
+
+
 def test_an_interrupted_job_writes_only_what_is_missing(classes, tmp_path):
     job(classes, tmp_path / "new")
     before = {name: (tmp_path / "new" / name).stat().st_mtime_ns for name in files_of(tmp_path / "new")}

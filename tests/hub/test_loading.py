@@ -18,7 +18,7 @@ from mvd_hf import (
     MVDVideoProcessor,
     load_classifier,
 )
-from mvd_hf.hub.loading import check_fps_of_source, load_detector, load_processor
+from mvd_hf.hub.loading import check_fps_of_source, load_detector, load_processor, load_trained_classifier
 from mvd_hf.model.loading_mvd import CheckpointMismatchError
 from tiny_models import TINY
 
@@ -188,6 +188,23 @@ def test_a_videomae_of_transformers_gives_its_encoder(kind, has_norm, tmp_path, 
         assert ours == pytest.approx(theirs, abs=1e-5)
         if is_classifier:
             assert model(pixels).logits == pytest.approx(source(pixels).logits, abs=1e-4)
+
+
+@pytest.mark.parametrize("part", ["encoder.layer.1.attention.attention.query.weight", "encoder.layer.0.output"])
+def test_a_videomae_that_lacks_weights_of_its_encoder_is_refused(tmp_path, part):
+    source = VideoMAEForPreTraining(VideoMAEConfig(**VIDEOMAE))
+    source.save_pretrained(tmp_path, state_dict={k: v for k, v in source.state_dict().items() if part not in k})
+    with pytest.raises(CheckpointMismatchError, match=r"missing: .*mvd\.layers"):
+        load_classifier(str(tmp_path), 3)
+
+
+def test_only_a_classifier_with_a_trained_head_is_tested(tmp_path):
+    VideoMAEForPreTraining(VideoMAEConfig(**VIDEOMAE)).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(CheckpointMismatchError, match=r"classifier\.weight"):
+        load_trained_classifier(str(tmp_path / "encoder"))
+    whole = VideoMAEForVideoClassification(VideoMAEConfig(**VIDEOMAE))
+    whole.save_pretrained(tmp_path / "whole")
+    assert torch.equal(load_trained_classifier(str(tmp_path / "whole")).classifier.weight, whole.classifier.weight)
 
 
 def test_an_official_file_gives_its_encoder():

@@ -406,6 +406,13 @@ def test_a_finer_video_teacher_is_averaged_within_the_students_tubelets(folders)
     torch.testing.assert_close(coarse, fine.mean(2))
 
 
+def test_several_layers_of_videoprism_have_the_order_of_one(folders):
+    clip, options = clips(32, frames=6), {"student_grid": (6, 4, 4), "num_frames": 6, "norm": "pre"}
+    several = load(folders["videoprism"], layers=[1, 3], **options)({32: clip})
+    for layer, part in zip((1, 3), several.chunk(2, dim=-1), strict=True):
+        assert torch.equal(part, load(folders["videoprism"], layer=layer, **options)({32: clip}))
+
+
 def test_a_video_teacher_of_fewer_frames_gets_every_second_one(folders):
     six_frames = load(folders["videomae"], (3, 4, 4), num_frames=12)
     clip = clips(32, frames=12)

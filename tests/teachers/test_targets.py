@@ -82,6 +82,9 @@ def test_two_targets_of_one_name_are_refused():
     teachers = {"dino": TeacherConfig("m", layers=[6, 12]), "dino_6": TeacherConfig("m")}
     with pytest.raises(ValueError, match="'dino_6'"):
         targets_of(teachers, {"dino": 8, "dino_6": 8})
+    teachers["dino_6"] = TeacherConfig("m", on="all")  # other names of targets, the same of features
+    with pytest.raises(ValueError, match="'dino_6'"):
+        targets_of(teachers, {"dino": 8, "dino_6": 8})
 
 
 def test_standardized_channels_have_the_moments_of_all_batches_together():

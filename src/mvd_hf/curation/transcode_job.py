@@ -71,7 +71,7 @@ class TranscodeArguments(TranscodeSettings):
     on_bad_video: str = "raise"
     shard: str = "1/1"
     merge: bool = False
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     time_limit: float = 3600.0
 
     def __post_init__(self):
@@ -148,6 +148,18 @@ def segment_of(row: dict, clips: str | None) -> tuple[float, float] | None:
     return start, end
 
 
+def has_bytes(value) -> bool:
+    """Whether a column's value is a file of its own, such as a thumbnail, which no table of text holds."""
+    return isinstance(value, bytes) or (isinstance(value, dict) and isinstance(value.get("bytes"), bytes))
+
+
+def source_of(item: Item) -> str:
+    """Absolute path or URL of a video, or a hash of its bytes: embedded videos of one name may differ."""
+    content = item.get("bytes") if isinstance(item, dict) else None
+    name = media_name(item if content is None else content)
+    return name if "://" in name or name.startswith("blake2b:") else os.path.abspath(name)
+
+
 def relative_name(source: str, folder: str | None, split: str, index: int) -> str:
     """Place of a video below the folder of its source, or else in the folder of its split."""
     if source.startswith("blake2b:"):
@@ -179,7 +191,7 @@ def find_jobs(arguments: TranscodeArguments) -> list[Job]:
     source = arguments.dataset
     is_list = Path(source).suffix.lower() in LIST_FILE_SUFFIXES
     splits = [arguments.split] if arguments.split else split_names(source, arguments.dataset_config) or ["train"]
-    folder = os.path.abspath(source) if os.path.isdir(source) else None
+    folder = os.path.realpath(source) if os.path.isdir(source) else None
     if is_list and "://" not in source:
         folder = os.path.abspath(arguments.root or Path(source).parent)
     choices = {name: getattr(arguments, name) for name in ("video_column", "class_level", "allow_local_urls")}
@@ -188,18 +200,19 @@ def find_jobs(arguments: TranscodeArguments) -> list[Job]:
         rows = load_rows(source, split, arguments.root, arguments.dataset_config, **choices)
         column = media_column(rows)
         for index, row in enumerate(rows):
-            item, name = row.pop(column), media_name
+            item = row.pop(column)
             if not has_content(item):
                 raise ValueError(f"Row {index} of {source!r} has neither a path nor bytes: leave it out.")
             try:
                 segment = segment_of(row, arguments.clips)
             except ValueError as error:
-                raise ValueError(f"{name(item)}: {error}") from error
+                raise ValueError(f"{media_name(item)}: {error}") from error
+            row = {key: value for key, value in row.items() if not has_bytes(value)}
             for key, feature in (rows.features or {}).items():
                 if isinstance(feature, datasets.ClassLabel) and row.get(key) is not None:
                     row[key] = feature.int2str(row[key])
-            place = relative_name(name(item), folder, split, index)
-            jobs.append(Job(item, name(item), place, split, row, segment))
+            place = relative_name(media_name(item), folder, split, index)
+            jobs.append(Job(item, source_of(item), place, split, row, segment))
     if not jobs:
         raise ValueError(f"The data set {source!r} is empty: it names no video.")
     unique_names(jobs)
@@ -277,7 +290,7 @@ def write_videos(arguments: TranscodeArguments, jobs: Sequence[Job], known: dict
     ):
         file.write(json.dumps({"settings": asdict(arguments.settings()) | {"clips": arguments.clips}}) + "\n")
         sources = {job.name: job.source for job in order}
-        for part in (work[: len(first)], work[len(first) :]):
+        for which, part in enumerate((work[: len(first)], work[len(first) :])):
             for name, outcome, reason in run_guarded(function, part, arguments.workers, arguments.time_limit):
                 known[name] = outcome = outcome or Outcome(name, sources[name], None, reason)
                 file.write(json.dumps(asdict(outcome)) + "\n")
@@ -287,7 +300,7 @@ def write_videos(arguments: TranscodeArguments, jobs: Sequence[Job], known: dict
                     if arguments.on_bad_video == "raise":
                         raise ValueError(f"{outcome.source}: {outcome.reason} (on_bad_video=skip goes on without it)")
                     logger.warning("%s is left out: %s", outcome.source, outcome.reason)
-            if len(part) == len(first) < len(left):
+            if which == 0 and len(part) < len(left):
                 logger.info("%s", estimate([known[name] for name, _ in part], time.monotonic() - start, len(left)))
 
 
@@ -319,7 +332,7 @@ def write_metadata(folder: Path, output: Path, jobs: Sequence[Job]):
     """The file `metadata.jsonl` of a folder of videos, with all columns of the rows."""
     lines = [{"file_name": os.path.relpath(output / job.name, folder)} | job.row for job in jobs]
     unfinished = folder / ".metadata.new"
-    unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    unfinished.write_text("".join(json.dumps(line, default=str) + "\n" for line in lines), encoding="utf-8")
     os.replace(unfinished, folder / "metadata.jsonl")
 
 
@@ -332,7 +345,9 @@ def finish(arguments: TranscodeArguments, jobs: Sequence[Job], known: dict[str, 
     good = [job for job in jobs if known[job.name].result is not None]
     if not good:
         raise ValueError(f"None of the {len(jobs)} videos of {arguments.dataset!r} can be read.")
+    root = os.path.join(os.path.realpath(source), "")
     is_plain = source.is_dir() and not any(source.rglob("metadata.*")) and arguments.clips is None
+    is_plain = is_plain and all(job.source.startswith(root) for job in good)  # no shards
     if source.suffix.lower() in LIST_FILE_SUFFIXES:
         write_list(output / source.name, good)
     elif not is_plain:
@@ -383,6 +398,12 @@ def transcode_dataset(arguments: TranscodeArguments) -> list[Outcome]:
             have other settings.
     """
     jobs, known = find_jobs(arguments), read_outcomes(arguments)
+    for job in jobs:
+        if job.name in known and known[job.name].source != job.source:
+            raise ValueError(
+                f"{arguments.output!r} has {job.name!r} of {known[job.name].source!r}, not of {job.source!r}: give "
+                "another output."
+            )
     place, count = arguments.part()
     mine = jobs[place::count]
     if not mine:

@@ -1,4 +1,4 @@
-"""One yardstick: students, teachers and baselines, probed on the same videos under one protocol.
+"""Comparison: students, teachers and baselines, probed on the same videos under one protocol.
 
 Letters in shapes: N videos, K classes.
 """

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from transformers.video_utils import VideoMetadata
 
 from ..data.decoding import open_media
+from ..data.frame_memory import media_key
 from ..data.hashing import hash_of_names
 from ..data.sources import holds_images, media_column, media_name
 from ..model.video_processing_mvd import MVDVideoProcessor
@@ -48,7 +49,7 @@ def extract_features(
         ValueError: if features are not finite, or no video can be read.
     """
     device = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
-    names = hash_of_names(media_name(item) for item in rows[media_column(rows)])
+    names = hash_of_names(str(media_key(item)) for item in rows[media_column(rows)])
     identity = {"encoder": encoder.identity(), "tokens": tokens}
     key = json.dumps([identity, processor.to_dict(), names], sort_keys=True, default=str)
     place = Path(folder) / f"{encoder.name}-{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}"
@@ -113,10 +114,10 @@ def clip_times(item, processor: MVDVideoProcessor, is_image: bool) -> np.ndarray
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
-    """A file name without suffix for each video, with its row where several videos have the same."""
+    """A file name without suffix for each video, with the numbers of the rows if several videos have the same."""
     stems = [Path(name.replace(":", "_")).stem for name in names]
     counts = Counter(stems)
-    return [stem if counts[stem] == 1 else f"{stem}_{row}" for row, stem in enumerate(stems)]
+    return stems if max(counts.values()) == 1 else [f"{row:06d}_{stem}" for row, stem in enumerate(stems)]
 
 
 def export_features(

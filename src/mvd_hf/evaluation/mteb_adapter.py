@@ -1,6 +1,6 @@
 """A frozen model as an encoder of mteb, for its Massive Video Embedding Benchmark, MVEB.
 
-    pip install "mvd_hf[mteb]"
+    pip install ".[mteb]"
 
     import mteb
     from mvd_hf.evaluation.mteb_adapter import MTEBEncoder

@@ -118,7 +118,7 @@ class Adaptation:
             raise ValueError(f"method={recipe.method} cannot push_to_hub: publish its output_dir afterwards.")
         if keys.class_weights is not None and recipe.method not in TRAINED:
             raise ValueError(f"class_weights={keys.class_weights} is for full and lora, not method={recipe.method}.")
-        defaults = DataArguments(dataset=data.dataset)
+        defaults = DataArguments(dataset=data.dataset or "-")
         for key in ("crop", "crop_scales"):
             if getattr(data, key) != getattr(defaults, key):
                 raise ValueError(f"{key}={getattr(data, key)!r} is for pre-training: set crop_scale.")

@@ -312,6 +312,10 @@ def choose_clips(
     The sampling depends on the lengths of the videos; clips are flipped unless classes distinguish left from right.
     """
     sampling, flip, stride = keys.sampling, keys.flip, data.stride
+    if sampling == "uniform" and data.fps is not None:
+        raise ValueError(
+            f"fps={data.fps:g} has no effect with sampling=uniform: leave fps out, or give sampling=dense."
+        )
     if sampling == "uniform" and stride != STRIDE:
         raise ValueError(
             f"stride={stride} has no effect: clips of sampling=uniform are spread over the whole video. Leave stride "

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PosixPath, PureWindowsPath
 
 import numpy as np
@@ -434,17 +434,18 @@ def videomae_config(config: PreTrainedConfig, mean: float | tuple, std: float | 
     )
 
 
-def videomae_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights of a VideoMAE model of transformers under our names.
+def videomae_weights(model: PreTrainedModel, left_out: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """The weights of a VideoMAE model of transformers under our names, but for those `left_out`.
 
     Biases of the keys, which old versions of transformers have, are left out: they cancel in the softmax.
     """
-    state, weights = model.state_dict(), {}
+    state, weights = {name: value for name, value in model.state_dict().items() if name not in left_out}, {}
     for name, value in state.items():
         layer, attention, part = name.partition(".attention.attention.")
         if part == "query.weight":
-            products = [state[f"{layer}{attention}{product}.weight"] for product in ("query", "key", "value")]
-            weights[f"{layer}.attention.qkv.weight"] = torch.cat(products)
+            products = [state.get(f"{layer}{attention}{product}.weight") for product in ("query", "key", "value")]
+            if all(product is not None for product in products):
+                weights[f"{layer}.attention.qkv.weight"] = torch.cat(products)
         elif part in ("query.bias", "value.bias"):
             weights[f"{layer}.attention.qkv.{part[0]}_bias"] = value
         elif not part:

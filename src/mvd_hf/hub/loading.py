@@ -9,13 +9,19 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForVideoClassification, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForPreTraining,
+    AutoModelForVideoClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import CONFIG_NAME
 
 from ..arguments import check_path
 from ..model.configuration_mvd import MVDConfig
 from ..model.detection_mvd import MVDForActionDetection
-from ..model.loading_mvd import listed, loading_problems, refuse_partial_load
+from ..model.loading_mvd import CheckpointMismatchError, listed, loading_problems, refuse_partial_load
 from ..model.modeling_mvd import MVDForVideoClassification, MVDPreTrainedModel
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..teachers.families import FAMILIES
@@ -58,14 +64,44 @@ def converted_videomae_config(source: str, config: PreTrainedConfig) -> MVDConfi
 
 
 def load_videomae(source: str, stored: Mapping) -> tuple[MVDConfig, Weights]:
-    """Configuration and weights of a VideoMAE model of transformers, encoder and classifier, under our names."""
+    """Configuration and weights of a VideoMAE model of transformers, encoder and head, under our names.
+
+    Weights that the checkpoint lacks are left out.
+    """
     config = AutoConfig.for_model(**stored)
     is_classifier = any("VideoClassification" in name for name in stored.get("architectures") or ())
     auto_class = AutoModelForVideoClassification if is_classifier else AutoModelForPreTraining
-    model = auto_class.from_pretrained(
-        source, config=config, dtype=torch.float32, key_mapping=FAMILIES["videomae"].old_names
-    )
-    return converted_videomae_config(source, config), videomae_weights(model)
+    model, missing = load_with_report(auto_class, source, config)
+    return converted_videomae_config(source, config), videomae_weights(model, missing)
+
+
+def load_with_report(auto_class: type, source: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, set[str]]:
+    """A VideoMAE model of transformers, and the names of the weights that its checkpoint lacks."""
+    videomae = FAMILIES["videomae"]
+    options = {"key_mapping": videomae.old_names, "output_loading_info": True, "dtype": torch.float32}
+    model, report = auto_class.from_pretrained(source, config=config, **options)
+    return model, {name for name in report["missing_keys"] if not name.endswith(videomae.optional)}
+
+
+def load_trained_classifier(source: str) -> PreTrainedModel:
+    """An MVD or VideoMAE classifier with the head that it was trained with.
+
+    Args:
+        source: folder or Hub id.
+
+    Raises:
+        CheckpointMismatchError: (a ValueError) naming weights that it lacks, such as those of a head.
+    """
+    stored = read_stored_config(source)
+    if stored.get("model_type") != "videomae":
+        return AutoModelForVideoClassification.from_pretrained(source, dtype=torch.float32)
+    model, missing = load_with_report(AutoModelForVideoClassification, source, AutoConfig.for_model(**stored))
+    if missing:
+        raise CheckpointMismatchError(
+            f"{source} is no trained classifier: it lacks the weights {listed(sorted(missing))}. Fine-tune it first, "
+            "or give the result of a fine-tuning."
+        )
+    return model
 
 
 def holds_official_weights(source: str) -> bool:

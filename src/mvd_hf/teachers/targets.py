@@ -62,7 +62,8 @@ def targets_of(teachers: Mapping[str, TeacherConfig], widths: Mapping[str, int])
     targets: dict[str, Target] = {}
 
     def add(name: str, target: Target):
-        if name in targets:
+        others = (other for other in targets.values() if other.teacher != target.teacher)
+        if name in targets or any(other.features == target.features for other in others):
             raise ValueError(f"Two targets have the name {name!r}: rename the teacher {target.teacher!r}.")
         targets[name] = target
 

@@ -376,6 +376,11 @@ class Teacher(nn.Module):
             inputs = self.family.inputs(self.normalize(pixels), self.patch_size)
             last = tokens_of(self.model(**inputs))
             states = [last if number == max(self.layers) else self.inner_states.pop(number) for number in self.layers]
+            # VideoPrism's temporal layers have (N * places, times, D)
+            states = [
+                state if len(state) == len(last) else state.unflatten(0, (len(last), -1)).transpose(1, 2).flatten(1, 2)
+                for state in states
+            ]
             parts = [self._tokens(state) for state in states]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 

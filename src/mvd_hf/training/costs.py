@@ -116,12 +116,13 @@ def reconstruction_flops(config: MVDConfig) -> int:
     return TRAINING_PASSES * count(lambda: model(clip_for(config), **masked))["Global"]
 
 
-def teacher_model_config(model: str) -> PreTrainedConfig:
+def teacher_model_config(model: str, revision: str | None = None) -> PreTrainedConfig:
     """The configuration of a teacher, without network and without its weights.
 
     Args:
         model: a Hub id in `HUB_MODELS` or whose configuration is in the cache; a folder with a `config.json`; or a
             folder that does not exist yet and has a name that `MVDConfig.from_name` knows, such as `teachers/mae-l`.
+        revision: branch, tag or commit of a Hub id.
 
     Raises:
         ValueError: if it is none of those.
@@ -129,7 +130,7 @@ def teacher_model_config(model: str) -> PreTrainedConfig:
     if model in HUB_MODELS:
         return HUB_MODELS[model]
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=True)
+        config = AutoConfig.from_pretrained(model, revision=revision, local_files_only=True)
     except OSError as error:
         try:
             config = MVDConfig.from_name(Path(model).name)
@@ -147,7 +148,7 @@ def teacher_network(teacher: TeacherConfig) -> nn.Module:
     if custom is not None and custom.load is not None:
         return custom.load(teacher.model)
     config = (
-        teacher_model_config(teacher.model)
+        teacher_model_config(teacher.model, teacher.revision)
         if custom is None
         else read_config(teacher.model, custom, teacher.revision, teacher.trust_remote_code)
     )
@@ -159,7 +160,9 @@ def teacher_network(teacher: TeacherConfig) -> nn.Module:
 
 def teacher_width(teacher: TeacherConfig) -> int:
     """The width of a teacher's features, without its weights."""
-    config = teacher_model_config(teacher.model) if teacher.family is None else teacher_network(teacher)
+    config = (
+        teacher_model_config(teacher.model, teacher.revision) if teacher.family is None else teacher_network(teacher)
+    )
     config = getattr(config, "config", config)
     return choose_family(teacher, config).architecture(config, teacher.model).hidden_size
 
@@ -188,7 +191,7 @@ def teacher_flops(teacher: TeacherConfig, student: MVDConfig) -> int:
     """
     size_of_clip = student.grid, student.num_frames
     if teacher.family is None:
-        loaded = empty_teacher(teacher, teacher_model_config(teacher.model), *size_of_clip)
+        loaded = empty_teacher(teacher, teacher_model_config(teacher.model, teacher.revision), *size_of_clip)
     else:
         loaded = Teacher(replace(teacher, compile=False), teacher_network(teacher), *size_of_clip).to("meta")
     size = loaded.image_size

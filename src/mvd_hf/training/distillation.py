@@ -254,6 +254,11 @@ class DistillationTrainer(MVDTrainer):
             self.probe.load_state_dict(state["model"])
             self.probe.optimizer.load_state_dict(state["optimizer"])
         if self.target_state:
+            if not (checkpoint / TARGET_STATE).exists():
+                raise ValueError(
+                    f"{checkpoint} has no {TARGET_STATE}, as its run had no statistics of targets: give its balance "
+                    "and target_norm, or another output_dir."
+                )
             state = torch.load(checkpoint / TARGET_STATE, map_location=self.args.device, weights_only=True)
             self.target_state.load_state_dict(state)
             for norm in self.norms.values():

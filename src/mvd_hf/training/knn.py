@@ -113,4 +113,6 @@ def report_knn(trainer, fields: Mapping):
     if fields:
         if "dataset" not in fields:
             raise ValueError("knn has no data set: give --knn.dataset with labelled videos.")
+        if trainer.is_fsdp_enabled:
+            raise ValueError("knn cannot be reported under FSDP, which divides the student: leave knn out.")
         trainer.add_callback(KnnCallback(trainer, KnnArguments(**fields)))

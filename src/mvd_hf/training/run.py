@@ -199,9 +199,10 @@ def describe_shortage(args) -> str:
 def describe_end(trainer) -> str:
     """Time and speed of the training, where the model lies, and what can be done with it."""
     entries = [entry for entry in trainer.state.log_history if "train_runtime" in entry]
-    seconds, speed = (entries[-1][f"train_{key}"] for key in ("runtime", "samples_per_second"))
+    speed = entries[-1]["train_samples_per_second"]
     folder, network = trainer.args.output_dir, type(trainer.model).__name__
-    trained = f"Trained in {timedelta(seconds=round(seconds))} ({speed:.3g} samples per second)"
+    whole = timedelta(seconds=round(trainer.run_record.seconds))  # with the time before it was resumed
+    trained = f"Trained in {whole} ({speed:.3g} samples per second)"
     return f"{trained}. The model is in {folder}. {NEXT_STEPS.get(network, '').format(folder=folder)}".rstrip()
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoModelForVideoClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
 from ..arguments import check_path
 from ..data.folders import VIDEO_SUFFIXES
 from ..data.masking import tube_mask
-from ..hub.loading import load_processor
+from ..hub.loading import load_processor, load_trained_classifier
 from ..model.frame_sampling import dense_test_frames, frames_by_seconds
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader
@@ -193,8 +193,7 @@ class Demo:
         for source in (arguments.model, *(models.values() if isinstance(models, dict) else models)):
             check_path(source, "model")
         arguments.example_files()  # the error comes before the models are loaded
-        model = AutoModelForVideoClassification.from_pretrained(arguments.model, dtype=torch.float32)
-        self.model = model.to(arguments.device).eval()
+        self.model = load_trained_classifier(arguments.model).to(arguments.device).eval()
         self.processor = load_processor(arguments.model, self.model.config, arguments.sampling)
         self.processor.num_clips = self.processor.num_crops = 1
         self.extractor = load_feature_extractor(models, arguments.device, norm=arguments.norm)
