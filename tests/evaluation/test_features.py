@@ -90,7 +90,9 @@ def test_each_video_is_exported_with_the_times_of_its_clips(rows, tmp_path, kind
 
 
 def test_videos_of_the_same_name_get_files_of_their_own():
-    assert file_stems(["a/x.mp4", "b/x.mp4", "b/y.avi", "blake2b:12"]) == ["x_0", "x_1", "y", "blake2b_12"]
+    assert file_stems(["a/x.mp4", "b/y.avi", "blake2b:12"]) == ["x", "y", "blake2b_12"]
+    stems = file_stems(["a/x.mp4", "b/x.mp4", "x_1.mp4"])
+    assert stems == ["000000_x", "000001_x", "000002_x_1"]
 
 
 def test_an_unknown_format_is_refused(rows, tmp_path):
