@@ -452,7 +452,7 @@ def test_reserved_color_spaces_are_refused(tmp_path):
     matrix = data.index(b"colrnclx") + 12  # behind two bytes each for primaries and transfer
     data[matrix : matrix + 2] = bytes((0, 3))
     path.write_bytes(data)
-    with pytest.raises(VideoReadError, match=r"clip\.mp4: its colours cannot be converted to RGB"):
+    with pytest.raises(VideoReadError, match=r"clip\.mp4: its colors cannot be converted to RGB"):
         read_frames(path, [3])
 
 

@@ -266,8 +266,8 @@ class Footage(SampleDataset):
         values = self.clip["pixel_values"].float()
         return [{**self.clip, "pixel_values": values * torch.inf if row == "videos/11.mp4" else values}]
 
-    def name(self, row):
-        return row
+    def name(self, epoch, index):
+        return self.rows[index]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -285,13 +286,15 @@ def write_videos(arguments: TranscodeArguments, jobs: Sequence[Job], known: dict
     path = records / f"part-{place + 1}-of-{count}.jsonl"
     path.write_bytes(whole_lines(path))
     with (
+        ExitStack() as stack,  # ends the workers at once if a bad video stops the work
         open(path, "a", encoding="utf-8") as file,
         tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="transcoding", unit=" videos") as bar,
     ):
         file.write(json.dumps({"settings": asdict(arguments.settings()) | {"clips": arguments.clips}}) + "\n")
         sources = {job.name: job.source for job in order}
         for which, part in enumerate((work[: len(first)], work[len(first) :])):
-            for name, outcome, reason in run_guarded(function, part, arguments.workers, arguments.time_limit):
+            ended = stack.enter_context(closing(run_guarded(function, part, arguments.workers, arguments.time_limit)))
+            for name, outcome, reason in ended:
                 known[name] = outcome = outcome or Outcome(name, sources[name], None, reason)
                 file.write(json.dumps(asdict(outcome)) + "\n")
                 file.flush()
