@@ -105,7 +105,7 @@ def test_what_features_depend_on_is_in_their_identity(folders):
     assert len(set(identities)) == len(kinds)
 
 
-def test_pixels_are_colours_of_small_frames():
+def test_pixels_are_colors_of_small_frames():
     clips = random_clips(2, 4, 64)
     tokens = PixelEncoder()(clips)
     assert tokens.shape == (2, 1, 4 * 3 * 16 * 16)

@@ -16,7 +16,7 @@ from mvd_hf.evaluation.features import LabelledViews, export_features, extract_f
 class Colours(PixelEncoder):
     """An encoder that counts the clips it has seen: a token for each of two frames, the mean colour."""
 
-    name, num_frames, image_size, seen, scale = "colours", 2, 16, 0, 1.0
+    name, num_frames, image_size, seen, scale = "colors", 2, 16, 0, 1.0
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         self.seen += len(clips)

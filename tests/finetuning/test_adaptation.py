@@ -231,6 +231,7 @@ def test_impossible_recipes_are_refused(clips, encoder, tmp_path):
         ({"model": ""}, "--model"),
         ({"model": "x", "method": "prompt"}, "method='prompt'.*full, probe_then_full, lora"),
         ({"model": "x", "head": "old"}, "head='old'.*new, probe"),
+        ({"model": "x", "head": "probe", "method": "knn"}, "head=probe.*method=knn"),
         ({"model": "x", "test_weights": "first"}, "test_weights='first'.*last, best, ema"),
     ):
         with pytest.raises(ValueError, match=message):

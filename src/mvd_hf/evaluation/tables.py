@@ -25,7 +25,7 @@ COLUMNS = {
     "setting": "setting",
 }
 COSTS = ("parameters_m", "gflops_per_clip", "clips_per_s")
-COLOURS = {"student": "tab:blue", "teacher": "tab:orange", "baseline": "tab:gray"}
+COLORS = {"student": "tab:blue", "teacher": "tab:orange", "baseline": "tab:gray"}
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -78,13 +78,13 @@ def draw_comparison(results: ComparisonResults) -> Figure:
         [max(row["top1"] - row["top1_low"], 0) for row in table],
         [max(row["top1_high"] - row["top1"], 0) for row in table],
     ]
-    axes.barh(range(len(table)), values, xerr=errors, color=[COLOURS[row["role"]] for row in table], capsize=3)
+    axes.barh(range(len(table)), values, xerr=errors, color=[COLORS[row["role"]] for row in table], capsize=3)
     names = [row["model"] if row["method"] == "none" else f"{row['model']}, {row['method']}" for row in table]
     axes.set_yticks(range(len(table)), names)
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"top-1 accuracy on {len(results.rows)} videos in %, 95 % intervals")
     for role in {row["role"]: None for row in table[::-1]}:
-        axes.barh([0], [0], color=COLOURS[role], label=role)
+        axes.barh([0], [0], color=COLORS[role], label=role)
     axes.legend(loc="lower right", fontsize=8)
     return figure
 
