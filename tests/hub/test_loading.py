@@ -200,9 +200,13 @@ def test_a_videomae_that_lacks_weights_of_its_encoder_is_refused(tmp_path, part)
 
 def test_only_a_classifier_with_a_trained_head_is_tested(tmp_path):
     VideoMAEForPreTraining(VideoMAEConfig(**VIDEOMAE)).save_pretrained(tmp_path / "encoder")
-    with pytest.raises(CheckpointMismatchError, match=r"classifier\.weight"):
+    with pytest.raises(ValueError, match=r"encoder' is a VideoMAEForPreTraining"):
         load_trained_classifier(str(tmp_path / "encoder"))
     whole = VideoMAEForVideoClassification(VideoMAEConfig(**VIDEOMAE))
+    headless = {name: value for name, value in whole.state_dict().items() if "classifier" not in name}
+    whole.save_pretrained(tmp_path / "headless", state_dict=headless)
+    with pytest.raises(CheckpointMismatchError, match=r"classifier\.weight"):
+        load_trained_classifier(str(tmp_path / "headless"))
     whole.save_pretrained(tmp_path / "whole")
     assert torch.equal(load_trained_classifier(str(tmp_path / "whole")).classifier.weight, whole.classifier.weight)
 

@@ -90,9 +90,13 @@ def load_trained_classifier(source: str) -> PreTrainedModel:
         source: folder or Hub id.
 
     Raises:
-        CheckpointMismatchError: (a ValueError) naming weights that it lacks, such as those of a head.
+        ValueError: if it is a model of another kind, such as a student.
+        CheckpointMismatchError: (a ValueError) naming weights that it lacks.
     """
     stored = read_stored_config(source)
+    kinds = stored.get("architectures") or ()
+    if kinds and not any("VideoClassification" in kind for kind in kinds):
+        raise ValueError(f"{source!r} is a {kinds[0]}, not a classifier: fine-tune it first, and give the result.")
     if stored.get("model_type") != "videomae":
         return AutoModelForVideoClassification.from_pretrained(source, dtype=torch.float32)
     model, missing = load_with_report(AutoModelForVideoClassification, source, AutoConfig.for_model(**stored))
