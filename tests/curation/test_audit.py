@@ -42,14 +42,6 @@ RECIPE = ROOT / "recipes" / "audit.py"
 SETTINGS = AuditSettings(num_frames=4, stride=2)  # a clip spans 8 frames
 
 
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory):
-    """Keep the tables that `datasets` prepares out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> dict[str, bytes]:
     """Contents of files of every kind."""

@@ -27,14 +27,6 @@ from mvd_hf.data.sources import load_rows, write_table
 from mvd_hf.data.toy import toy_frames, write_video
 
 
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory):
-    """Keep the tables that `datasets` prepares out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> dict[str, bytes]:
     """Contents of small files: two videos, a black one, one of a single frame, and no video."""

@@ -16,13 +16,6 @@ from mvd_hf.data.toy import make_toy_dataset
 from video_files import H264, all_frames, numbered_frames, numbers, write
 
 
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory) -> Path:
     """A folder of class folders with four videos, of which `b/same.avi` and `b/same.mp4` share a name."""

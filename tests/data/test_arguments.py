@@ -31,14 +31,6 @@ FRAMES = partial(pretraining_frames, num_frames=4, stride=2)
 CONFIG = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory):
-    """Keep the tables that `datasets` prepares out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
     """A videofolder of 6 and 3 videos of 16 frames."""

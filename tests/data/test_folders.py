@@ -8,11 +8,6 @@ import pytest
 from mvd_hf.data.sources import LabelReader, load_rows, media_column, media_name, split_names
 
 
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
 def folder_of(folder: Path, *names: str) -> str:
     """A folder of files that are never decoded."""
     for name in names:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,15 +18,9 @@ from mvd_hf.data.toy import make_toy_dataset
 from mvd_hf.training.checkpoints import last_complete_checkpoint
 from mvd_hf.training.samplers import EpochSampler
 from short_runs import arguments, counts, videomae
+from tiny_models import TINY
 
 CONFIG = MVDConfig(image_size=32, patch_size=8, num_frames=4, mask_ratio=0.75)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -191,17 +184,7 @@ def test_shares_sum_to_the_epoch():
 def test_processes_and_workers_do_not_change_what_a_mixture_teaches(sources, tmp_path):
     recipe = {
         "model": "videomae-b",
-        "config": {
-            "image_size": 32,
-            "patch_size": 8,
-            "num_frames": 4,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "decoder_hidden_size": 16,
-            "decoder_num_hidden_layers": 1,
-            "decoder_num_attention_heads": 2,
-        },
+        "config": {**TINY, "num_frames": 4},
         "datasets": [
             {"dataset": str(sources["toy"]), "weight": 2, "stride": 2},
             {"dataset": str(sources["images"])},

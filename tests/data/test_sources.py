@@ -34,14 +34,6 @@ from video_files import all_frames, first_and_last, whole
 ANIMALS = ("zebra", "ant", "cat")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory):
-    """Keep the tables that `datasets` prepares out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
     """A videofolder of 6 and 3 videos of 16 frames."""

@@ -296,7 +296,9 @@ def test_a_recipe_for_ones_own_videos_needs_nothing_but_the_videos(load_recipe, 
     assert "Not trained by us" in text
     assert "CC-BY-NC-4.0" in text
     assert f"python recipes/finetune.py recipes/own_videos/{path.name} --dataset folder" in text
-    # what `--method full` makes of few videos
+    if path.stem == "cpu":
+        assert (recipe.method, recipe.head) == ("linear_probe", "new")
+        recipe, *_ = parse_arguments([*arguments, "--method", "probe_then_full"], *load_recipe("finetune").KINDS)
     assert (recipe.head, training.min_steps, training.total_batch_size) == ("probe", 400, 8)
     assert training.learning_rate == (5e-5 if path.stem == "one_gpu" else 1e-4)
     assert keys.mixup(4) is None

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from launching import PATIENCE, ROOT, environment, history, launch, launch_for_real, signal_when, start
+from tiny_models import TINY
 
 pytestmark = pytest.mark.slow
 
@@ -28,18 +29,7 @@ def recipe(tmp_path_factory, tiny_teachers, toy_folder) -> Path:
         yaml.safe_dump(
             {
                 "student": "mvd-b",
-                "config": {
-                    "image_size": 32,
-                    "patch_size": 8,
-                    "num_frames": 4,
-                    "hidden_size": 32,
-                    "num_hidden_layers": 2,
-                    "num_attention_heads": 2,
-                    "decoder_hidden_size": 16,
-                    "decoder_num_hidden_layers": 1,
-                    "decoder_num_attention_heads": 2,
-                    "drop_path_rate": 0.0,
-                },
+                "config": {**TINY, "num_frames": 4, "drop_path_rate": 0.0},
                 "teachers": tiny_teachers,
                 "dataset": toy_folder,
                 "stride": 2,

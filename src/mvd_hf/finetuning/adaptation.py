@@ -88,7 +88,9 @@ class AdaptationArguments:
         if self.method == "probe_then_full":
             self.method, self.head = "full", "probe"
         if self.head == "probe" and self.method not in TRAINED:
-            raise ValueError(f"head={self.head} is for full and lora, method={self.method} has a head of its own.")
+            raise ValueError(
+                f"head={self.head} is for full and lora, method={self.method} has a head of its own: give --head new."
+            )
         if self.test_weights not in WEIGHTS:
             raise ValueError(f"test_weights={self.test_weights!r} must be one of {', '.join(WEIGHTS)}.")
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -36,14 +35,6 @@ from recipes.benchmark.reports import NOT_MEASURED, as_text, save_report
 from recipes.benchmark.videos import make_video, natural_frames
 
 TINY = {"num_frames": 4, "stride": 2, "size": 32, "rounds": 2, "loader_rounds": 1, "loader_clips": 4, "batch_size": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def private_cache(tmp_path_factory):
-    """Keep the tables of `datasets` out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
 
 
 @pytest.fixture(scope="module")
