@@ -1,10 +1,12 @@
 """Tiny models, teachers, videos and a Hub that several test files share."""
 
+import gc
 import os
+from collections import Counter
 
+import datasets
 import pytest
 import torch
-from datasets import config
 from huggingface_hub import constants
 from transformers.utils import logging as transformers_logging
 
@@ -16,10 +18,17 @@ from tiny_models import TINY
 torch.set_num_threads(1)  # tiny networks are fastest on one core, by far where others compete for the rest
 
 
-def pytest_configure():
+def pytest_configure(config):
     """No test asks the real Hub: a machine without a network would retry each request for half a minute."""
+    config.option.loadscopereorder = False  # or files of few tests, which may be slow ones, would come last
     os.environ["HF_HUB_OFFLINE"] = "1"
-    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
+def pytest_collection_modifyitems(items):
+    """Files with many slow tests come first, so that no process is left alone with one of them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -35,11 +44,18 @@ def quiet_loading():
     transformers_logging.set_verbosity_error()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_collections():
+    """What the libraries hold is not walked each time that a trainer collects garbage, a third of a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def private_cache(tmp_path_factory):
     """Keep the tables that `datasets` prepares out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield
 
 

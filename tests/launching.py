@@ -1,11 +1,13 @@
 """Runs of scripts, on one or more CPU processes, and what they leave behind.
 
 A fresh interpreter takes about ten seconds to import the libraries. `launch` therefore forks its processes from a
-server that has imported them; `launch_for_real` goes through `accelerate launch`, as a user does.
+server that has imported them, `run_fresh` from one that knows neither us nor the libraries of Hugging Face;
+`launch_for_real` goes through `accelerate launch`, as a user does.
 """
 
 import atexit
 import contextlib
+import functools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -30,18 +32,7 @@ PATIENCE = 600
 # exit codes of a run that a signal has stopped
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 FORKING = multiprocessing.get_context("forkserver")
-FORKING.set_forkserver_preload(
-    [
-        "torch",
-        "torchvision.transforms.v2",
-        "datasets",
-        "transformers.pipelines",
-        "mvd_hf.training.distillation",
-        "mvd_hf.finetuning.adaptation",
-        "mvd_hf.detection.trainer",
-        "mvd_hf.teachers.teacher",
-    ]
-)
+FORKING.set_forkserver_preload(["warm_server"])
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -59,6 +50,14 @@ def replaced_environment(variables: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def warm_server() -> multiprocessing.context.BaseContext:
+    """A server that forks processes which have imported us; of workers it unpickles what they are given."""
+    places = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
+    with replaced_environment(environment(PYTHONPATH=places)):
+        forkserver.ensure_running()
+    return FORKING
 
 
 def run_script(script: str, words: list[str], variables: dict[str, str], folder: str, log: str):
@@ -128,15 +127,13 @@ def words_of(words, options) -> list[str]:
 def start(script: str, *words, processes: int = 1, folder: Path = ROOT, variables=None, **options) -> Run:
     """Begin a run of a script of `recipes/`, or of another one by its path."""
     variables = environment(**(variables or {}))
-    with replaced_environment(environment()):
-        forkserver.ensure_running()
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     run = Run([])
     for rank in range(processes):
         own = variables | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else variables
         arguments = (str(ROOT / "recipes" / script), words_of(words, options), own, str(folder), str(run.log))
-        process = FORKING.Process(target=run_script, args=arguments)
+        process = warm_server().Process(target=run_script, args=arguments)
         process.start()
         run.processes.append(process)
     return run
@@ -161,6 +158,26 @@ def launch_for_real(script: str, *words, processes: int = 1, **options) -> str:
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout + result.stderr
+
+
+@functools.cache
+def fresh_server() -> subprocess.Popen:
+    words = [sys.executable, str(ROOT / "tests" / "fresh_server.py")]
+    server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+    atexit.register(server.terminate)
+    return server
+
+
+def run_fresh(code: str, *arguments, folder: Path = ROOT, variables=None) -> str:
+    """What a program prints in an interpreter of its own, which has imported only torch and the like."""
+    log = Path(tempfile.mkstemp(suffix=".log")[1])
+    job = {"code": code, "arguments": list(map(str, arguments)), "folder": str(folder), "log": str(log)}
+    server = fresh_server()
+    server.stdin.write(json.dumps(job | {"variables": environment(**(variables or {}))}) + "\n")
+    server.stdin.flush()
+    ended, text = server.stdout.readline().strip(), log.read_text(encoding="utf-8", errors="replace")
+    assert ended == "0", text[-6000:]
+    return text
 
 
 def signal_when(path: Path, number: signal.Signals, script: str, *words, processes: int = 1, **options) -> list[int]:

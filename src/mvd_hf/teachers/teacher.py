@@ -255,6 +255,7 @@ class Teacher(nn.Module):
         for name, (scale, offset) in factors.items():
             self.register_buffer(f"{name}_scale", scale.float(), persistent=False)
             self.register_buffer(f"{name}_offset", offset.float(), persistent=False)
+        self.mesh: DeviceMesh | None = None  # of the processes that divide the weights among them
         self.eval().requires_grad_(False)
         if config.compile:
             # teachers of one class share a cache, in which their different sizes would look like dynamic shapes
@@ -354,9 +355,9 @@ class Teacher(nn.Module):
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
-        mesh, total = machine_mesh(device), sum(parameter.numel() for parameter in self.model.parameters())
+        self.mesh, total = machine_mesh(device), sum(parameter.numel() for parameter in self.model.parameters())
         for module in (*self.model.get_submodule(self.family.layers), self.model):
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            fully_shard(module, mesh=self.mesh, reshard_after_forward=True)
         local = sum(parameter.to_local().numel() for parameter in self.model.parameters())
         logger.info("Of the %d weights of the teacher %r this process holds %d.", total, self.config.model, local)
 
@@ -394,6 +395,14 @@ class Teacher(nn.Module):
         summary = state[:, :1] if self.has_class_token else patches.mean(dim=1, keepdim=True)
         return torch.cat([patches, summary], dim=1)
 
+    def _as_many_as_elsewhere(self, passes: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The passes, the last repeated where other processes have more: they gather sharded weights together."""
+        if self.mesh is None or self.config.frames_per_pass is None:
+            return passes
+        count = torch.tensor(len(passes), device=passes[0].device)
+        dist.all_reduce(count, dist.ReduceOp.MAX, self.mesh.get_group("processes"))
+        return passes + passes[-1:] * (int(count) - len(passes))
+
     @torch.no_grad()
     def forward(self, clips: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Features (B, L [+ 1], D) for clips (B, T, C, S, S) by their size S.
@@ -415,8 +424,8 @@ class Teacher(nn.Module):
         inputs = clip.reshape(-1, self.input_frames, *clip.shape[2:])
         limit = self.config.frames_per_pass
         per_pass = len(inputs) if limit is None else max(1, limit // self.input_frames)
-        parts = [self.patch_features(part) for part in inputs.split(per_pass)]
-        features = parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = [self.patch_features(part) for part in self._as_many_as_elsewhere(inputs.split(per_pass))]
+        features = parts[0] if len(parts) == 1 else torch.cat(parts)[: len(inputs)]
         summary = None
         if self.config.summary:
             features, summary = features[:, :-1], features[:, -1:]
