@@ -20,7 +20,7 @@ from mvd_hf import FinetuningArguments
 from mvd_hf.arguments import parse_arguments, read_arguments, run_script
 from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
 from mvd_hf.evaluation.probing import ProbeArguments
-from mvd_hf.finetuning.adaptation import Adaptation, AdaptationArguments
+from mvd_hf.finetuning.adaptation import TRAINED, Adaptation, AdaptationArguments
 from mvd_hf.finetuning.preparation import PreparationArguments
 
 KINDS = (
@@ -47,6 +47,9 @@ def main(arguments: list[str]):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = with_recipe(arguments)
     *keys, training = parse_arguments(arguments, *KINDS)
+    method = keys[0].method
+    if method not in TRAINED and any(word.partition("=")[0] == "--num_train_epochs" for word in arguments):
+        raise ValueError(f"num_train_epochs is for full and lora, not method={method}: leave it out.")
     set_seed(training.seed)
     Adaptation(*keys, training).run(read_arguments(arguments, *KINDS))
 

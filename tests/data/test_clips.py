@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from launching import warm_server
 from mvd_hf.data.augmentation import PretrainingAugmentation
 from mvd_hf.data.clips import MAX_SUBSTITUTES, ClipDataset, ClipSampler, collate_clips, sample_generator
 from mvd_hf.data.masking import tube_mask
@@ -155,7 +156,7 @@ def test_epoch_and_index_decide_the_item_whatever_the_order(toy):
         (1, False, None),
         (2, False, None),
         (2, True, None),
-        pytest.param(2, True, "spawn", marks=pytest.mark.slow),
+        pytest.param(2, True, "forkserver", marks=pytest.mark.slow),
     ],
 )
 def test_workers_do_not_change_the_items(toy, tmp_path, workers, persistent, context):
@@ -168,7 +169,7 @@ def test_workers_do_not_change_the_items(toy, tmp_path, workers, persistent, con
         batch_sampler=keys,
         num_workers=workers,
         persistent_workers=persistent,
-        multiprocessing_context=context,
+        multiprocessing_context=context and warm_server(),
         collate_fn=collate_clips,
     )
     for _ in range(2):

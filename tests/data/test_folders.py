@@ -143,6 +143,11 @@ def table_in(folder: Path, text: str, name: str = "train.csv") -> str:
     return str(folder)
 
 
+def test_several_folders_named_like_one_split_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"train_1, train_2 of .* train:"):
+        load_rows(folder_of(tmp_path, "train_1/bus/a.mp4", "train_2/bus/b.mp4"))
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_text_of_csv_and_json_data_sets_stays_text(tmp_path, streaming):
     for number, (labels, expected) in enumerate(
@@ -163,6 +168,10 @@ def test_text_of_csv_and_json_data_sets_stays_text(tmp_path, streaming):
     text = '{"video": "a.mp4", "label": "001"}\n{"video": "b.mp4", "label": "None"}\n'
     rows = load_rows(table_in(tmp_path / "json", text, "train.jsonl"), streaming=streaming)
     assert [row["label"] for row in rows] == ["001", "None"]
+    text = '{"video": "a.mp4", "label": "2024-01-31"}\n{"video": "b.mp4", "label": "2024-02-01"}\n'
+    rows = load_rows(table_in(tmp_path / "dates", text, "train.jsonl"), streaming=streaming)
+    reader = LabelReader(rows, "label", ["2024-01-31", "2024-02-01"] if streaming else None)
+    assert [reader.names[reader(row)] for row in rows] == ["2024-01-31", "2024-02-01"]
 
 
 def test_types_of_csv_columns_are_the_same_in_all_splits_or_as_declared(tmp_path):

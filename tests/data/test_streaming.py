@@ -9,6 +9,7 @@ import datasets
 import pytest
 import torch
 
+from launching import warm_server
 from mvd_hf.data.augmentation import PretrainingAugmentation
 from mvd_hf.data.clips import ClipSampler, collate_clips
 from mvd_hf.data.masking import tube_mask
@@ -212,11 +213,12 @@ def test_the_clip_of_a_file_depends_on_seed_and_epoch_alone(toy):
 
 
 @pytest.mark.parametrize(
-    ("persistent", "context"), [(False, None), (True, None), pytest.param(True, "spawn", marks=pytest.mark.slow)]
+    ("persistent", "context"), [(False, None), (True, None), pytest.param(True, "forkserver", marks=pytest.mark.slow)]
 )
 def test_workers_see_each_epoch_begin(toy, persistent, context):
     data = StreamingClips(stream_of(toy[:3], toy[3:]), CLIP_SAMPLER, 6, label_column="label", shuffle_buffer=3)
     alone = StreamingClips(stream_of(toy[:3], toy[3:]), CLIP_SAMPLER, 6, label_column="label", shuffle_buffer=3)
+    context = context and warm_server()
     loader = loader_of(data, workers=2, persistent_workers=persistent, multiprocessing_context=context)
     seen = []
     for epoch in (0, 1, 5):

@@ -174,6 +174,8 @@ def test_boxes_of_a_person_detector(tmp_path):
         read_person_boxes([("v", 902, *LEFT, None, 0.7), ("v", 902, *LEFT, None, None)])
     with pytest.raises(ValueError, match="has no box"):
         read_person_boxes([("v", 902)])
+    with pytest.raises(ValueError, match=r"row 2 .*,12\.0.* between 0 and 1"):  # a class id
+        read_person_boxes([("v", 902, *LEFT, 1), ("v", 902, *LEFT, 12)])
 
 
 def test_written_files_are_read_again(tmp_path):

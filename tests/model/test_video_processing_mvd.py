@@ -3,10 +3,7 @@
 import http.server
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.video_utils import VideoMetadata
 
 import mvd_hf.model.video_processing_mvd as video_processing
+from launching import run_fresh
 from mvd_hf import MVDConfig, MVDForActionDetection, MVDForVideoClassification, MVDVideoProcessor
 from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.toy import toy_frames, write_video
@@ -513,10 +511,8 @@ def test_as_code_that_comes_with_a_model(tmp_path, videos):
         "loaded = AutoVideoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
         "torch.save(loaded(sys.argv[2], return_tensors='pt').pixel_values, sys.argv[3])\n"
     )
-    command = [sys.executable, "-c", program, str(folder), str(videos["long"]), str(tmp_path / "clip.pt")]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    arguments, variables = (folder, videos["long"], tmp_path / "clip.pt"), {"HF_HOME": str(tmp_path / "home")}
+    run_fresh(program, *arguments, folder=tmp_path, variables=variables)
     assert torch.equal(torch.load(tmp_path / "clip.pt"), pixels_of(videos["long"]))
 
 

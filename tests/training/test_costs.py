@@ -132,8 +132,6 @@ def test_a_teacher_costs_its_frames_its_layers_and_no_more():
     [
         ("facebook/vit-mae-base", transformers.ViTMAEConfig()),
         ("MCG-NJU/videomae-base", transformers.VideoMAEConfig()),
-        ("google/siglip2-base-patch16-224", transformers.SiglipVisionConfig()),
-        ("facebook/vjepa2-vitl-fpc64-256", transformers.VJEPA2Config()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -8,6 +8,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import datasets
@@ -68,6 +69,16 @@ def evaluation_split(source: str, name: str | None = None) -> str:
     return chosen
 
 
+def undecoded(rows: Rows) -> Rows:
+    """Rows whose videos and images stay files."""
+    if isinstance(rows, datasets.IterableDataset) and rows.features:
+        return rows.decode(False)  # remote streams come with decoding switched on
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Video | datasets.Image):
+            rows = rows.cast_column(column, type(feature)(decode=False))
+    return rows
+
+
 def load_rows(
     source: str,
     split: str = "train",
@@ -119,13 +130,7 @@ def load_rows(
             rows = builder.as_dataset(split)
     except LOADING_ERRORS as error:
         raise ValueError(f"The data set {source!r} has no split {split!r} that can be loaded: {error}") from error
-    if isinstance(rows, datasets.IterableDataset) and rows.features:
-        rows = rows.decode(False)  # remote streams come with decoding switched on
-    else:
-        for column, feature in (rows.features or {}).items():
-            if isinstance(feature, datasets.Video | datasets.Image):
-                rows = rows.cast_column(column, type(feature)(decode=False))
-    rows = choose_column(with_classes(rows, builder, split, source, class_level), video_column)
+    rows = choose_column(with_classes(undecoded(rows), builder, split, source, class_level), video_column)
     if is_foreign(source) and not allow_local_urls:
         columns = rows.features or dict.fromkeys(column_names(rows))
         media = [column for column, feature in columns.items() if could_be_media(column, feature)]
@@ -368,7 +373,9 @@ class LabelReader:
 
     @staticmethod
     def _text(label):
-        """A label as text if it is bytes."""
+        """A label as text if it is bytes, or a date, which JSON readers make of text such as 2024-01-31."""
+        if isinstance(label, datetime):
+            return str(label).removesuffix(" 00:00:00")
         return label.decode().strip() if isinstance(label, bytes) else label
 
     def _without_label(self) -> str:

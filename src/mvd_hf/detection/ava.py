@@ -205,6 +205,8 @@ def read_person_boxes(source: Table) -> pd.DataFrame:
     table = table.assign(score=score_column(table))
     is_scored = table["score"].notna()
     refuse_rows(table, is_scored.any() & ~is_scored, source, "has no score, other rows have one")
+    is_probability = table["score"].between(0, 1) | ~is_scored
+    refuse_rows(table, ~is_probability, source, "has a score that is not between 0 and 1 in its last column")
     table = table.assign(score=table["score"].fillna(1.0)).drop(columns="label")
     return table.groupby([*KEY, *BOX], sort=False, as_index=False)["score"].max()
 

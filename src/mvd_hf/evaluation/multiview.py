@@ -266,8 +266,7 @@ def evaluate_views(
         model: a video classifier of ours or of transformers, on the device to use.
         rows: videos with labels, see `mvd_hf.data.sources.load_rows`.
         processor: makes the views, `num_clips` times `num_crops` per video.
-        label_column: column of the labels.
-        label_names: names of the classes of the data set, if its labels are plain numbers.
+        label_column, label_names: column of the labels, and names of the classes if the labels are plain numbers.
         folder: of the results; by default a temporary one.
         options: `autocast`, `views_per_pass`, `num_workers`, `replace`, see
             [`~mvd_hf.evaluation.views.ViewOptions`].
