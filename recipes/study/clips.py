@@ -60,7 +60,11 @@ class VideoArguments:
 
 @dataclass
 class StudyVideo:
-    """A labelled video, or a segment of one: file, name, class, frames (`None` for all) and part of the split."""
+    """A video, or a segment of one: file, name, class, frames (`None` for all) and part of the split.
+
+    A video without a class is one that labelled segments are cut from; networks are pre-trained on those of the
+    training part.
+    """
 
     item: dict | str
     name: str
@@ -93,15 +97,15 @@ def segment_videos(dataset: str, arguments: VideoArguments) -> list[StudyVideo]:
         raise ValueError(f"{arguments.segments} names {problem} (segment_kind={arguments.segment_kind}).")
     videos = []
     for i, row in enumerate(table.to_dict("records")):
+        part = "test" if int(sha256(row["file"].encode()).hexdigest(), 16) % 5 == 0 else "train"
         first = max(0, (row["first_frame"] + row["end_frame"] - arguments.segment_frames) // 2)
-        is_test = int(sha256(row["file"].encode()).hexdigest(), 16) % 5 == 0
         videos.append(
             StudyVideo(
                 str(files[row["file"]]),
                 f"{Path(row['file']).stem}_{i}",
                 row["label"],
                 range(first, first + arguments.segment_frames),
-                "test" if is_test else "train",
+                part,
             )
         )
     return videos
@@ -137,6 +141,16 @@ def find_videos(dataset: str, arguments: VideoArguments) -> list[StudyVideo]:
     return part_of_each_class(train, arguments.validation_fraction, "validation") + test
 
 
+def whole_videos(segments: Sequence[StudyVideo]) -> list[StudyVideo]:
+    """The videos, without labels, that segments of the training and validation part are cut from."""
+    parts = {}
+    for segment in segments:
+        if segment.frames is not None and segment.part != "test":
+            # a video with a segment in the validation part is no training video while settings are chosen
+            parts[segment.item] = max(segment.part, parts.get(segment.item, ""))
+    return [StudyVideo(item, Path(item).stem, "", part=part) for item, part in parts.items()]
+
+
 def copy_frames(video: StudyVideo, arguments: VideoArguments) -> np.ndarray:
     """The frames (T, H, W, 3) of a video's small copy; raises VideoReadError if it cannot be read."""
     with open_media(video.item) as reader:
@@ -145,7 +159,7 @@ def copy_frames(video: StudyVideo, arguments: VideoArguments) -> np.ndarray:
             first = max(0, min(video.frames.start, total - len(video.frames)))
             chosen = np.arange(first, min(first + len(video.frames), total))
         else:
-            rate = arguments.frames_per_second
+            rate = arguments.frames_per_second if video.label else None  # segments keep all frames, too
             seconds = np.diff(reader.times()[[0, -1]]).item() if rate and total > 1 else 0.0
             count = min(total, round(seconds * (rate or 0)) + 1) if seconds else total
             chosen = np.linspace(0, total - 1, count).round().astype(int)
@@ -157,7 +171,7 @@ def copy_frames(video: StudyVideo, arguments: VideoArguments) -> np.ndarray:
 
 
 def prepare_clips(dataset: str, arguments: VideoArguments, folder: Path) -> pd.DataFrame:
-    """Write the small copies, unless they are there, and return their table: path, label, part.
+    """Write the small copies, unless they are there, and return their table: path, label, part, name.
 
     Args:
         dataset: a folder of class folders, a list file or a data set of the Hub; or the folder of a file of segments.
@@ -173,6 +187,7 @@ def prepare_clips(dataset: str, arguments: VideoArguments, folder: Path) -> pd.D
             raise ValueError(f"{str(folder)!r} holds copies of other videos: choose another output, or delete it.")
         return pd.read_csv(folder / TABLE, dtype=str, keep_default_na=False)
     videos, rows = find_videos(dataset, arguments), []
+    videos += whole_videos(videos)
     names = sorted({video.label for video in videos})
     for i, video in enumerate(tqdm(videos, desc="copying", unit=" videos")):
         path = folder / str(names.index(video.label)) / f"{i:05d}.mp4"
@@ -199,8 +214,8 @@ def with_share(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
 
 
 def write_list(table: pd.DataFrame, names: Sequence[str], path: Path) -> Path:
-    """Write a list file: path and class index of each video."""
+    """Write a list file: path and class index of each video, 0 of a video without a class."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    indices = table["label"].map(list(names).index)
+    indices = table["label"].map(lambda label: list(names).index(label) if label else 0)
     table[["path"]].assign(label=indices).to_csv(path, header=False, index=False)
     return path

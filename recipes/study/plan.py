@@ -145,13 +145,15 @@ class Plan:
         """Copy the videos, and write the lists of each seed."""
         study = self.study
         table = prepare_clips(study.dataset, VideoArguments(**study.videos), Path(study.output) / VIDEOS)
-        self.names = sorted(set(table["label"]))
+        self.names = sorted(set(table["label"]) - {""})
         tests = study.evaluate_on == "test"
         train = table[table["part"] != "test"] if tests else table[table["part"] == "train"]
-        write_list(table[table["part"] == study.evaluate_on], self.names, self.folder / LISTS / "test.csv")
+        labelled = train["label"] != ""
+        is_tested = (table["part"] == study.evaluate_on) & (table["label"] != "")
+        write_list(table[is_tested], self.names, self.folder / LISTS / "test.csv")
         for seed, share in itertools.product(study.seeds, study.shares):
-            write_list(with_share(train, share, seed), self.names, self.list_of(seed, share))
-        write_list(train, self.names, self.folder / LISTS / "all.csv")
+            write_list(with_share(train[labelled], share, seed), self.names, self.list_of(seed, share))
+        write_list(train if labelled.all() else train[~labelled], self.names, self.folder / LISTS / "all.csv")
 
     def list_of(self, seed: int, share: float) -> Path:
         """The list of the labelled training videos of a seed."""

@@ -58,8 +58,14 @@ def test_segments_are_cut_around_their_middle(tmp_path):
     pd.DataFrame(rows).to_csv(folder / "words.csv", index=False)
     arguments = VideoArguments(segments="words.csv", segment_kind="digit", segment_frames=8, validation_fraction=0.3)
     table = prepare_clips(str(folder), arguments, tmp_path / "copies")
-    assert (len(table), set(table["label"])) == (6, {"0", "1"})
     frames = read_frames(table["path"][0], lambda total: range(total))
+    whole, table = table[table["label"] == ""], table[table["label"] != ""]
+    assert (len(table), set(table["label"])) == (6, {"0", "1"})
+    # the videos themselves, for pre-training, with all their frames; none holds a segment of the test
+    assert dict(zip(whole["name"], whole["part"])) == {
+        name.split("_")[0]: part for name, part in zip(table["name"], table["part"]) if part != "test"
+    }
+    assert len(read_frames(whole["path"].iloc[0], lambda total: range(total))) == 50
     assert np.abs(frames[:, 0, 0, 0] / 5 - np.arange(18, 26)).max() < 2
     with pytest.raises(ValueError, match="segment_kind=letter"):
         prepare_clips(str(folder), VideoArguments(segments="words.csv", segment_kind="letter"), tmp_path / "letters")
