@@ -62,9 +62,8 @@ def test_segments_are_cut_around_their_middle(tmp_path):
     whole, table = table[table["label"] == ""], table[table["label"] != ""]
     assert (len(table), set(table["label"])) == (6, {"0", "1"})
     # the videos themselves, for pre-training, with all their frames; none holds a segment of the test
-    assert dict(zip(whole["name"], whole["part"])) == {
-        name.split("_")[0]: part for name, part in zip(table["name"], table["part"]) if part != "test"
-    }
+    parts = table.set_index(table["name"].str.split("_").str[0])["part"]
+    assert whole.set_index("name")["part"].to_dict() == parts[parts != "test"].to_dict()
     assert len(read_frames(whole["path"].iloc[0], lambda total: range(total))) == 50
     assert np.abs(frames[:, 0, 0, 0] / 5 - np.arange(18, 26)).max() < 2
     with pytest.raises(ValueError, match="segment_kind=letter"):
