@@ -71,6 +71,7 @@ def test_comment_and_readme_say_batch_source_and_what_is_not_the_papers(name):
     assert "Not trained by us" in comment
 
 
+@pytest.mark.long
 def test_the_table_of_costs_is_what_the_command_says(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = (RECIPES / "README.md").read_text(encoding="utf-8")
@@ -109,9 +110,9 @@ def test_a_method_learns_at_a_tiny_size(name, tmp_path, tiny_models, toy_folder)
         "eval_split": "validation",
         "stride": 2,
         "bf16": False,
-        "num_train_epochs": 30,
+        "num_train_epochs": 15,
         "warmup_epochs": 2,
-        "base_learning_rate": 0.02,
+        "base_learning_rate": 0.04,
         "per_device_train_batch_size": 16,
         "gradient_accumulation_steps": 1,
         "dataloader_num_workers": 0,

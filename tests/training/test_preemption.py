@@ -62,7 +62,7 @@ def test_workers_outlive_a_signal_and_are_started_as_before():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["sys.exit(3)", "raise SystemError"])
+@pytest.mark.parametrize("end", [pytest.param("sys.exit(3)", marks=pytest.mark.long), "raise SystemError"])
 def test_workers_that_are_left_do_not_hold_up_the_end(end):
     script = f"""
 import sys, torch

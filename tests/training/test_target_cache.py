@@ -54,7 +54,7 @@ def passes(trainer: DistillationTrainer) -> list[int]:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.long),
         {
             "masks_per_clip": 2,
             "gradient_accumulation_steps": 2,
@@ -62,7 +62,7 @@ def passes(trainer: DistillationTrainer) -> list[int]:
             "per_device_train_batch_size": 4,
         },
         {"data_streaming": True, "data_stream_size": 32, "data_shuffle_buffer": 1},
-        pytest.param({"dataloader_num_workers": 3}, marks=pytest.mark.slow),
+        pytest.param({"dataloader_num_workers": 3}, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
     ids=["plain", "masks and accumulation", "stream", "workers"],
 )

@@ -31,6 +31,7 @@ from mvd_hf.data.augmentation import PretrainingAugmentation
 from mvd_hf.data.clips import ClipDataset, ClipSampler, SampleDataset
 from mvd_hf.data.masking import part_to_decode
 from mvd_hf.data.toy import make_toy_dataset
+from mvd_hf.hub import snippets
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.training.checkpoints import last_complete_checkpoint
 from mvd_hf.training.optimization import cosine_schedule
@@ -710,7 +711,8 @@ def test_a_nan_ends_a_run_that_logs_and_saves_nothing(tmp_path):
     assert trainer.state.global_step == 4  # at the end of the epoch, or after ten steps
 
 
-def test_the_card_is_written_as_scripts_ask_for_it(tmp_path):
+def test_the_card_is_written_as_scripts_ask_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(snippets, "run_snippet", lambda *args: "printed\n")
     config = videomae()
     args = arguments(tmp_path, num_train_epochs=1, warmup_epochs=0, license="apache-2.0")
     model, processor = MVDForPixelReconstruction(config), MVDVideoProcessor.for_model(config)
