@@ -22,7 +22,7 @@ from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
 from mvd_hf.evaluation.comparison import Comparison, ComparisonArguments, GridArguments, LabelledSplit
 from mvd_hf.evaluation.multiview import read_labels
 from mvd_hf.evaluation.tables import write_comparison
-from mvd_hf.finetuning.preparation import PreparationArguments, choose_clips, prepare_videos
+from mvd_hf.finetuning.preparation import PreparationArguments, choose_clips, prepare_videos, read_groups
 from mvd_hf.hub.licenses import hub_license
 from mvd_hf.hub.run_record import source_record
 from mvd_hf.teachers.families import read_config
@@ -68,7 +68,8 @@ def make_split(
     names = videos.names or [str(i) for i in range(videos.num_labels)]
     truth = read_labels(videos.validation, keys.label_column, len(names), videos.names, keys.label_names)
     files, _ = file_names(videos.train)
-    groups = group_videos(files, videos.labels.tolist(), label_names=videos.names)
+    sources = read_groups(videos.train, preparation.group_column)
+    groups = group_videos(files, videos.labels.tolist(), label_names=videos.names, sources=sources)
     return LabelledSplit(
         videos.train, videos.validation, videos.labels, truth, names, keys.sampling, data.stride, groups
     )

@@ -60,6 +60,7 @@ def test_groups_by_name_and_by_content():
     assert group_videos(names, None, pairs) == [0, 1, 0, 1, 0, 2, 2]
     chain = [NearDuplicate(i, i + 1, "overlap", 0.5, 1) for i in range(3, 6)]
     assert group_videos(names, None, chain) == [0, 1, 0, 2, 2, 2, 2]
+    assert group_videos(names, sources=["a", "b", "c", "b", None, None, "c"]) == [0, 1, 0, 1, 2, 0, 0]
 
 
 def test_groups_of_many_videos_in_a_long_chain():

@@ -64,6 +64,9 @@ def test_a_row_has_the_accuracy_its_interval_and_the_share_of_the_best_teacher()
     assert student["top1_low"] == pytest.approx(60 - 1.96 * 3.46, abs=1)
     assert student["top1_high"] == pytest.approx(60 + 1.96 * 3.46, abs=1)
     assert "top5" not in student
+    # all are of class 0: its F1 is 2 * 0.6 / 1.6, that of the class that is only predicted 0
+    assert student["macro_f1"] == pytest.approx(37.5)
+    assert student["macro_f1_low"] < 37.5 < student["macro_f1_high"]
 
 
 def test_top_5_is_reported_of_more_than_five_classes():

@@ -180,20 +180,22 @@ def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(0)
     inside = 0
     for trial in range(200):
-        hits, labels = rng.random(100) < 0.7, np.zeros(100, dtype=int)
-        draws = metrics.resampled_accuracies(hits, labels, metrics.resampling_weights(100, 500, seed=trial))
+        hits, labels = (rng.random(100) < 0.7).astype(int), np.zeros(100, dtype=int)
+        draws = metrics.resampled_metrics(1 - hits, labels, metrics.resampling_weights(100, 500, seed=trial))
         low, high = metrics.percentile_interval(draws["top1"])
         inside += low <= 0.7 <= high
     assert 0.89 <= inside / 200 <= 0.99
 
 
-def test_balanced_accuracy_counts_classes_equally_in_each_resample():
-    labels, hits = np.array([0] * 9 + [1]), np.array([True] * 9 + [False])
-    exact = metrics.resampled_accuracies(hits, labels, np.ones((1, 10)))
+def test_balanced_accuracy_and_macro_f1_count_classes_equally_in_each_resample():
+    labels, predictions = np.array([0] * 9 + [1]), np.zeros(10, dtype=int)
+    exact = metrics.resampled_metrics(predictions, labels, np.ones((1, 10)))
     assert exact["top1"] == pytest.approx([0.9])
     assert exact["balanced"] == pytest.approx([0.5])
+    assert exact["macro_f1"] == pytest.approx([18 / 19 / 2])
     without = np.array([[1.0] * 9 + [0.0]])  # the rare class was not drawn
-    assert metrics.resampled_accuracies(hits, labels, without)["balanced"] == pytest.approx([1.0])
+    for name in ("balanced", "macro_f1"):
+        assert metrics.resampled_metrics(predictions, labels, without)[name] == pytest.approx([1.0])
     weights = metrics.resampling_weights(10, 7, seed=3)
     assert weights.sum(axis=1).tolist() == [10] * 7
     assert np.array_equal(weights, metrics.resampling_weights(10, 7, seed=3))
@@ -203,6 +205,8 @@ def test_metrics_and_weights_for_unequal_classes_are_those_of_scikit_learn(rando
     labels, predictions = random.choice(5, 200, p=(0.6, 0.2, 0.15, 0.05, 0)), random.integers(5, size=200)
     counts = metrics.confusion_matrix(predictions, labels, 6)  # class 4 is only predicted, class 5 does not occur
     assert metrics.macro_f1(counts) == pytest.approx(f1_score(labels, predictions, average="macro"))
+    exact = metrics.resampled_metrics(predictions, labels, np.ones((1, 200)))
+    assert exact["macro_f1"] == pytest.approx([metrics.macro_f1(counts)])
     weights = metrics.balanced_class_weights(labels, 6)
     assert weights[:4] == pytest.approx(compute_class_weight("balanced", classes=np.arange(4), y=labels))
     assert weights[4:].tolist() == [1, 1]

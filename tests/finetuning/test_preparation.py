@@ -110,6 +110,39 @@ def test_training_videos_in_a_given_validation_set_are_found_by_content(splits, 
     assert len(unseen.validation) == 9
 
 
+def with_cameras(folder, name: str, paths, cameras) -> str:
+    """A parquet file of videos with their classes and cameras."""
+    labels = [path.parent.name for path in paths]
+    rows = datasets.Dataset.from_dict({"video": list(map(str, paths)), "label": labels, "camera": list(cameras)})
+    rows.cast_column("video", datasets.Video(decode=False)).to_parquet(folder / name)
+    return str(folder / name)
+
+
+def test_videos_of_a_group_are_on_one_side_of_the_split(classes, tmp_path):
+    paths = [path for path in sorted(classes.glob("*/*.mp4")) if path.stem != "copy"]
+    source = with_cameras(tmp_path, "all.parquet", paths, [int(path.stem) // 2 for path in paths])
+    by_camera = PreparationArguments(compare_content=False, group_column="camera")
+    videos = prepare(source, tmp_path, by_camera)
+    assert not set(videos.train["camera"]) & set(videos.validation["camera"])
+    assert len(videos.train) + len(videos.validation) == 20
+    with pytest.raises(ValueError, match=r"'lens'.*camera"):
+        prepare(source, tmp_path, PreparationArguments(compare_content=False, group_column="lens"))
+
+
+def test_groups_of_training_in_a_given_validation_set_follow_on_overlap(classes, tmp_path):
+    paths = [path for path in sorted(classes.glob("*/*.mp4")) if path.stem != "copy"]
+    source = with_cameras(tmp_path, "train.parquet", paths[::2], ["a"] * 10)
+    other = with_cameras(tmp_path, "val.parquet", paths[1::2], ["a", *"bbbbbbbbb"])
+
+    def validation(rule):
+        keys = PreparationArguments(compare_content=False, group_column="camera", on_overlap=rule)
+        return prepare(source, tmp_path, keys, data={"eval_dataset": other}).validation
+
+    with pytest.raises(ValueError, match=r"1 of 10 .* camera of training: 1 \(a\)"):
+        validation("raise")
+    assert (len(validation("keep")), len(validation("drop"))) == (10, 9)
+
+
 def test_a_validation_set_that_is_the_training_set_is_refused(splits, tmp_path):
     shutil.rmtree(splits / "val")
     shutil.copytree(splits / "train", splits / "val")

@@ -49,6 +49,7 @@ def group_videos(
     labels: Sequence[int] | None = None,
     duplicates: Sequence[NearDuplicate] = (),
     label_names: Sequence[str] | None = None,
+    sources: Sequence | None = None,
 ) -> list[int]:
     """Number of the group of each video, from 0 in the order of first videos. A split must not separate a group.
 
@@ -56,6 +57,7 @@ def group_videos(
         names: of the files; the same name is the same video.
         labels, label_names: as in `mvd_hf.curation.name_groups.name_groups`.
         duplicates: pairs of positions, from `find_near_duplicates`.
+        sources: of each video, such as its camera or its subject: one source is one group. `None` is no source.
     """
     parents = list(range(len(names)))
 
@@ -64,10 +66,12 @@ def group_videos(
             parents[i] = i = parents[parents[i]]
         return i
 
-    first: dict[tuple[str, str], int] = {}
-    for i, (name, group) in enumerate(zip(names, name_groups(names, labels, label_names), strict=True)):
-        for key in [("name", name), *([("group", group)] if group is not None else [])]:
-            parents[root(i)] = root(first.setdefault(key, i))
+    first: dict[tuple, int] = {}
+    known = {"name": names, "group": name_groups(names, labels, label_names), "source": sources or [None] * len(names)}
+    for i, values in enumerate(zip(*known.values(), strict=True)):
+        for key in zip(known, values, strict=True):
+            if key[1] is not None:
+                parents[root(i)] = root(first.setdefault(key, i))
     for pair in duplicates:
         parents[root(pair.second)] = root(pair.first)
     numbers: dict[int, int] = {}
@@ -167,6 +171,7 @@ def split_rows(
     seed: int = 0,
     fingerprints: Sequence[VideoFingerprint] | None = None,
     label_names: Sequence[str] | None = None,
+    sources: Sequence | None = None,
 ) -> Split:
     """Split videos into training and validation, class by class, so that no group is on both sides.
 
@@ -180,6 +185,7 @@ def split_rows(
         seed: of the choice.
         fingerprints: of the rows, from `read_fingerprints`; without them groups are by name alone.
         label_names: names of the classes.
+        sources: as in [`group_videos`].
 
     Raises:
         ValueError: if the fraction is not between 0 and 1, or there are not as many labels or fingerprints as rows.
@@ -197,7 +203,7 @@ def split_rows(
             f"None of the videos can be read: {listed([f'{names[i]}: {bad[i]}' for i in bad], NUM_NAMED)}."
         )
     duplicates = find_near_duplicates(fingerprints) if fingerprints is not None else []
-    groups = group_videos(names, labels, duplicates, label_names)
+    groups = group_videos(names, labels, duplicates, label_names, sources)
     contents: defaultdict[int, Counter] = defaultdict(Counter)
     for i in usable:
         contents[groups[i]][labels[i]] += 1

@@ -18,7 +18,7 @@ from torch import nn
 
 from .encoders import Encoder, EncoderArguments, PixelEncoder
 from .features import EXPORT_FORMATS, LabelledViews, export_features, extract_features
-from .metrics import percentile_interval, resampled_accuracies, resampling_weights, softmax, top_k_hits
+from .metrics import percentile_interval, resampled_metrics, resampling_weights, softmax, top_k_hits
 from .probing import AttentiveHead, ProbeArguments, fit_head, fit_linear, head_logits, nearest_neighbours
 from .views import ViewResults
 
@@ -379,17 +379,17 @@ class ComparisonResults:
         """A row for each outcome; accuracies in percent, intervals at 95 % by bootstrap over videos."""
         table = []
         for outcome in self.outcomes:
-            hits = self.hits(outcome)
-            draws = resampled_accuracies(hits, self.labels, self.weights)
+            predictions = self.probabilities(outcome).argmax(axis=1)
+            draws = resampled_metrics(predictions, self.labels, self.weights)
+            exact = resampled_metrics(predictions, self.labels, np.ones((1, len(predictions))))
             teacher = self.best_teacher(outcome.method)
-            row = {"model": outcome.model, "role": outcome.role, "method": outcome.method, "top1": 100 * hits.mean()}
-            row["top1_low"], row["top1_high"] = (100 * bound for bound in percentile_interval(draws["top1"]))
+            row = {"model": outcome.model, "role": outcome.role, "method": outcome.method}
+            for name, values in draws.items():
+                row[name] = 100 * float(exact[name][0])
+                row[f"{name}_low"], row[f"{name}_high"] = (100 * bound for bound in percentile_interval(values))
             if len(self.split.names) > FEW_CLASSES:
                 row["top5"] = 100 * self.hits(outcome, 5).mean()
-            exact = resampled_accuracies(hits, self.labels, np.ones((1, len(hits))))
-            row["balanced"] = 100 * float(exact["balanced"][0])
-            row["balanced_low"], row["balanced_high"] = (100 * b for b in percentile_interval(draws["balanced"]))
-            row["kept"] = None if teacher is None else 100 * hits.mean() / max(self.hits(teacher).mean(), 1e-12)
+            row["kept"] = None if teacher is None else row["top1"] / max(self.hits(teacher).mean(), 1e-12)
             facts = dict.fromkeys(("input", "parameters_m", "gflops_per_clip", "clips_per_s", "license"))
             table.append(row | facts | outcome.facts | {"setting": outcome.setting})
         return table

@@ -196,20 +196,24 @@ def resampling_weights(count: int, resamples: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
 
 
-def resampled_accuracies(hits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """`top1` and `balanced` accuracy (mean over the classes drawn) in each bootstrap resample, (resamples,) each.
+def resampled_metrics(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """`top1`, `balanced` accuracy and `macro_f1` in each bootstrap resample, (resamples,) each.
+
+    The last two are means over classes: those drawn, and those drawn or predicted (see [`macro_f1`]).
 
     Args:
-        hits: (N,) bool, whether the prediction is right.
+        predictions: (N,) class indices.
         labels: (N,) class indices.
-        weights: (resamples, N) from [`resampling_weights`].
+        weights: (resamples, N) from [`resampling_weights`]; ones for the videos themselves.
     """
-    classes = np.equal.outer(labels, np.unique(labels)).astype(np.float64)
-    totals = weights @ classes
-    recalls = np.divide(
-        weights @ (classes * hits[:, None]), totals, out=np.full(totals.shape, np.nan), where=totals > 0
-    )
-    return {"top1": weights @ hits / weights.sum(axis=1), "balanced": np.nanmean(recalls, axis=1)}
+    classes = np.union1d(labels, predictions)
+    true, predicted = (np.equal.outer(values, classes).astype(np.float64) for values in (labels, predictions))
+    right, drawn, named = (weights @ counts for counts in (true * predicted, true, predicted))
+    shares = {"balanced": (right, drawn), "macro_f1": (2 * right, drawn + named)}
+    return {"top1": right.sum(axis=1) / weights.sum(axis=1)} | {
+        name: np.nanmean(np.divide(part, of, out=np.full(of.shape, np.nan), where=of > 0), axis=1)
+        for name, (part, of) in shares.items()
+    }
 
 
 def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:

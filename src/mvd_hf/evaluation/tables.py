@@ -16,6 +16,7 @@ COLUMNS = {
     "top1": "top-1 (95 %)",
     "top5": "top-5",
     "balanced": "balanced (95 %)",
+    "macro_f1": "macro F1 (95 %)",
     "kept": "% of best teacher",
     "input": "frames x pixels",
     "parameters_m": "parameters (M)",

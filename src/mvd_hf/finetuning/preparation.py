@@ -51,12 +51,16 @@ class PreparationArguments:
         validation_fraction: share of each class for validation, if the data set has no validation split; 0 for none.
         compare_content: whether to compare videos by content, so that both sides share no footage; by default for
             data sets of at most 5000 videos.
-        on_overlap: how to handle validation videos whose footage is in training: `raise`, `drop` or `keep`.
+        on_overlap: how to handle validation videos whose footage, or whose value of `group_column`, is in training:
+            `raise`, `drop` or `keep`.
+        group_column: a column of `metadata.csv` or parquet, such as the camera or the subject; videos of one value
+            stay on one side of the split.
     """
 
     validation_fraction: float = 0.2
     compare_content: bool | None = None
     on_overlap: str = "raise"
+    group_column: str | None = None
 
     def __post_init__(self):
         if not 0 <= self.validation_fraction < 1:
@@ -161,6 +165,21 @@ def is_compared(arguments: PreparationArguments, num_videos: int) -> bool:
     return num_videos <= MAX_COMPARED if arguments.compare_content is None else arguments.compare_content
 
 
+def read_groups(rows: Rows, column: str | None) -> list | None:
+    """The values of a column that says which videos belong together; `None` without such a column.
+
+    Raises:
+        ValueError: if there is no such column, or the rows are a stream.
+    """
+    if column is None:
+        return None
+    if isinstance(rows, datasets.IterableDataset):
+        raise ValueError(f"group_column={column!r} needs a data set that is no stream: leave out streaming.")
+    if column not in rows.column_names:
+        raise ValueError(f"There is no group_column={column!r}; the columns are {', '.join(rows.column_names)}.")
+    return list(rows[column])
+
+
 def divide(
     rows: datasets.Dataset,
     labels: np.ndarray,
@@ -175,7 +194,13 @@ def divide(
         fingerprints = read_fingerprints(rows, cache=folder / FINGERPRINTS)
     fraction = arguments.validation_fraction
     split = split_rows(
-        rows, labels.tolist(), fraction=fraction, seed=seed, fingerprints=fingerprints, label_names=names
+        rows,
+        labels.tolist(),
+        fraction=fraction,
+        seed=seed,
+        fingerprints=fingerprints,
+        label_names=names,
+        sources=read_groups(rows, arguments.group_column),
     )
     if split.duplicates:
         files = [media_name(item) for item in rows[media_column(rows)]]
@@ -197,7 +222,9 @@ def divide(
 def without_overlap(
     train: datasets.Dataset, validation: datasets.Dataset, arguments: PreparationArguments, folder: Path
 ) -> datasets.Dataset:
-    """A validation set after the check for footage of the training set; see `on_overlap`."""
+    """A validation set after the check for groups and footage of the training set; see `on_overlap`."""
+    if arguments.group_column is not None:
+        validation = without_shared_groups(train, validation, arguments)
     if not is_compared(arguments, len(train) + len(validation)):
         return validation
     overlap = find_overlap_by_content(train, validation, cache=folder / FINGERPRINTS)
@@ -218,6 +245,23 @@ def without_overlap(
         raise ValueError("All videos of the validation set are in training: give another eval_dataset.")
     logger.warning("%d of %d validation videos are left out.", len(validation) - len(kept), len(validation))
     return validation.select(kept)
+
+
+def without_shared_groups(
+    train: datasets.Dataset, validation: datasets.Dataset, arguments: PreparationArguments
+) -> datasets.Dataset:
+    """A validation set after the check for values of `group_column` that are in training as well."""
+    column = arguments.group_column
+    known, values = set(read_groups(train, column)) - {None}, read_groups(validation, column)
+    kept = [i for i, value in enumerate(values) if value not in known]
+    if len(kept) == len(values):
+        return validation
+    shared = listed(sorted({str(value) for value in values if value in known}))
+    problem = f"{len(values) - len(kept)} of {len(values)} validation videos have a {column} of training: {shared}."
+    if arguments.on_overlap == "raise" or (arguments.on_overlap == "drop" and not kept):
+        raise ValueError(f"{problem} Give another validation set, or --on_overlap drop (some must be left) or keep.")
+    logger.warning("%s They are %s.", problem, "kept" if arguments.on_overlap == "keep" else "left out")
+    return validation if arguments.on_overlap == "keep" else validation.select(kept)
 
 
 @contextmanager
