@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mvd_hf.arguments import Plain, keys_of, read_value
-from mvd_hf.data.masking import part_to_decode
+from mvd_hf.data.masking import NOISE, mask_sampler, part_to_decode
 from mvd_hf.model.configuration_mvd import MVDConfig
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
 from mvd_hf.teachers.cache import CachedTeacher, CachingCollator, TargetCacheConfig, load_cached_teachers
@@ -183,9 +183,12 @@ class Distillation:
             generator = torch.Generator().manual_seed(seed)
             shape = (*clips.shape[:-2], size, size)
             batch[f"pixel_values_{size}"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        batch["bool_masked_pos"] = random_masks(config, count * masks, torch.device("cpu"), seed)
-        if masks > 1:
-            batch["bool_masked_pos"] = batch["bool_masked_pos"].unflatten(0, (count, masks))
+        if config.mask_type == "attention":
+            draw = mask_sampler(config.mask_type, config.grid, config.mask_ratio, count * masks)
+            key, drawn = NOISE, draw(generator=torch.Generator().manual_seed(seed)).view(count * masks, -1)
+        else:
+            key, drawn = "bool_masked_pos", random_masks(config, count * masks, torch.device("cpu"), seed)
+        batch[key] = drawn.unflatten(0, (count, masks)) if masks > 1 else drawn
         if config.num_decoded_patches < config.num_masked_patches:
             generator = torch.Generator().manual_seed(seed)
             batch["bool_decoded_pos"] = part_to_decode(batch["bool_masked_pos"], config.num_decoded_patches, generator)

@@ -1,4 +1,4 @@
-"""Tube, random and multi-block masks: how many patches, which ones, and refused ratios."""
+"""Tube, random, multi-block and attention-guided masks: how many patches, which ones, and refused ratios."""
 
 import math
 import re
@@ -12,6 +12,7 @@ from mvd_hf.data.masking import (
     BLOCK_ASPECTS,
     BLOCKS,
     MASKS,
+    attention_masks,
     block_mask,
     block_size,
     block_union,
@@ -179,3 +180,22 @@ def test_several_multi_block_masks_have_both_ranges_in_turn(monkeypatch):
 def test_a_ratio_below_what_blocks_cover_is_refused():
     with pytest.raises(ValueError, match=r"mask ratio of 0\.1 .* mask_ratio"):
         block_mask((2, 14, 14), 0.1, "long")
+
+
+def test_patches_are_visible_as_often_as_sequential_draws_by_attention_say():
+    """Of 4 patches 2 are visible: p_i + sum over j of p_j p_i / (1 - p_j), at each time by its own attention."""
+    draws, grid = 4000, (2, 2, 2)
+    attention = torch.tensor([[0.1, 0.2, 0.3, 0.4, 5.0, 1.0, 1.0, 3.0]])
+    draw = mask_sampler("attention", grid, 0.5, draws)
+    masks = attention_masks(attention, draw(generator=torch.Generator().manual_seed(0))[None], grid, 0.5)
+    visible = ~masks[0].view(draws, 2, 4)
+    assert (visible.sum(-1) == 2).all()
+    p = attention.view(2, 4) / attention.view(2, 4).sum(-1, keepdim=True)
+    odds = p / (1 - p)
+    expected = p + p * (odds.sum(-1, keepdim=True) - odds)
+    assert (visible.float().mean(0) - expected).abs().max() < 5 * 0.5 / draws**0.5
+
+
+def test_attention_masks_at_a_ratio_without_patches_are_refused():
+    with pytest.raises(ValueError, match=r"0\.01"):
+        mask_sampler("attention", GRID, 0.01)(generator=torch.Generator())

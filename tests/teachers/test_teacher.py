@@ -1,12 +1,13 @@
 """Frozen teachers: their inputs and targets, and errors for those that do not match the student."""
 
+import copy
 import os
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 from transformers.integrations import deepspeed
 
 from mvd_hf import MVDConfig, MVDForVideoClassification, MVDModel, TeacherConfig, load_teachers
@@ -105,9 +106,31 @@ def test_a_summary_is_the_class_token_or_the_mean_of_the_patches_behind_the_patc
     torch.testing.assert_close(features[:, :32, 32:], patches)
 
 
+VISION = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("kind", ["clip_vision_model", "dinov2_with_registers"])
+def test_the_attention_of_the_class_token_is_the_last_channel_and_changes_no_other(kind):
+    torch.manual_seed(0)
+    network = AutoModel.from_config(AutoConfig.for_model(kind, **VISION), attn_implementation="eager")
+    nn.init.normal_(next(p for name, p in network.named_parameters() if "q" in name and "weight" in name), std=3.0)
+    clip, options = clips(), {"target_norm": "layernorm", "layers": [1, 2], "summary": True}
+    plain = Teacher(TeacherConfig("m", **options), copy.deepcopy(network), GRID, num_frames=4)
+    plain.model.config._attn_implementation = "sdpa"
+    guide = Teacher(TeacherConfig("m", **options, guides_masks=True), copy.deepcopy(network), GRID, num_frames=4)
+    features = guide({32: clip})
+    assert features.shape == (3, 33, 65)
+    torch.testing.assert_close(features[..., :-1], plain({32: clip}))
+    frames = guide.normalize(clip[:, ::2].flatten(0, 1))
+    weights = network.eval()(frames, output_attentions=True).attentions[-1]
+    expected = weights[:, :, 0, guide.num_extra_tokens :].mean(1).reshape(3, 32)
+    torch.testing.assert_close(features[:, :32, -1], expected)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"guides_masks": True}, "guides_masks=True of the teacher 'm': it has no class token"),
         ({"layers": [1, 3]}, "layer=3 .* 2 layers"),
         ({"layers": [2, -1]}, r"\[2, -1\]"),
         ({"layers": [1, 1]}, r"\[1, 1\]"),

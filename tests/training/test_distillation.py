@@ -282,6 +282,24 @@ def test_the_loss_of_a_decoded_part_is_that_of_its_patches(tmp_path, tiny_teache
 
 
 @pytest.mark.parametrize(
+    ("mask_type", "guides", "found"),
+    [("attention", [], r"\[\]"), ("attention", ["a", "b"], r"\['a', 'b'\]"), ("tube", ["b"], r"\['b'\]")],
+)
+def test_masks_by_attention_need_one_teacher_that_guides_them(tmp_path, tiny_teachers, mask_type, guides, found):
+    teachers = teachers_of(tiny_teachers, **{n: {"kind": "image", "guides_masks": n in guides} for n in "ab"})
+    with pytest.raises(ValueError, match=f"mask_type='{mask_type}'.*{found}"):
+        DistillationTrainer(student_of(teachers, mask_type=mask_type), teachers, args=arguments(tmp_path))
+
+
+def test_masks_by_attention_refuse_a_data_set_that_draws_its_own(tmp_path, tiny_teachers):
+    teachers = teachers_of(tiny_teachers, a={"kind": "image", "guides_masks": True})
+    student = student_of(teachers, mask_type="attention")
+    trainer = DistillationTrainer(student, teachers, args=arguments(tmp_path), train_dataset=Clips(student.config))
+    with pytest.raises(ValueError, match="mask_noise"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
     ("masks_per_clip", "decoder_keep", "message"),
     [
         (2, 1.0, "masks_per_clip=2, but the data set draws 1 per clip"),
@@ -451,6 +469,32 @@ def test_running_statistics_and_loss_scales_resume_to_the_bit(tmp_path, tiny_tea
     assert_same_weights(whole.target_state, parts.target_state)
     assert whole.norms["dino_1"].count == 32 * (4 + 4 * 8)  # the fit, then each epoch
     assert whole.norms["clip"].count == 32 * 4  # fixed after the fit
+
+
+def test_a_warm_start_takes_the_statistics_that_its_decoders_were_trained_for(tmp_path, tiny_teachers):
+    """Of the teacher that is still the same; those of the other are fitted to the new clips."""
+
+    def make(layer: int, count: int, norm_clips: int = 4) -> DistillationTrainer:
+        entries = {"a": {"kind": "image"}, "b": {"kind": "video", "layer": layer}}
+        teachers = teachers_of(tiny_teachers, **{n: {**entry, "target_norm": "phi_s"} for n, entry in entries.items()})
+        student, options = student_of(teachers), {"max_steps": 1}
+        return DistillationTrainer(
+            student,
+            teachers,
+            norm_clips=norm_clips,
+            args=arguments(tmp_path / "run", **options),
+            train_dataset=Clips(student.config, count),
+        )
+
+    first = make(-1, 4)
+    first.train()
+    first.save_model()
+    second = make(1, 8, norm_clips=8)
+    second.take_statistics(tmp_path / "run")
+    second.train()
+    assert_same_weights(second.norms["a"], first.norms["a"])
+    assert (first.norms["b"].count, second.norms["b"].count) == (4 * 32, 8 * 32)
+    assert not torch.equal(second.norms["b"].rotation, first.norms["b"].rotation)
 
 
 def gradient_shares(trainer, batch) -> dict[str, float]:

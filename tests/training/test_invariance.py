@@ -84,7 +84,11 @@ def test_how_a_batch_is_split_does_not_matter(recipe, reference, tmp_path):
 def test_statistics_of_targets_and_loss_scales_are_those_of_one_process(recipe, tiny_teachers, tmp_path):
     norms = {"image": "standardize", "video": "phi_s"}
     options = {
-        "teachers": {name: {"model": tiny_teachers[name], "target_norm": norm} for name, norm in norms.items()},
+        "teachers": {
+            name: {"model": tiny_teachers[name], "target_norm": norm, "guides_masks": name == "image"}
+            for name, norm in norms.items()
+        },
+        "config": {**TINY, "num_frames": 4, "drop_path_rate": 0.0, "mask_type": "attention"},
         "balance": "loss_scale",
         "norm_clips": 16,
         "num_train_epochs": 2,
@@ -245,7 +249,10 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(recipe, reference, tmp_
 
 
 def test_two_processes_share_stored_targets_and_go_on_exactly_after_a_kill(recipe, tmp_path):
+    """With masks by the attention, which is stored as well."""
+    by_attention = {"teachers.image.guides_masks": True, "config.mask_type": "attention"}
     options = {"per_device_train_batch_size": 4, "dataloader_num_workers": 1, "save_steps": 1, "num_train_epochs": 3}
+    options |= by_attention
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(recipe, whole, 2, **options, **{"target_cache.folder": tmp_path / "a"})
     passes = [entry["teacher_passes"] for entry in history(whole).values()]

@@ -430,6 +430,11 @@ def pretraining_clips(
     height, width = config.frame_size
     if height != width:
         raise ValueError(f"Pre-training crops are square, the model wants {height}x{width} pixels.")
+    if config.mask_type == "attention":
+        if not teachers:
+            raise ValueError("mask_type=attention needs a teacher with guides_masks: choose another one for stage 1.")
+        if config.decoder_keep < 1:
+            raise ValueError(f"decoder_keep={config.decoder_keep} does not go with mask_type=attention.")
     num_clips = 1 if evaluation else training.clips_per_video
     masks_per_clip = 1 if evaluation else training.masks_per_clip
     mask = mask_sampler(config.mask_type, config.grid, config.mask_ratio, masks_per_clip)

@@ -16,6 +16,7 @@ from ..model.frame_sampling import check_fps, frames_by_seconds
 from ..model.video_reading import Frames, VideoReadError
 from .decoding import Item, open_media
 from .frame_memory import PROCESS_MEMORY, check_memory
+from .masking import NOISE
 from .sources import LabelReader, holds_images, media_column, media_name
 
 # keys of an item beside its tensors
@@ -52,7 +53,8 @@ class ClipSampler:
     Args:
         frames: chooses the frames of K clips, see `mvd_hf.model.frame_sampling`.
         augmentation: makes a clip of frames, see `mvd_hf.data.augmentation`.
-        mask: draws a mask (L,), or several (m, L) for the same clip; it is called with `generator=`.
+        mask: draws a mask (L,), or several (m, L) for the same clip; it is called with `generator=`. Noise (float),
+            from which masks are made later, becomes `mask_noise` of the clip.
         repeats: number of clips with the same frames and different crops (repeated augmentation).
         decoded: chooses the masked patches to decode, if not all; it is called with the mask and `generator=`.
         memory_gib: GiB of decoded frames that each process keeps for later epochs
@@ -134,7 +136,8 @@ class ClipSampler:
         first, *others = clips
         clip = {"pixel_values": clips[first], **{f"pixel_values_{size}": clips[size] for size in others}}
         if self.mask is not None:
-            clip["bool_masked_pos"] = self.mask(generator=mask_generator)
+            mask = self.mask(generator=mask_generator)
+            clip[NOISE if mask.is_floating_point() else "bool_masked_pos"] = mask
             if self.decoded is not None:
                 clip["bool_decoded_pos"] = self.decoded(clip["bool_masked_pos"], generator=mask_generator)
         return clip

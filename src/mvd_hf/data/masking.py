@@ -1,4 +1,4 @@
-"""The masks of pre-training, tube, random and multi-block, drawn per clip with an explicit generator."""
+"""The masks of pre-training, tube, random, multi-block and attention-guided, drawn with an explicit generator."""
 
 import math
 from collections.abc import Callable
@@ -14,6 +14,8 @@ BLOCKS = {"short": (8, 0.15), "long": (2, 0.7)}
 BLOCK_ASPECTS = (0.75, 1.5)
 # draws of blocks until the wanted number of patches is left visible
 BLOCK_ATTEMPTS = 1000
+# key of the noise that a clip has in place of masks which follow the attention of a teacher
+NOISE = "mask_noise"
 
 
 def count_to_mask(length: int, ratio: float) -> int:
@@ -118,6 +120,36 @@ def multi_block_mask(grid: Grid, ratio: float, generator: torch.Generator | None
     return multi_block_masks(grid, ratio, 1, generator)[0]
 
 
+def attention_noise(grid: Grid, ratio: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Noise (L,) from an exponential distribution, from which [`attention_masks`] makes the mask of a clip.
+
+    Arguments and errors as in [`tube_mask`].
+    """
+    count_to_mask(math.prod(grid[1:]), ratio)
+    return torch.empty(math.prod(grid)).exponential_(generator=generator)
+
+
+def attention_masks(attention: torch.Tensor, noise: torch.Tensor, grid: Grid, ratio: float) -> torch.Tensor:
+    """Masks in which patches of high attention are more likely to be visible (UMT, arXiv 2303.16058).
+
+    `int(ratio * rows * columns)` patches are masked at each time. The others are drawn without replacement, with
+    probabilities proportional to the attention: they are those of the largest attention / noise.
+
+    Args:
+        attention: (B, L), not negative, in any unit.
+        noise: (B, L), or (B, m, L) for m masks of each clip, from [`attention_noise`].
+        grid, ratio: as in [`tube_mask`].
+
+    Returns:
+        A bool tensor of the shape of the noise, True for masked patches.
+    """
+    num_visible = math.prod(grid[1:]) - count_to_mask(math.prod(grid[1:]), ratio)
+    attention = attention if noise.dim() == attention.dim() else attention[:, None]
+    scores = (attention.float() / noise).unflatten(-1, (grid[0], -1))
+    visible = scores.topk(num_visible, dim=-1).indices
+    return torch.ones_like(scores, dtype=torch.bool).scatter(-1, visible, False).flatten(-2)
+
+
 def several_masks(
     draw: Callable[..., torch.Tensor], count: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:
@@ -148,9 +180,13 @@ MASKS: dict[str, Callable[[Grid, float, torch.Generator | None], torch.Tensor]] 
 
 
 def mask_sampler(kind: str, grid: Grid, ratio: float, masks_per_clip: int = 1) -> Callable[..., torch.Tensor]:
-    """What draws the masks of a clip when called with `generator=`: (L,) bool, or (m, L) for m > 1 masks."""
+    """What draws the masks of a clip when called with `generator=`: (L,) bool, or (m, L) for m > 1 masks.
+
+    For `attention` it draws their noise, see [`attention_masks`].
+    """
+    draw = partial(attention_noise if kind == "attention" else MASKS[kind], grid, ratio)
     if masks_per_clip == 1:
-        return partial(MASKS[kind], grid, ratio)
+        return draw
     if kind == "multi_block":
         return partial(multi_block_masks, grid, ratio, masks_per_clip)
-    return partial(several_masks, partial(MASKS[kind], grid, ratio), masks_per_clip)
+    return partial(several_masks, draw, masks_per_clip)

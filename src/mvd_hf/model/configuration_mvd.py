@@ -60,8 +60,8 @@ class MVDConfig(PreTrainedConfig):
             embeddings of time, column and row (MVD); of column and row (MAE); or of the flattened index (VideoMAE).
         use_class_token (`bool`, defaults to `False`): whether a class token is prepended, without a position.
         mask_ratio (`float`, defaults to 0.9): part of the patches masked in pre-training.
-        mask_type (`"tube"`, `"random"` or `"multi_block"`, defaults to `"tube"`): one spatial mask for all times,
-            free, or V-JEPA's blocks over all times.
+        mask_type (`"tube"`, `"random"`, `"multi_block"` or `"attention"`, defaults to `"tube"`): one spatial mask for
+            all times, free, V-JEPA's blocks over all times, or UMT's masks by the attention of a teacher.
         decoder_keep (`float`, defaults to 1): part of the masked patches, drawn anew for each mask, that pre-training
             decodes; the others take no part in the decoders and the loss.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size
@@ -117,7 +117,7 @@ class MVDConfig(PreTrainedConfig):
     position_embedding_type: Literal["spacetime", "space", "flat"] = "spacetime"
     use_class_token: bool = False
     mask_ratio: float | int = 0.9
-    mask_type: Literal["tube", "random", "multi_block"] = "tube"
+    mask_type: Literal["tube", "random", "multi_block", "attention"] = "tube"
     decoder_keep: float | int = 1.0
     decoder_hidden_size: int | None = None
     decoder_num_hidden_layers: int = 2
@@ -221,13 +221,13 @@ class MVDConfig(PreTrainedConfig):
 
     @property
     def num_masked_patches(self) -> int:
-        """Masked patches in pre-training: `mask_ratio` of each frame, repeated (tube), or of the clip (others).
+        """Masked patches in pre-training: `mask_ratio` of each time (tube, attention) or of the clip (others).
 
         Raises:
             ValueError: if that is no patch, or every patch.
         """
         time, rows, columns = self.grid
-        repeats = time if self.mask_type == "tube" else 1
+        repeats = time if self.mask_type in ("tube", "attention") else 1
         candidates = time * rows * columns // repeats
         masked = int(self.mask_ratio * candidates)
         if not 0 < masked < candidates:

@@ -354,8 +354,9 @@ class CachedTeacher:
     def settings(self, precision: str) -> dict:
         """Whatever the targets of a clip follow from."""
         fields = {name: value for name, value in asdict(self.config).items() if name not in NEUTRAL}
-        if self.config.grid == "exact":
-            del fields["grid"]  # as earlier versions wrote it
+        for name, default in (("grid", "exact"), ("guides_masks", False)):
+            if fields[name] == default:
+                del fields[name]  # as earlier versions wrote it
         if self.config.target_norm != "layernorm":
             fields["target_norm"] = "none"  # statistics are applied to what is stored
         return {

@@ -4,6 +4,7 @@
 frozen module. `mvd_hf.teachers.families` lists the models that can teach.
 """
 
+import copy
 import logging
 import os
 import re
@@ -17,8 +18,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import deepspeed
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..model.loading_mvd import listed
 from .families import Architecture, TeacherFamily, find_family, import_family, read_config
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # with this variable `accelerate launch` asks for loading without weights in all processes but one
 RAM_EFFICIENT_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+# name of `attend_and_keep` in transformers
+KEEPING_ATTENTION = "mvd_keeping_class_attention"
 # the values of a TeacherConfig's fields
 CHOICES = {
     "frames": (None, "first_of_tubelet", "all", "clip"),
@@ -37,6 +41,7 @@ CHOICES = {
     "target_norm": ("none", "layernorm", "standardize", "phi_s"),
     "loss": ("smooth_l1", "l1", "l2", "cosine", "cosine_smooth_l1"),
     "summary": (False, True),
+    "guides_masks": (False, True),
     "on": ("masked", "visible", "all"),
     "visible_weighting": ("uniform", "distance"),
     "dtype": ("float32", "bfloat16", "float16"),
@@ -74,6 +79,8 @@ class TeacherConfig:
             distance to the nearest masked one (V-JEPA 2.1), in patches.
         summary: whether the student also predicts a summary of the clip: the teacher's class token, or the mean of its
             patches if it has none, averaged over the images of a clip. Its loss has the same `weight`.
+        guides_masks: whether the attention of its class token chooses the visible patches, for `mask_type: attention`
+            (UMT): that of the last layer that is computed, as a mean over heads and over the images of a tubelet.
         dtype: `float32`, `bfloat16` or `float16`, of its weights. A `float32` teacher runs under the trainer's
             autocast. The others run without it, as it would only cast their layer norms to float32 and back.
         compile: whether the model is compiled with `torch.compile`.
@@ -104,6 +111,7 @@ class TeacherConfig:
     visible_weight: float = 1.0
     visible_weighting: str = "uniform"
     summary: bool = False
+    guides_masks: bool = False
     dtype: str = "float32"
     compile: bool = False
     frames_per_pass: int | None = None
@@ -202,8 +210,20 @@ def tokens_of(output: Any) -> torch.Tensor:
     return output if torch.is_tensor(output) else output.last_hidden_state
 
 
+def attend_and_keep(module, query, key, value, attention_mask, scaling, **kwargs):
+    """Fused attention; the module keeps that of its class tokens to all tokens, a mean over heads (N, tokens)."""
+    scores = query[:, :, : module.num_class_tokens] @ key.transpose(2, 3) * scaling
+    module.class_attention = scores.float().softmax(dim=-1).mean(dim=(1, 2))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+AttentionInterface.register(KEEPING_ATTENTION, attend_and_keep)
+
+
 class Teacher(nn.Module):
     """A frozen model whose features are targets: `teacher(clips)` returns (B, L [+ 1], D), D of all its layers.
+
+    With `guides_masks` the attention of its class token is one more channel, the last one.
 
     Args:
         config: the entry of a recipe.
@@ -238,8 +258,9 @@ class Teacher(nn.Module):
         self.image_size = sizes.patch_size * student_grid[1] if config.image_size is None else config.image_size
         self.frames, self.frame_step, self.input_frames = self._choose_frames(sizes, num_frames)
         self.layers, self.layer_dim = self._layers(sizes.num_hidden_layers), sizes.hidden_size
-        self.feature_dim = self.layer_dim * len(self.layers)
+        self.feature_dim = self.layer_dim * len(self.layers) + config.guides_masks
         self.model, final_norm = self.family.take_encoder(model, self._grid(sizes, num_frames), max(self.layers))
+        self.guide = self._keep_attention(sizes.num_class_tokens) if config.guides_masks else None
         self.inner_states: dict[int, torch.Tensor] = {}
         for number in self.layers:
             if number < max(self.layers):
@@ -341,6 +362,25 @@ class Teacher(nn.Module):
         else:
             layers[0].register_forward_pre_hook(keep_input, with_kwargs=True)
 
+    def _keep_attention(self, num_class_tokens: int) -> nn.Module:
+        """The attention of the last layer, which from now on keeps that of the class tokens.
+
+        Raises:
+            ValueError: if there is no class token, or no attention of transformers.
+        """
+        last = self.model.get_submodule(self.family.layers)[-1:]
+        found = [each for each in last.modules() if hasattr(each, "is_causal") and hasattr(each, "config")]
+        if not num_class_tokens or len(found) != 1:
+            lacks = "no layer whose attention can be read" if num_class_tokens else "no class token"
+            raise ValueError(
+                f"guides_masks=True of the teacher {self.config.model!r}: it has {lacks}. Choose an image model with "
+                "one, such as CLIP or DINOv2, or another mask_type."
+            )
+        attention = found[0]
+        attention.num_class_tokens, attention.config = num_class_tokens, copy.copy(attention.config)
+        attention.config._attn_implementation = KEEPING_ATTENTION
+        return attention
+
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode, whatever the mode."""
         return super().train(False)
@@ -383,6 +423,10 @@ class Teacher(nn.Module):
                 for state in states
             ]
             parts = [self._tokens(state) for state in states]
+            if self.guide is not None:
+                attention = self.guide.class_attention[:, self.num_extra_tokens :, None]
+                num_summaries = parts[0].shape[1] - attention.shape[1]
+                parts.append(nn.functional.pad(attention, (0, 0, 0, num_summaries)).to(parts[0].dtype))
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _tokens(self, state: torch.Tensor) -> torch.Tensor:
@@ -440,8 +484,10 @@ class Teacher(nn.Module):
             features = features.flatten(1, 2)
         features = features if summary is None else torch.cat([features, summary], dim=1)
         if self.config.target_norm == "layernorm":
-            layers = features.unflatten(-1, (-1, self.layer_dim))
+            width = self.layer_dim * len(self.layers)
+            layers, attention = features[..., :width].unflatten(-1, (-1, self.layer_dim)), features[..., width:]
             features = nn.functional.layer_norm(layers, (self.layer_dim,), eps=1e-6).flatten(-2)
+            features = features if self.guide is None else torch.cat([features, attention], dim=-1)
         return features
 
 

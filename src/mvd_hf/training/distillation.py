@@ -1,5 +1,6 @@
 """Stage 2, spatial-temporal co-teaching (paper, Alg. 1): predicting the teachers' features of masked patches."""
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -7,14 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
 
 from ..data.clips import IS_BLANK
+from ..data.masking import NOISE, attention_masks
 from ..hub.run_record import precision_of, source_record, without_private_parts
 from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import MVDForFeatureDistillation
-from ..teachers.cache import LOOKUPS, CachedTeacher, CachingCollator, clips_by_size
+from ..teachers.cache import LOOKUPS, NEUTRAL, CachedTeacher, CachingCollator, clips_by_size
 from ..teachers.targets import split_features, student_fields, target_norms, targets_of
 from ..teachers.teacher import TeacherConfig
 from .diagnostics import OnlineProbe, agreement, effective_rank, gram_matrix
@@ -26,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 PROBE = "online_probe.pt"
 TARGET_STATE = "target_state.pt"
+# below the folder of each saved model, where no program takes it for weights of the model
+STATISTICS, TEACHERS = Path("targets", "statistics.safetensors"), "teachers"
 BALANCES = (None, "loss_scale")
 # clips that statistics of targets are fitted to
 NORM_CLIPS = 512
@@ -40,6 +46,21 @@ def check_student(config: MVDConfig, teachers: Mapping[str, TeacherConfig], widt
                 f"The student's {field} {has} do not match those of the teachers, {needed}: set them with "
                 "mvd_hf.teachers.fit_student."
             )
+
+
+def choose_guide(config: MVDConfig, teachers: Mapping[str, TeacherConfig]) -> str | None:
+    """The teacher whose attention chooses the visible patches, if the masks are of that kind.
+
+    Raises:
+        ValueError: if there is not exactly one, or there is one for other masks.
+    """
+    guides = [name for name, teacher in teachers.items() if teacher.guides_masks]
+    if len(guides) != (config.mask_type == "attention"):
+        raise ValueError(
+            f"mask_type={config.mask_type!r}, and the teachers with guides_masks are {guides}: mask_type: attention "
+            "needs exactly one, other masks none."
+        )
+    return guides[0] if guides else None
 
 
 class FitCallback(TrainerCallback):
@@ -101,6 +122,7 @@ class DistillationTrainer(MVDTrainer):
         configs = {name: teacher.config for name, teacher in teachers.items()}
         widths = {name: teacher.layer_dim for name, teacher in teachers.items()}
         check_student(model.config, configs, widths)
+        self.guide = choose_guide(model.config, configs)
         if balance not in BALANCES:
             raise ValueError(f"There is no balance={balance!r}; choose loss_scale or null.")
         self.targets, self.norm_clips = targets_of(configs, widths), norm_clips
@@ -130,7 +152,9 @@ class DistillationTrainer(MVDTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Weighted sum of the losses against each teacher; each is logged as `loss_<target>`, with diagnostics."""
-        features = self.normalized(self.teacher_features(inputs), inputs)
+        features = self.teacher_features(inputs)
+        inputs = self.with_masks(inputs, features)
+        features = self.normalized(features, inputs)
         seen = self.model_inputs({name: value for name, value in inputs.items() if name != LOOKUPS})
         outputs = model(**seen)
         config = self.model.config
@@ -167,6 +191,17 @@ class DistillationTrainer(MVDTrainer):
         with torch.no_grad(), self.accelerator.autocast():
             return {name: teacher(clips, **lookups.get(name, {})) for name, teacher in self.teachers.items()}
 
+    def with_masks(self, inputs: dict, features: Mapping[str, torch.Tensor]) -> dict:
+        """A batch with masks, which follow the features of the teacher that guides them if there is one."""
+        if self.guide is None:
+            return inputs
+        if NOISE not in inputs:
+            raise ValueError(f"mask_type=attention, but a batch has no {NOISE}: use mvd_hf.data.pretraining_clips.")
+        config = self.model.config
+        attention = features[self.guide][:, : config.num_patches, -1]
+        masks = attention_masks(attention, inputs[NOISE], config.grid, config.mask_ratio)
+        return {name: value for name, value in inputs.items() if name != NOISE} | {"bool_masked_pos": masks}
+
     def normalized(self, features: Mapping[str, torch.Tensor], inputs: Mapping) -> dict[str, torch.Tensor]:
         """Features by target, normalized by statistics, to which a training batch adds where they are running."""
         parts = split_features(features, self.targets)
@@ -190,16 +225,51 @@ class DistillationTrainer(MVDTrainer):
         """Sum of a tensor over the processes."""
         return self.accelerator.reduce(tensor, "sum")
 
+    def teachers_of_targets(self) -> dict[str, dict]:
+        """What the features of each normalized target follow from."""
+        relevant = {
+            name: {key: value for key, value in asdict(each.config).items() if key == "model" or key not in NEUTRAL}
+            for name, each in self.teachers.items()
+        }
+        teachers = json.loads(json.dumps(without_private_parts(relevant)))
+        return {t.features: teachers[t.teacher] for t in self.targets.values() if t.features in self.norms}
+
+    def take_statistics(self, folder: str | Path):
+        """Take the statistics of targets of the run that saved a model, as its decoders predict targets by these.
+
+        Targets of other teachers or settings are left out: their statistics are fitted to the clips.
+        """
+        path = Path(folder) / STATISTICS
+        if not path.is_file():
+            return
+        with safe_open(path, "pt", str(self.args.device)) as file:
+            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            teachers = json.loads(file.metadata()[TEACHERS])
+        for name, teacher in self.teachers_of_targets().items():
+            norm = self.norms[name]
+            if teachers.get(name) == teacher:
+                norm.load_state_dict({key: stored[f"{name}.{key}"] for key in norm.state_dict()})
+                norm.is_fitted = True
+                logger.info("The statistics of the target %s are those of %s.", name, folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and len(self.norms) and all(norm.is_fitted for norm in self.norms.values()):
+            path = Path(output_dir or self.args.output_dir) / STATISTICS
+            path.parent.mkdir(exist_ok=True)
+            save_file(self.norms.state_dict(), path, {TEACHERS: json.dumps(self.teachers_of_targets())})
+
     def fit_norms(self):
-        """Fit the statistics of targets to the clips of the first steps, unless a checkpoint has them."""
-        if all(norm.is_fitted for norm in self.norms.values()):
+        """Fit the statistics of targets to the clips of the first steps, but for those that a checkpoint has."""
+        norms = {name: norm for name, norm in self.norms.items() if not norm.is_fitted}
+        if not norms:
             return
         num_steps = math.ceil(self.norm_clips / (self.args.total_batch_size * self.args.clips_per_video))
         for inputs in first_batches(self.train_dataset, self.epoch_sampler, self.args, self.data_collator, num_steps):
             parts = split_features(self.teacher_features(self._prepare_inputs(inputs)), self.targets)
-            for name, norm in self.norms.items():
+            for name, norm in norms.items():
                 norm.update(parts[name], self.sum_tensor, inputs.get(IS_BLANK, False))
-        for name, norm in self.norms.items():
+        for name, norm in norms.items():
             norm.finish(name)
             if self.is_world_process_zero():
                 logger.info(
