@@ -71,7 +71,15 @@ def make_split(
     sources = read_groups(videos.train, preparation.group_column)
     groups = group_videos(files, videos.labels.tolist(), label_names=videos.names, sources=sources)
     return LabelledSplit(
-        videos.train, videos.validation, videos.labels, truth, names, keys.sampling, data.stride, groups
+        videos.train,
+        videos.validation,
+        videos.labels,
+        truth,
+        names,
+        keys.sampling,
+        data.stride,
+        groups,
+        preparation.group_column,
     )
 
 

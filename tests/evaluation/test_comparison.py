@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -118,6 +119,11 @@ def test_everything_is_written(split, tmp_path):
     assert predictions["student linear"].tolist() == ["stripes"] * 4 + ["checkerboard"] * 12
     assert (tmp_path / "table.png").stat().st_size > 5000
     assert len(pd.read_csv(tmp_path / "differences.csv")) == 1
+
+
+def test_the_protocol_names_the_column_of_groups(split):
+    grouped = replace(split, groups=list(range(32)), group_column="camera")
+    assert "(by camera)" in Comparison(ComparisonArguments({"a": "x"}), GridArguments(), grouped).protocol()
 
 
 def test_markdown_is_aligned():

@@ -132,6 +132,7 @@ class LabelledSplit:
         sampling: `dense` or `uniform`, of the frames of a clip.
         stride: of dense clips of 16 frames.
         groups: of each training video: a group is held out as a whole where settings are chosen.
+        group_column: the column that the groups follow besides names, if there is one.
     """
 
     train: datasets.Dataset
@@ -142,6 +143,7 @@ class LabelledSplit:
     sampling: str = "uniform"
     stride: int = 4
     groups: Sequence[int] | None = None
+    group_column: str | None = None
 
 
 @dataclass
@@ -318,11 +320,13 @@ class Comparison:
         """What was done, in a line."""
         split, arguments = self.split, self.arguments
         frames = f"dense, stride {split.stride} at 16 frames" if split.sampling == "dense" else "uniform"
+        unit = "video" if split.groups is None else "group of videos"
+        unit += f" (by {split.group_column})" if split.group_column else ""
         return (
             f"{len(split.train)} training and {len(split.test)} test videos, {len(split.names)} classes; frozen "
             f"encoders; {frames}; {self.probe.probe_clips} clips per training video, {arguments.test_clips} x "
             f"{arguments.test_crops} views (clips x crops) per test video; settings chosen on every fifth training "
-            f"{'video' if split.groups is None else 'group of videos'}, then fitted to all; seed {arguments.seed}."
+            f"{unit}, then fitted to all; seed {arguments.seed}."
         )
 
 

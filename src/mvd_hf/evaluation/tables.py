@@ -86,7 +86,7 @@ def draw_comparison(results: ComparisonResults) -> Figure:
     axes.set_xlabel(f"top-1 accuracy on {len(results.rows)} videos in %, 95 % intervals")
     for role in {row["role"]: None for row in table[::-1]}:
         axes.barh([0], [0], color=COLORS[role], label=role)
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside upper right", ncols=len(COLORS), fontsize=8)
     return figure
 
 
