@@ -1,10 +1,10 @@
-"""The cost of distillation recipes: FLOPs per clip of student, decoders and each teacher, and GPU hours.
+"""The cost of distillation recipes: FLOPs per clip of student, decoders and each teacher, GPU hours, and memory.
 
     python recipes/cost.py recipes/mvd-vit-b-from-vit-l/distill.yaml [--mfu 0.4 --device_tflops 989 ...]
 
-Needs no network, no data and no weights; a recipe that starts from a checkpoint needs its configuration. One recipe
-is listed part by part, several are the rows of a Markdown table.
-Which operations count: `mvd_hf.training.costs`; teachers with a `target_cache` count with the mean over the epochs.
+Needs no network, data or weights; of a checkpoint that a recipe starts from, the configuration. One recipe is listed
+part by part, several are rows of a Markdown table. Which operations count: `mvd_hf.training.costs`; teachers with a
+`target_cache` count with the mean over the epochs.
 Keys: the assumptions (below), and all keys of `recipes/distill.py`.
 """
 
@@ -12,11 +12,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvd_hf import MVDTrainingArguments
 from mvd_hf.arguments import HELP, find_recipe, parse_arguments, run_script
-from mvd_hf.data.arguments import DataArguments
 from mvd_hf.hub.warm_start import StartingPoint
-from mvd_hf.recipes.distill import StudentArguments
+from mvd_hf.recipes.distill import KINDS
 from mvd_hf.teachers import TargetCacheConfig
 from mvd_hf.training import costs
 
@@ -35,9 +33,6 @@ class CostArguments:
     device_tflops: float = 989.0
     num_videos: int = 240_000
 
-    def hours(self, flops_per_clip: float, clips: float) -> float:
-        return costs.gpu_hours(flops_per_clip * clips, self.device_tflops, self.mfu)
-
     def summary(self) -> str:
         return (
             f"Assumed: {self.num_videos:,} videos per epoch, a device of {self.device_tflops:g} TFLOP/s, "
@@ -45,12 +40,17 @@ class CostArguments:
         )
 
 
-def recipe_cost(arguments: list[str]) -> tuple[CostArguments, list[costs.Part], float, str]:
-    """The assumptions, the FLOPs per clip, the number of clips of the whole run and what is stored on disk."""
-    kinds = StudentArguments, DataArguments, MVDTrainingArguments, CostArguments
-    recipe, _, training, assumed = parse_arguments([*arguments, "--use_cpu"], *kinds)
+def read_recipe(arguments: list[str]) -> tuple:
+    """The student and teachers, the training and the assumptions of a recipe, and the student's configuration."""
+    recipe, _, training, assumed = parse_arguments([*arguments, "--use_cpu"], *KINDS, CostArguments)
     config = StartingPoint(recipe.student, recipe.config, recipe.keep_layers).config
     costs.fit_to_teachers(config, recipe.teachers)
+    return recipe, training, assumed, config
+
+
+def recipe_cost(arguments: list[str]) -> tuple[CostArguments, list[costs.Part], float, str]:
+    """The assumptions, the FLOPs per clip, the number of clips of the whole run and what is stored on disk."""
+    recipe, training, assumed, config = read_recipe(arguments)
     parts = costs.distillation_parts(config, recipe.teachers, training.masks_per_clip)
     clips, stored = assumed.num_videos * training.clips_per_video, ""
     if recipe.target_cache:
@@ -68,7 +68,7 @@ def table(recipes: list[str], options: list[str]) -> str:
     lines = [["recipe", *columns, "million clips", "GPU hours"]]
     for recipe, (assumed, _, clips, _) in rows.items():
         cells = [f"{tflops[recipe][key]:.3f}" if key in tflops[recipe] else "-" for key in columns]
-        hours = assumed.hours(tflops[recipe]["together"] * 1e12, clips)
+        hours = costs.gpu_hours(tflops[recipe]["together"] * 1e12 * clips, assumed.device_tflops, assumed.mfu)
         path = Path(recipe)
         name = path.parent.name if path.stem == "distill" else f"{path.parent.name}/{path.stem}"
         lines.append([f"`{name}`", *cells, f"{clips / 1e6:.0f}", f"{hours:,.0f}"])
@@ -87,10 +87,11 @@ def main(arguments: list[str]):
     if len(recipes) > 1:
         logging.info("%s\n\n%s", table(recipes, options), assumed.summary())
         return
-    per_clip = sum(part.training for part in parts)
+    flops = clips * sum(part.training for part in parts)
     logging.info("%s\n\n%s: %.1f million clips.", costs.format_parts(parts), recipes[0], clips / 1e6)
-    logging.info("%.3g FLOPs, %.0f GPU hours.", per_clip * clips, assumed.hours(per_clip, clips))
-    logging.info("%s%s", assumed.summary(), stored)
+    logging.info("%.3g FLOPs, %.0f GPU hours.", flops, costs.gpu_hours(flops, assumed.device_tflops, assumed.mfu))
+    recipe, training, _, config = read_recipe([*recipes, *options])
+    logging.info("%s%s\n%s", assumed.summary(), stored, costs.describe_memory(config, recipe.teachers, training))
 
 
 if __name__ == "__main__":

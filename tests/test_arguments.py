@@ -441,6 +441,7 @@ def test_only_the_first_process_of_a_machine_reports_a_mistake_at_once(monkeypat
 
 MISTAKES = [
     ("distill", ["--teachers.image.weight", "heavy"], "teachers.image.weight"),
+    ("distill", ["--dataset", "x"], "--teachers.image"),
     ("pretrain", ["--dataset", "x", "--config.hidden_size", "large"], "config.hidden_size"),
     ("finetune", ["--stride", "four"], "stride"),
     ("finetune", ["--model=x", "--dataset=x", "--method=knn", "--num_train_epochs=3"], "num_train_epochs"),

@@ -18,7 +18,13 @@ from mvd_hf import (
     MVDVideoProcessor,
     load_classifier,
 )
-from mvd_hf.hub.loading import check_fps_of_source, load_detector, load_processor, load_trained_classifier
+from mvd_hf.hub.loading import (
+    check_fps_of_source,
+    check_source,
+    load_detector,
+    load_processor,
+    load_trained_classifier,
+)
 from mvd_hf.model.loading_mvd import CheckpointMismatchError
 from tiny_models import TINY
 
@@ -232,6 +238,9 @@ def test_what_is_no_model_is_refused_with_the_remedy(tmp_path, monkeypatch):
         load_classifier("nowhere", 3)
     with pytest.raises(ValueError, match=r"'drop_path_rat'.*'drop_path_rate'"):
         load_classifier("mvd-s", 3, {"drop_path_rat": 0.1})
+    for load in (load_trained_classifier, check_source):
+        with pytest.raises(ValueError, match=rf"'{tmp_path}'.*model_type"):
+            load(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ValueError, match=r"'vit'.*MVD and VideoMAE"):
         load_classifier(str(tmp_path), 3)

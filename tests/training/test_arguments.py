@@ -153,3 +153,11 @@ def test_bfloat16_without_a_gpu_names_the_keys_that_help(tmp_path, monkeypatch, 
     with pytest.raises(ValueError, match=rf"{name}=True.*--{name} false.*--use_cpu"):
         MVDTrainingArguments(output_dir=str(tmp_path), **{name: True})
     assert getattr(MVDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: True}), name)
+
+
+def test_a_tracker_that_is_unknown_or_not_installed_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("mvd_hf.training.arguments.get_available_reporting_integrations", lambda: ["tensorboard"])
+    for name in ("wandbb", "wandb"):
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            arguments(output_dir=str(tmp_path), report_to=["tensorboard", name])
+    assert arguments(output_dir=str(tmp_path), report_to="tensorboard").report_to == ["tensorboard"]

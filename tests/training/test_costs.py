@@ -3,9 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 import transformers
 
-from mvd_hf import MVDConfig, TeacherConfig
+from mvd_hf import MVDConfig, MVDForFeatureDistillation, TeacherConfig
 from mvd_hf.training.costs import (
     HUB_MODELS,
     classifier_flops,
@@ -13,10 +14,13 @@ from mvd_hf.training.costs import (
     encoder_flops,
     format_parts,
     gpu_hours,
+    kept_bytes,
     reconstruction_flops,
     student_parts,
     teacher_flops,
     teacher_model_config,
+    teacher_network,
+    training_memory,
     training_tflops,
 )
 
@@ -184,3 +188,27 @@ def test_the_text_and_the_row_of_a_table_add_up():
     assert row["decoders"] == pytest.approx(2 * 3 * parts[1].forward / 1e12)  # forward and backward
     assert row["teacher video"] == pytest.approx(parts[-1].forward / 1e12)  # forward only, once for both masks
     assert f"{row['together']:.4g}" in format_parts(parts).splitlines()[-1]
+
+
+def test_memory_per_clip_is_what_a_forward_pass_keeps():
+    config = student()
+    mask = torch.arange(config.num_patches).expand(2, -1) < config.num_masked_patches
+    model, kept = MVDForFeatureDistillation(config), {}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.setdefault(tensor.untyped_storage()._cdata, tensor), lambda tensor: tensor
+        ),
+        torch.autocast("cpu"),
+    ):
+        model(torch.zeros(2, 4, 3, 64, 64, dtype=torch.uint8), bool_masked_pos=mask)
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    size = sum(tensor.untyped_storage().nbytes() for number, tensor in kept.items() if number not in own)
+    assert kept_bytes(config, 2) == pytest.approx(size, rel=0.01)
+    teachers = {
+        name: {"model": "teachers/mae-b", "dtype": dtype} for name, dtype in (("a", "float32"), ("b", "bfloat16"))
+    }
+    fixed, per_clip = training_memory(config, teachers)
+    weights = 6 * sum(each.numel() for each in teacher_network(TeacherConfig("teachers/mae-b")).parameters())
+    assert fixed * 1e9 == pytest.approx(18 * model.num_parameters() + weights)
+    assert training_memory(config, {}, masks_per_clip=3)[1] == pytest.approx(3 * per_clip)
+    assert training_memory(config, {}, gradient_checkpointing=True)[1] < 0.7 * per_clip

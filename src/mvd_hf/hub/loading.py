@@ -49,6 +49,8 @@ def read_stored_config(source: str) -> dict:
     check_path(source, "model")
     try:
         stored, _ = PreTrainedConfig.get_config_dict(source)
+        if "model_type" not in stored:
+            raise ValueError("it does not say its model_type")
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"The model {source!r} cannot be loaded: give a folder with a {CONFIG_NAME}, the id of a model of the "
@@ -146,7 +148,7 @@ def load_source(source: str, overrides: Mapping) -> tuple[MVDConfig, Weights | N
 def check_source(source: str):
     """Raise ValueError if there is no such model to start from, before long work: only its configuration is read."""
     path = Path(source)
-    if not is_published_name(source) and not path.is_file() and not (path.is_dir() and any(path.glob("*.pt"))):
+    if not is_published_name(source) and not path.is_file() and not any(path.rglob("*.pt")):
         read_stored_config(source)
 
 

@@ -97,7 +97,16 @@ def targets_of(teachers: Mapping[str, TeacherConfig], widths: Mapping[str, int])
 
 
 def student_fields(teachers: Mapping[str, TeacherConfig], widths: Mapping[str, int]) -> dict[str, dict]:
-    """The fields of a student's configuration that say what it predicts; arguments as in [`targets_of`]."""
+    """The fields of a student's configuration that say what it predicts; arguments as in [`targets_of`].
+
+    Raises:
+        ValueError: if there is no teacher.
+    """
+    if not teachers:
+        raise ValueError(
+            "There is no teacher: give a recipe (`mvd-hf recipes` lists them) or name one, such as "
+            "--teachers.image facebook/dinov2-base; `mvd-hf teachers` lists models that can teach."
+        )
     return {
         "teacher_dims": {name: widths[name] * len(each.layers or [each.layer]) for name, each in teachers.items()},
         "teacher_tokens": {name: each.on for name, each in teachers.items() if each.on != "masked"},

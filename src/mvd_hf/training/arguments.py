@@ -7,11 +7,17 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.utils import is_torch_bf16_gpu_available
 
 logger = logging.getLogger(__name__)
 
+# trackers that transformers knows and does not list as installed
+UNLISTED_TRACKERS = ("azure_ml", "flyte")
 RATES = "a warm-up and a cosine: set warmup_epochs, schedule_epochs and base_min_learning_rate"
 GROUPS = "the model's parameters have rates and weight decays of their own"
 NO_TEXT = "there is no text in training"
@@ -111,6 +117,7 @@ class MVDTrainingArguments(TrainingArguments):
                 )
         super().__post_init__()
         check_processes(self.world_size)
+        check_trackers(self.report_to)
         self._check()
         self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type == "cuda"
@@ -190,3 +197,12 @@ def check_processes(world_size: int):
             "accelerate launch --cpu was asked for several processes and has started one: batch and learning rate are "
             "those of one. For several, set ACCELERATE_USE_CPU=true and launch with --multi_gpu instead of --cpu."
         )
+
+
+def check_trackers(names: list[str]):
+    """Raise ValueError for a tracker that transformers does not know or that is not installed."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(f"report_to={name!r} is no tracker: choose {', '.join(INTEGRATION_TO_CALLBACK)} or none.")
+        if name not in (*get_available_reporting_integrations(), *UNLISTED_TRACKERS):
+            raise ValueError(f"report_to={name!r} is not installed: pip install {name}, or choose another tracker.")

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import (
@@ -26,9 +28,12 @@ from ..teachers.cache import DTYPES, TargetCacheConfig, empty_teacher
 from ..teachers.families import import_family, read_config
 from ..teachers.targets import student_fields
 from ..teachers.teacher import Teacher, TeacherConfig, choose_family
+from .arguments import MVDTrainingArguments
 
 # forward and backward pass of what is trained, as multiples of the forward pass
 TRAINING_PASSES = 3
+# bytes of a trained parameter: itself, its gradient and the two moments of AdamW in float32, and a copy in bfloat16
+BYTES_PER_PARAMETER = 18
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 HUGE = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
 # configurations of models of the Hub, so that the cost of a recipe needs neither network nor weights
@@ -272,6 +277,65 @@ def describe_stored_targets(
         f"Targets on disk: {size / 1e6:.1f} MB per clip in {cache.dtype}, {total:,.0f} GB for {cache.views} views of "
         f"{num_clips:,} clips. It pays after {cache.views} epochs, as later ones have no pass of these teachers, "
         f"where the disk gives {rate:.2f} GB/s to each device."
+    )
+
+
+def kept_bytes(config: MVDConfig, num_clips: int, gradient_checkpointing: bool = False) -> int:
+    """Bytes that a student's forward pass in bfloat16 keeps for its backward pass, without computing it."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with FakeTensorMode(), no_init_weights():
+        model = MVDForFeatureDistillation(type(config).from_dict(config.to_dict())).train()
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        clips = torch.zeros(num_clips, config.num_frames, config.num_channels, *config.frame_size, dtype=torch.uint8)
+        masked = {"bool_masked_pos": torch.zeros(num_clips, config.num_patches, dtype=torch.bool)}
+        if config.num_decoded_patches < config.num_masked_patches:
+            masked |= {"bool_decoded_pos": masked["bool_masked_pos"]}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu"):
+            model(clips, num_masked=config.num_masked_patches, **masked)
+    return sum(storage.nbytes() for number, storage in kept.items() if number not in parameters)
+
+
+def training_memory(
+    config: MVDConfig,
+    teachers: Mapping[str, TeacherConfig | Mapping | str],
+    masks_per_clip: int = 1,
+    gradient_checkpointing: bool = False,
+) -> tuple[float, float]:
+    """GB on one device of a distillation in bfloat16: of all weights and optimizer states, and of each clip.
+
+    Counted are the trained parameters (`BYTES_PER_PARAMETER`), the weights of teachers in their dtype, and what the
+    student keeps for the backward pass. Left out: CUDA's own memory, fragments, and what teachers need for a moment.
+
+    Args:
+        config, teachers, masks_per_clip: as in [`distillation_parts`].
+        gradient_checkpointing: whether layers are computed again in the backward pass.
+    """
+    size = sum(parameter.numel() for parameter in build(MVDForFeatureDistillation, config).parameters())
+    fixed = BYTES_PER_PARAMETER * size
+    for name, entry in teachers.items():
+        teacher = TeacherConfig.from_entry(name, entry)
+        width = 4 if teacher.dtype == "float32" else 2
+        fixed += width * sum(parameter.numel() for parameter in teacher_network(teacher).parameters())
+    one, two = (kept_bytes(config, count, gradient_checkpointing) for count in (1, 2))
+    return fixed / 1e9, masks_per_clip * (two - one) / 1e9
+
+
+def describe_memory(config: MVDConfig, teachers: Mapping, training: MVDTrainingArguments) -> str:
+    """The memory of a distillation on one device, in words; arguments as in [`training_memory`]."""
+    options = training.masks_per_clip, training.gradient_checkpointing
+    fixed, per_clip = training_memory(config, teachers, *options)
+    clips = training.per_device_train_batch_size * training.clips_per_video
+    return (
+        f"Memory of a device in bf16, computed: {fixed:.1f} GB of weights and optimizer states and {per_clip:.3f} GB "
+        f"per clip, {fixed + clips * per_clip:.1f} GB for {clips} clips; leave a fifth free for all else."
     )
 
 

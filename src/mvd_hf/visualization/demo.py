@@ -5,6 +5,8 @@ Letters in shapes: T frames, C channels, H x W pixels; W windows of a video.
 
 import functools
 import importlib.util
+import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,16 +22,17 @@ from ..arguments import check_path
 from ..data.folders import VIDEO_SUFFIXES
 from ..data.masking import tube_mask
 from ..hub.loading import load_processor, load_trained_classifier
+from ..hub.snippets import EXAMPLE_NAME, write_example
 from ..model.frame_sampling import dense_test_frames, frames_by_seconds
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader
 from .features import clip_indices, crop_frames, load_feature_extractor
 from .reconstruction import MASK_BRIGHTNESS, masked_pixels
 from .similarity import FeatureSimilarity, draw_similarity, slot_similarity
-from .strips import draw_strips, figure_pixels
+from .strips import draw_strips, figure_pixels, shown_columns
 
-# number of classes that are shown
-NUM_SHOWN = 5
+# number of classes that are shown, and of frames in a row: as many as a phone's width shows
+NUM_SHOWN, FRAMES_IN_ROW = 5, 4
 
 
 def window_starts(total_frames: int, length: int, max_windows: int) -> np.ndarray:
@@ -53,11 +56,13 @@ class WindowPredictions:
         probabilities: (W, classes).
         seconds: middle of each window, (W,).
         names: names of the classes.
+        frames: the middle frame of each window, (W, H, W, 3) uint8.
     """
 
     probabilities: np.ndarray
     seconds: np.ndarray
     names: Sequence[str]
+    frames: np.ndarray
 
     def top_classes(self) -> list[int]:
         """The classes with the highest mean probability."""
@@ -76,14 +81,21 @@ class WindowPredictions:
         return list(dict.fromkeys([*leading, *self.top_classes()]))[:NUM_SHOWN]
 
     def draw(self) -> Figure:
-        """Probabilities over time."""
-        figure = Figure((8.5, 3.6), layout="constrained")
-        axes = figure.subplots()
+        """Frames of some windows, and below them the probabilities over time; legible on the width of a phone."""
+        shown = shown_columns(len(self.seconds), FRAMES_IN_ROW)
+        figure = Figure((4.2, 5.0), layout="constrained")
+        panels = figure.subplot_mosaic([[f"frame {i}" for i in shown], ["course"] * len(shown)], height_ratios=(1, 3))
+        for i in shown:
+            panels[f"frame {i}"].imshow(self.frames[i])
+            panels[f"frame {i}"].set_title(f"{self.seconds[i]:.1f} s", fontsize=9)
+            panels[f"frame {i}"].set_axis_off()
+        axes = panels["course"]
         for i in self.drawn_classes():
-            axes.plot(self.seconds, self.probabilities[:, i], marker="o", markersize=4, label=self.names[i])
+            label = textwrap.shorten(self.names[i], 40, placeholder=" ...")
+            axes.plot(self.seconds, self.probabilities[:, i], marker="o", markersize=4, label=label)
         axes.set(xlabel="seconds (middle of a window)", ylabel="probability", ylim=(-0.02, 1.02))
         axes.grid(alpha=0.3)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9, frameon=False)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", fontsize=9, frameon=False)
         return figure
 
 
@@ -126,7 +138,8 @@ def classify_windows(
         clip = processor(window, do_sample_frames=False, return_tensors="pt")["pixel_values"]
         rows.append(model(pixel_values=clip.to(model.device)).logits[0].float().softmax(-1))
     names = [model.config.id2label[i] for i in range(len(rows[0]))]
-    return WindowPredictions(torch.stack(rows).cpu().numpy(), times[numbers].mean(axis=1), names)
+    middle = frames.reshape(*numbers.shape, *frames.shape[1:])[:, numbers.shape[1] // 2]
+    return WindowPredictions(torch.stack(rows).cpu().numpy(), times[numbers].mean(axis=1), names, middle)
 
 
 @dataclass
@@ -198,6 +211,22 @@ class Demo:
         self.processor.num_clips = self.processor.num_crops = 1
         self.extractor = load_feature_extractor(models, arguments.device, norm=arguments.norm)
 
+    def describe_model(self) -> str:
+        """Which model answers, as Markdown."""
+        config, source = self.model.config, self.arguments.model
+        return (
+            f"Model: `{source}`, {type(self.model).__name__}, {self.model.num_parameters() / 1e6:.1f} M parameters, "
+            f"{config.num_labels} classes, clips of {config.num_frames} frames of {config.image_size} pixels."
+        )
+
+    def examples(self) -> list[str]:
+        """The example videos; a synthetic one where none are given."""
+        files = self.arguments.example_files()
+        if not files:
+            files = [str(Path(tempfile.mkdtemp()) / EXAMPLE_NAME)]
+            write_example(files[0])
+        return files
+
     def predict(self, video: str) -> WindowPredictions:
         """Classify the windows of a video; errors as in `classify_windows`."""
         return classify_windows(self.model, self.processor, video, self.arguments.max_windows, self.arguments.window)
@@ -223,8 +252,9 @@ class Demo:
         mask = tube_mask(grid, ratio, torch.Generator().manual_seed(seed))
         clip = crop_frames(self.read_clip(video), size)
         is_masked = masked_pixels(mask[None], grid, len(clip) // grid[0], size // grid[1])[0][:, None]
+        shown = shown_columns(len(clip), FRAMES_IN_ROW)
         visible, truth = (
-            figure_pixels(draw_strips({"": frames.permute(0, 2, 3, 1).numpy()}, [""] * len(clip)))
+            figure_pixels(draw_strips({"": frames[shown].permute(0, 2, 3, 1).numpy()}, [""] * len(shown)))
             for frames in (clip.masked_fill(is_masked, MASK_BRIGHTNESS), clip)
         )
         return visible, truth
@@ -281,20 +311,30 @@ def build_page(demo: Demo):
     compare = show_errors(demo.compare)
     image = {"show_label": False, "buttons": ["fullscreen"]}  # a label would cover its corner
     with gradio.Blocks(title=demo.arguments.title) as page:
-        gradio.Markdown(f"# {demo.arguments.title}\n\nUpload a clip or choose an example, and open a tab.")
+        gradio.Markdown(f"# {demo.arguments.title}\n\n{demo.describe_model()}\n\nUpload a clip or choose an example.")
         with gradio.Row():
             with gradio.Column(scale=1):
-                video = gradio.Video(label="Clip", sources=["upload"])
-                examples = demo.arguments.example_files()
-                if examples:
-                    gradio.Examples([[file] for file in examples], video, label="Examples")
+                video = gradio.Video(label="Clip", sources=["upload"], height=240)
+                examples = gradio.Column()
             with gradio.Column(scale=2):
                 with gradio.Tab("Predictions"):
                     run = gradio.Button("Classify", variant="primary")
                     label = gradio.Label(label="Mean over the video", num_top_classes=NUM_SHOWN)
                     gradio.Markdown("Probabilities over time")
-                    course = gradio.Image(**image)
+                    course = gradio.Image(height=440, **image)
                     run.click(predict, video, [label, course], api_name="predict")
+                    video.upload(predict, video, [label, course], api_visibility="private")
+                    with examples:
+                        gradio.Examples(
+                            [[file] for file in demo.examples()],
+                            video,
+                            [label, course],
+                            predict,
+                            run_on_click=True,
+                            cache_examples=False,
+                            api_visibility="private",
+                            label="Examples",
+                        )
                 with gradio.Tab("Mask game"):
                     gradio.Markdown(
                         "A student sees only these patches of a clip, and learns to predict the masked ones."
@@ -311,8 +351,8 @@ def build_page(demo: Demo):
                     truth = gradio.Image(**image)
                     play.click(mask, [video, percent, seed], [seen, truth], api_name="mask")
                     show.click(reveal, [video, percent, seed], truth, api_name="reveal")
-                with gradio.Tab("Similarity of frames"):
-                    gradio.Markdown("Cosine similarity of the features at the same place in two time slots.")
+                with gradio.Tab("Similarity"):
+                    gradio.Markdown("Cosine similarity of the features at one place in the frames of two time slots.")
                     look = gradio.Button("Compare", variant="primary")
                     matrices = gradio.Image(**image)
                     look.click(compare, video, matrices, api_name="compare")
