@@ -152,7 +152,7 @@ def find_recipe(name: str, script: Path) -> Path:
     if found:
         raise ValueError(f"{name!r} has several recipes for {script.name}: choose {', '.join(found)}.")
     close = difflib.get_close_matches(name, {*named, *(other.partition("/")[0] for other in named)}, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else " `mvd-hf recipes` lists the names."
+    hint = f" Did you mean {close[0]!r}?" if close else " `mvd-hf recipes` lists the names; keys begin with --."
     raise ValueError(f"There is no recipe {name!r} for {script.name}, neither a file nor a name.{hint}")
 
 

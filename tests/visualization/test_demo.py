@@ -104,8 +104,9 @@ def test_probabilities_change_when_the_video_changes(film, brightness_classifier
     assert found.names == ["dark", "bright"]
     assert len(found.seconds) == 9  # windows of 8 frames, every 4
     assert found.probabilities.sum(axis=1) == pytest.approx(1)
-    assert (found.probabilities[found.seconds < 1.5, 0] > 0.99).all()
-    assert (found.probabilities[found.seconds > 2.5, 1] > 0.99).all()
+    for seconds, name in ((found.seconds < 1.5, 0), (found.seconds > 2.5, 1)):
+        assert (found.probabilities[seconds, name] > 0.99).all()
+        assert ((found.frames[seconds].mean(axis=(1, 2, 3)) > 128) == name).all()
     assert (found.seconds.min(), found.seconds.max()) == pytest.approx((0.35, 3.55), abs=0.11)
     assert len(classify_windows(brightness_classifier, processor, film, max_windows=3, seconds=0.8).seconds) == 3
 
@@ -142,11 +143,13 @@ def test_classes_that_lead_in_a_window_are_drawn_first():
     probabilities = np.full((10, 8), 0.02)
     probabilities[:8, 6], probabilities[8, 2], probabilities[9, 5] = 0.9, 0.9, 0.9
     names = [f"class {i}" for i in range(8)]
-    found = WindowPredictions(probabilities, np.arange(10.0), names)
+    found = WindowPredictions(probabilities, np.arange(10.0), names, np.zeros((10, 4, 6, 3), np.uint8))
     assert found.drawn_classes()[:3] == [6, 2, 5]
     assert len(found.drawn_classes()) == NUM_SHOWN
     assert next(iter(found.overall().items())) == ("class 6", pytest.approx(0.724))
-    (axes,) = found.draw().axes
+    drawn = found.draw().axes
+    assert [axes.get_title() for axes in drawn if axes.images] == ["0.0 s", "3.0 s", "6.0 s", "9.0 s"]
+    (axes,) = (axes for axes in drawn if axes.get_lines())
     assert [line.get_label() for line in axes.get_lines()] == [names[i] for i in found.drawn_classes()]
     np.testing.assert_array_equal(axes.get_lines()[0].get_xydata(), np.stack([np.arange(10), probabilities[:, 6]], 1))
 
@@ -170,6 +173,14 @@ def test_the_mask_game_masks_the_same_patches_in_all_frames(demo, video, monkeyp
     np.testing.assert_array_equal(visible[~masked], truth[~masked])
     assert (demo.mask_game(video, 0.75, seed=2)[0] != visible).any()
     assert (demo.mask_game(video, 0.75, seed=1)[0] == visible).all()
+
+
+def test_the_page_names_its_model_and_has_an_example_without_any_given(demo, models):
+    text = demo.describe_model()
+    assert models["classifier"] in text
+    assert "3 classes, clips of 4 frames of 32 pixels" in text
+    (example,) = demo.examples()
+    assert demo.predict(example).probabilities.shape[1] == 3
 
 
 def test_the_page_gets_images(demo, video):

@@ -50,7 +50,7 @@ def read_stored_config(source: str) -> dict:
     try:
         stored, _ = PreTrainedConfig.get_config_dict(source)
         if "model_type" not in stored:
-            raise ValueError("it does not say its model_type")
+            raise ValueError("its configuration is missing or has no model_type")
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"The model {source!r} cannot be loaded: give a folder with a {CONFIG_NAME}, the id of a model of the "
