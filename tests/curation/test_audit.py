@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import time
 import wave
@@ -19,7 +18,7 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from launching import ROOT
+from launching import ROOT, start
 from mvd_hf.curation import audit, workers
 from mvd_hf.curation.audit import (
     COLUMNS,
@@ -521,10 +520,9 @@ def test_recipe_refuses_before_it_reads(tmp_path):
 def test_command_line_with_a_streamed_data_set(tmp_path, videos):
     rows = byte_rows([("a.mp4", videos["long"]), ("b.mp4", videos["text"])])
     rows.to_parquet(tmp_path / "train.parquet")
-    command = [sys.executable, str(RECIPE), "train.parquet", "--streaming", "--output", "audit.csv", "--workers", "1"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 1, result.stderr
+    words = ["train.parquet", "--streaming", "--output", "audit.csv", "--workers", "1"]
+    run = start(str(RECIPE), *words, folder=tmp_path, variables={"HF_HOME": str(tmp_path / "home")})
+    assert run.wait() == [1], run.text()
     assert [(row["file"], row["use"]) for row in table(tmp_path / "audit.csv")] == [("a.mp4", "yes"), ("b.mp4", "no")]
     data = DataArguments(dataset=str(tmp_path / "train.parquet"), manifest=str(tmp_path / "audit.csv"), streaming=True)
     assert [row["video"]["path"] for row in data.rows()] == ["a.mp4"]

@@ -3,9 +3,7 @@
 import csv
 import importlib.util
 import json
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from launching import ROOT
+from launching import ROOT, launch
 from mvd_hf import (
     MVDConfig,
     MVDForActionDetection,
@@ -385,7 +383,6 @@ def trained(tmp_path_factory) -> Path:
         "label_map": str(data / "actions.pbtxt"),
         "short_side": 48,
         "color_jitter": 0.0,
-        "output_dir": str(folder / "detector"),
         "num_train_epochs": 24,
         "base_learning_rate": 0.05,
         "dataloader_num_workers": 0,
@@ -396,18 +393,10 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def detect(folder: Path, *options: str, processes: int = 1) -> dict:
+def detect(folder: Path, *options: str, output: str = "detector", processes: int = 1) -> dict:
     """Run the recipe; gives its metrics."""
-    launcher = []
-    if processes > 1:
-        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
-        launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    command = [sys.executable, *launcher, str(ROOT / "recipes" / "detect.py"), str(folder / "detect.yaml"), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert result.returncode == 0, result.stderr[-3000:]
-    output = next((option.partition("=")[2] for option in options if option.startswith("--output_dir")), None)
-    return json.loads((Path(output or folder / "detector") / "evaluation" / "metrics.json").read_text())
+    launch("detect.py", folder / "detect.yaml", *options, processes=processes, output_dir=folder / output)
+    return json.loads((folder / output / "evaluation" / "metrics.json").read_text())
 
 
 @pytest.mark.slow
@@ -429,18 +418,17 @@ def test_shuffled_boxes_give_nothing(trained):
     with (trained / "shuffled.csv").open("w", newline="") as file:
         csv.writer(file).writerows([*row[:2], *place, *row[6:]] for row, place in zip(rows, places, strict=True))
     options = ("--evaluate_only", f"--model={trained / 'detector'}", f"--boxes={trained / 'shuffled.csv'}")
-    assert detect(trained, *options, f"--output_dir={trained / 'shuffled'}")["mAP"] < 0.06
+    assert detect(trained, *options, output="shuffled")["mAP"] < 0.06
 
 
 @pytest.mark.slow
 def test_two_processes_score_as_one(trained):
     options = ("--evaluate_only", f"--model={trained / 'detector'}", "--per_device_eval_batch_size=3")
-    output = trained / "two"
-    metrics = detect(trained, *options, f"--output_dir={output}", processes=2)
+    metrics = detect(trained, *options, output="two", processes=2)
     single = json.loads((trained / "detector" / "evaluation" / "metrics.json").read_text())
     assert metrics["mAP"] == pytest.approx(single["mAP"], abs=1e-9)
     one, two = (
         read_boxes(folder / "evaluation" / "detections.csv").sort_values(["video", "timestamp", "x1", "action"])
-        for folder in (trained / "detector", output)
+        for folder in (trained / "detector", trained / "two")
     )
     pd.testing.assert_frame_equal(one.reset_index(drop=True), two.reset_index(drop=True), atol=1e-5)

@@ -3,11 +3,8 @@
 import argparse
 import copy
 import hashlib
-import os
 import pickle
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoVideoProcessor
 
+from launching import run_fresh
 from mvd_hf import (
     MVDConfig,
     MVDForFeatureDistillation,
@@ -516,12 +514,8 @@ def test_snippets_of_the_cards_run(tmp_path):
         card = (tmp_path / family / "out" / "README.md").read_text()
         program += card.partition("```python\n")[2].partition("```")[0]
     write_example(tmp_path / "video.mp4")
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert re.search(r"LABEL_.*torch\.Size", result.stdout, re.DOTALL)
+    printed = run_fresh(program, folder=tmp_path, variables={"HF_HOME": str(tmp_path / "home")})
+    assert re.search(r"LABEL_.*torch\.Size", printed, re.DOTALL)
 
 
 def test_folder_that_gives_other_outputs_is_refused(tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_features_of_a_student_and_of_a_classifier(tiny_student_config, classifi
 
 
 @NEEDS_ONNX
-@pytest.mark.parametrize("pixels", ["float32", "uint8"])
+@pytest.mark.parametrize("pixels", [pytest.param("float32", marks=pytest.mark.long), "uint8"])
 def test_the_onnx_program_is_the_classifier_for_any_batch(classifier, tmp_path, pixels):
     import onnxruntime
 

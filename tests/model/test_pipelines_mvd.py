@@ -3,9 +3,6 @@
 import io
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -16,6 +13,7 @@ from PIL import Image
 from transformers import AutoModel, AutoVideoProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from launching import run_fresh
 from mvd_hf import (
     MVDConfig,
     MVDForActionDetection,
@@ -438,12 +436,7 @@ def test_saved_pipelines_are_loaded_by_a_fresh_interpreter(classifier, detector,
         f"    options = {{'boxes': {BOXES}}} if 'detection' in task else {{}}\n"
         "    torch.save(run(video, **options), f'{folder}/{task}.pt')\n"
     )
-    arguments = [str(tmp_path), videos["long"], *originals]
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_fresh(program, tmp_path, videos["long"], *originals, variables={"HF_HOME": str(tmp_path / "home")})
     outputs = {task: torch.load(tmp_path / f"{task}.pt") for task in originals}
     expected = {task: originals[task](videos["long"]) for task in (VIEWS, FEATURES)}
     scores = [action["score"] for person in outputs[PEOPLE] for action in person["actions"]]
