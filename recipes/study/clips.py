@@ -17,7 +17,8 @@ from tqdm import tqdm
 from mvd_hf.curation.splitting import split_rows
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.data.decoding import open_media
-from mvd_hf.data.sources import LabelReader, load_rows, media_column, media_name
+from mvd_hf.data.labels import LabelReader
+from mvd_hf.data.sources import load_rows, media_column, media_name
 from mvd_hf.data.toy import write_video
 from mvd_hf.finetuning.preparation import find_validation_split
 from mvd_hf.model.loading_mvd import listed

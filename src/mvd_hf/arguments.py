@@ -39,7 +39,7 @@ A mapping replaces the recipe's; dots reach inside: --config.num_frames 8. A nam
 ENTRY = re.compile(r"    (\w[\w, ]*?)(?: \([^)]*\))?: (.*)")
 INDENT = " " * 6
 # what has the form of a Hub id, such as `lists/train.csv`, is a file with these suffixes
-FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst", ".parquet", ".tar", ".pth", ".pt")
+FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst", ".jsonl", ".parquet", ".tar", ".pth", ".pt")
 # seconds after which a process that is not its machine's first reports an error that the first does not have
 PATIENCE = 10.0
 

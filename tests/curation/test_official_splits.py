@@ -20,8 +20,9 @@ from mvd_hf.curation.official_splits import (
     video_index,
     write_lists,
 )
+from mvd_hf.data.labels import read_label_names
 from mvd_hf.data.list_files import read_list_file
-from mvd_hf.data.sources import load_rows, read_label_names
+from mvd_hf.data.sources import load_rows
 
 RECIPE = ROOT / "recipes" / "prepare.py"
 

@@ -11,7 +11,8 @@ import pytest
 from mvd_hf.curation import transcode_job
 from mvd_hf.curation.transcode_job import RECORDS, TranscodeArguments, transcode_dataset
 from mvd_hf.data.arguments import DataArguments
-from mvd_hf.data.sources import LabelReader, load_rows, media_column, media_name
+from mvd_hf.data.labels import LabelReader
+from mvd_hf.data.sources import load_rows, media_column, media_name
 from mvd_hf.data.toy import make_toy_dataset
 from video_files import H264, all_frames, numbered_frames, numbers, write
 

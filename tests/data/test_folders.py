@@ -5,7 +5,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from mvd_hf.data.sources import LabelReader, load_rows, media_column, media_name, split_names
+from mvd_hf.data.labels import LabelReader
+from mvd_hf.data.sources import load_rows, media_column, media_name, split_names
 
 
 def folder_of(folder: Path, *names: str) -> str:

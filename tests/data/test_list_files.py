@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mvd_hf.data.list_files import read_list_file
+from mvd_hf.data.sources import load_rows
 
 
 def list_file(folder: Path, text: str, name: str = "list.txt") -> Path:
@@ -47,7 +48,6 @@ def test_line_that_is_no_path_and_label_is_refused_by_number(tmp_path):
     for text, line in [
         ("a.mp4 0\n\nname with spaces.mp4 1\n", 3),
         ("a.mp4 0\nb.mp4 cat\n", 2),
-        ("a.mp4 1.5\n", 1),
         ("a.mp4 0\nb.mp4 --1\n", 2),
         ("a.mp4,0\nb.mp4,1,2\n", 2),
         ("a.mp4 0 1\nb.mp4 1 2\n", 1),
@@ -100,6 +100,9 @@ def test_labels_may_be_class_names_which_stay_text(tmp_path):
         ("a.mp4 001\nb.mp4 010\nc.mp4 100\n", ["001", "010", "100"]),
         ("a.mp4 wave\nb.mp4 1e3\n", ["wave", "1e3"]),
         ("label.mp4 0\npath.mp4 1\n", [0, 1]),
+        ("a.mp4 3;5\nb.mp4 3\nc.mp4 ;\n", ["3;5", "3", ";"]),
+        ("a.mp4,open the door;sit\nb.mp4,sit\n", ["open the door;sit", "sit"]),
+        ("a.mp4 1.5\nb.mp4 -2\n", [1.5, -2.0]),
     ]:
         assert read_list_file(list_file(tmp_path, text))["label"][:] == labels
 
@@ -126,3 +129,23 @@ def test_each_mistake_is_named_with_its_line_and_remedy(tmp_path):
 def test_a_list_file_may_be_in_utf16(tmp_path):
     (tmp_path / "list.csv").write_text("a.mp4 0\nb.mp4 1\n", encoding="utf-16")
     assert read_list_file(tmp_path / "list.csv")["label"][:] == [0, 1]
+
+
+def test_json_lines_keep_lists_and_other_fields(tmp_path):
+    (tmp_path / "list.jsonl").write_text(
+        '{"path": "a.mp4", "label": ["run", "jump"], "age": 3}\n\n{"video": "/b.mp4", "label": []}\n'
+    )
+    rows = load_rows(str(tmp_path / "list.jsonl"))
+    assert [item["path"] for item in rows["video"]] == [str(tmp_path / "a.mp4"), "/b.mp4"]
+    assert rows["label"][:] == [["run", "jump"], []]
+    assert rows["age"][:] == [3, None]
+    for text, message in [
+        ('{"path": "a.mp4"}\n{"label": 1}\n', "Line 2 of"),
+        ("a.mp4 0\n", "Line 1 of"),
+        ("[1]\n", "Line 1 of"),
+        ("\n", "names no video"),
+        ('{"path": "a", "label": 1}\n{"path": "b", "label": "run"}\n', "several types"),
+    ]:
+        (tmp_path / "list.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=rf"{message}"):
+            load_rows(str(tmp_path / "list.jsonl"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvd_hf.data.mixup import Mixup, cutmix_box, soft_labels
+from mvd_hf.data.mixup import Mixup, cutmix_box, soft_labels, soft_targets
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -216,3 +216,25 @@ def test_wrong_labels_are_refused():
 def test_images_instead_of_clips_are_refused():
     with pytest.raises(ValueError, match=r"pixel_values of shape \(B, T, C, H, W\)"):
         Mixup(10)({"pixel_values": torch.zeros(4, 3, 8, 8), "labels": torch.arange(4)}, generator())
+
+
+def test_labels_of_every_kind_are_mixed_in_the_same_share():
+    indices = torch.tensor([[0, 2], [1, 0]])
+    heads = {"noun": 2, "verb": 3}
+    multi_hot = torch.tensor([[1.0, 0, 1], [0, 0, 0]])
+    for labels, classes, options, targets in [
+        (indices, 5, {"heads": heads}, torch.tensor([[1.0, 0, 0, 0, 1], [0, 1, 1, 0, 0]])),
+        (multi_hot, 3, {}, multi_hot),
+        (torch.tensor([2.0, -4.0]), 1, {}, torch.tensor([2.0, -4.0])),
+    ]:
+        clips = {"pixel_values": torch.zeros(2, 2, 3, 8, 8), "labels": labels}
+        mixup = Mixup(classes, cutmix_alpha=0.0, label_smoothing=0.0, **options)
+        mixed = mixup(clips, generator())["labels"]
+        share = mixup.draw(8, 8, np.random.default_rng(int(torch.randint(2**62, (), generator=generator()))))[0]
+        torch.testing.assert_close(mixed, share * targets + (1 - share) * targets.flip(0))
+    smooth = soft_targets(indices, 5, 0.1, heads)
+    torch.testing.assert_close(smooth.sum(dim=1), torch.tensor([2.0, 2.0]))
+    torch.testing.assert_close(smooth[0], torch.tensor([0.95, 0.05, 0.1 / 3, 0.1 / 3, 0.9 + 0.1 / 3]))
+    torch.testing.assert_close(soft_targets(multi_hot, 3, 0.3), 0.7 * multi_hot + 0.1)
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1"):
+        soft_targets(torch.tensor([2.0]), 1, 0.1)

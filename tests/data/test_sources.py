@@ -12,9 +12,9 @@ import pytest
 
 from mvd_hf.data.clips import ClipDataset, ClipSampler
 from mvd_hf.data.decoding import open_media
+from mvd_hf.data.labels import LabelReader
 from mvd_hf.data.list_files import read_list_file
 from mvd_hf.data.sources import (
-    LabelReader,
     cache_stream,
     column_names,
     field_of,
@@ -25,7 +25,6 @@ from mvd_hf.data.sources import (
     media_column,
     media_name,
     num_videos,
-    read_label_names,
     read_manifest,
 )
 from mvd_hf.data.toy import make_toy_dataset
@@ -276,43 +275,6 @@ def test_nested_columns_are_reached_with_dots():
             field_of(row, column)
 
 
-def labelled(labels, feature=None) -> datasets.Dataset:
-    rows = datasets.Dataset.from_dict({"video": [f"{i}.mp4" for i in range(len(labels))], "label": labels})
-    return rows if feature is None else rows.cast_column("label", feature)
-
-
-ANIMAL_CLASSES = datasets.ClassLabel(names=list(ANIMALS))
-
-
-def test_labels_are_read_as_class_indices():
-    for streaming in [False, True]:
-        for labels, feature, names, classes, expected in [
-            ([2, 0, 1], ANIMAL_CLASSES, None, list(ANIMALS), [2, 0, 1]),
-            ([2, 0, 1], ANIMAL_CLASSES, ["ant", "cat", "zebra"], ["ant", "cat", "zebra"], [1, 2, 0]),
-            ([2, 0, -1], None, None, None, [2, 0, -1]),
-            ([2, 0, 1], None, ["a", "b", "c"], ["a", "b", "c"], [2, 0, 1]),
-            ([b"2", b"10", b"-1"], None, None, None, [2, 10, -1]),
-            ([b"2\n", b"0\n"], None, None, None, [2, 0]),
-            (["2", "0"], None, None, None, [2, 0]),
-            (["cat", "ant"], None, ["zebra", "ant", "cat"], ["zebra", "ant", "cat"], [2, 1]),
-            ([b"cat", b"ant"], None, ["zebra", "ant", "cat"], ["zebra", "ant", "cat"], [2, 1]),
-            (["1", "0"], None, ["1", "0"], ["1", "0"], [0, 1]),
-        ]:
-            rows = labelled(labels, feature)
-            rows = rows.to_iterable_dataset() if streaming else rows
-            reader = LabelReader(rows, "label", names)
-            assert reader.names == classes
-            assert [reader(row) for row in rows] == expected
-
-
-def test_named_labels_are_numbered_in_their_order():
-    for labels in [["zebra", "ant", "cat", "ant"], [b"zebra", b"ant", b"cat", b"ant"]]:
-        rows = labelled(labels)
-        reader = LabelReader(rows, "label")
-        assert reader.names == ["ant", "cat", "zebra"]
-        assert [reader(row) for row in rows] == [2, 0, 1, 0]
-
-
 def test_nested_labels_are_read_streamed_or_not(shards):
     rows, stream = load_rows(str(shards)), load_rows(str(shards), streaming=True)
     names = ["ant", "cat", "zebra"]
@@ -327,68 +289,12 @@ def test_a_stream_with_named_labels_needs_their_names(shards):
         LabelReader(load_rows(str(shards), streaming=True), "json.label")
 
 
-def test_an_unknown_label_is_refused():
-    for labels, feature, names, message in [
-        ([0, 3], None, ["a", "b", "c"], "label 3 in column 'label' is not one of 3 classes"),
-        ([0, -1], None, ["a", "b", "c"], "label -1 in column 'label' is not one of 3 classes"),
-        ([0, -1], ANIMAL_CLASSES, None, "label -1 in column 'label' is not one of 3 classes"),
-        ([0, 1], ANIMAL_CLASSES, ["zebra", "cat"], "label 'ant' in column 'label' is not one of 2 classes"),
-        (["a", "d"], None, ["a", "b"], "label 'd' in column 'label' is not one of 2 classes"),
-        ([0.0, 1.5], None, None, "label 0.0 in column 'label' is not an integer"),
-    ]:
-        rows = labelled(labels, feature)
-        reader = LabelReader(rows, "label", names)
-        with pytest.raises(ValueError, match=message):
-            [reader(row) for row in rows]
-
-
-def test_labels_of_text_stay_text():
-    for labels, names in [
-        (["wave", "None", "NA"], ["NA", "None", "wave"]),
-        (["None", "wave", "null"], ["None", "null", "wave"]),
-        (["001", "010", "002"], ["001", "002", "010"]),
-        (["0", "None", "1"], ["0", "1", "None"]),
-        (["true", "false"], ["false", "true"]),
-    ]:
-        reader = LabelReader(labelled(labels), "label")
-        assert reader.names == names
-        assert [reader({"label": label}) for label in labels] == [names.index(label) for label in labels]
-
-
-def test_a_missing_label_names_its_row():
-    for labels in (["a", None], ["a", " "], [None, "a"], ["1", ""], [b"a", b""]):
-        place = next(i for i, label in enumerate(labels) if not label or not label.strip())
-        with pytest.raises(ValueError, match=rf"^{place}\.mp4: .*no label in column 'label'"):
-            LabelReader(labelled(labels), "label")
-    with pytest.raises(ValueError, match=r"^1\.mp4: .*no label in column 'label'"):  # not the sound row 1.0
-        LabelReader(labelled([1.0, float("nan")]), "label")
-    with pytest.raises(ValueError, match=r"^1\.mp4: .*no label in column 'label'"):
-        LabelReader(labelled([1, None]), "label")
-    assert LabelReader(labelled([1, None]).select([0]), "label")({"label": 1}) == 1
-    reader = LabelReader(labelled(["1", ""]).to_iterable_dataset(), "label")
-    assert reader({"label": "1"}) == 1
-    with pytest.raises(ValueError, match="no label in column 'label'"):
-        reader({"label": ""})
-
-
 def test_an_unknown_label_is_refused_with_its_file(toy):
     rows = load_rows(str(toy))
     data = ClipDataset(rows, ClipSampler(first_and_last, whole), label_column="motion", label_names=["up", "down"])
     assert data[1]["labels"] == 1
     with pytest.raises(ValueError, match=r"0002\.mp4: The label 2 in column 'motion' is not one of 2 classes"):
         data[2]
-
-
-def test_label_names_are_a_list_or_a_file(tmp_path):
-    path = list_file(tmp_path, "\ufeffzebra crossing\n\n  ant \n", "names.txt")
-    assert read_label_names(str(path)) == ["zebra crossing", "ant"]
-    assert read_label_names(["b", 3]) == ["b", "3"]
-    assert read_label_names(None) is None
-    assert LabelReader(labelled(["ant"]), "label", str(path))({"label": "ant"}) == 1
-    with pytest.raises(ValueError, match=r"'none\.txt' is neither a list of names nor a file"):
-        read_label_names("none.txt")
-    with pytest.raises(ValueError, match="label_names has a, c more than once"):
-        read_label_names(["a", "c", "b", "c", "a"])
 
 
 def test_a_manifest_says_which_files_to_use(tmp_path):
@@ -452,9 +358,3 @@ def test_a_stream_is_kept_once_and_again_when_the_folder_changes(tmp_path, toy):
     assert numbers_of(cache_stream(str(tmp_path), "train")) == [0, 1, 4, 5, 3]
     (tmp_path / "train-0.parquet").unlink()
     assert numbers_of(cache_stream(str(tmp_path), "train")) == [4, 5, 3]
-
-
-def test_label_names_that_are_no_text_are_refused(tmp_path):
-    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"label names '.*names\.txt' cannot be read"):
-        read_label_names(str(tmp_path / "names.txt"))

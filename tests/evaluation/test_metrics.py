@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, top_k_accuracy_score
+from scipy.stats import spearmanr
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    top_k_accuracy_score,
+)
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -211,3 +218,33 @@ def test_metrics_and_weights_for_unequal_classes_are_those_of_scikit_learn(rando
     assert weights[:4] == pytest.approx(compute_class_weight("balanced", classes=np.arange(4), y=labels))
     assert weights[4:].tolist() == [1, 1]
     assert weights[labels].mean() == pytest.approx(1)
+
+
+def test_average_precision_is_that_of_scikit_learn_also_with_equal_scores():
+    rng = np.random.default_rng(0)
+    for digits in (8, 1):  # one digit: many scores are equal
+        scores, labels = rng.random((50, 6)).round(digits), (rng.random((50, 6)) < 0.3).astype(int)
+        labels[:, 4] = 0
+        found = metrics.average_precisions(scores, labels)
+        expected = [average_precision_score(labels[:, k], scores[:, k]) for k in range(6) if k != 4]
+        assert np.delete(found, 4) == pytest.approx(expected)
+        assert np.isnan(found[4])
+        assert metrics.mean_average_precision(scores, labels) == pytest.approx(np.mean(expected))
+    with pytest.raises(ValueError, match="no video has a class"):
+        metrics.mean_average_precision(scores, np.zeros_like(labels))
+
+
+def test_rank_correlation_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    values, others = rng.integers(0, 9, 40), rng.random(40)
+    assert metrics.spearman(values, others) == pytest.approx(spearmanr(values, others).statistic)
+    assert metrics.spearman(np.ones(3), np.arange(3)) == 0.0
+
+
+def test_the_best_combinations_of_heads_are_those_of_all_products():
+    rng = np.random.default_rng(0)
+    parts, labels = [rng.dirichlet(np.ones(k), 60) for k in (7, 4, 3)], rng.integers(0, 3, (60, 3))
+    products = np.einsum("na,nb,nc->nabc", *parts).reshape(60, -1)
+    true = np.ravel_multi_index(labels.T, (7, 4, 3))
+    for k in (1, 5):
+        assert metrics.joint_hits(parts, labels, k).tolist() == metrics.top_k_hits(products, true, k).tolist()

@@ -23,7 +23,7 @@ from mvd_hf.evaluation.probing import (
     fit_attentive,
     fit_head,
     fit_linear,
-    logistic_regression,
+    fit_penalized,
     nearest_neighbours,
     pooled_features,
     train_heads,
@@ -44,7 +44,7 @@ def test_logistic_regression_is_that_of_scikit_learn():
     features, labels = blobs(200, 0)
     features = (features.double() - features.mean(dim=0)) / features.std(dim=0)
     for penalty in (1e-3, 1e-1):
-        weight, bias = logistic_regression(features, labels, 3, penalty)
+        weight, bias = fit_penalized(features, labels, 3, penalty)
         theirs = LogisticRegression(C=1 / (penalty * len(features)), tol=1e-10, max_iter=10000)
         theirs.fit(features.numpy(), labels.numpy())
         assert weight.numpy() == pytest.approx(theirs.coef_, rel=1e-3, abs=1e-3)
@@ -171,7 +171,7 @@ def test_the_setting_is_chosen_on_groups_that_were_not_trained_on(labels, tmp_pa
     views = LabelledViews(cached(tmp_path, tokens=as_tokens(oracle(labels))), "tokens", labels, np.arange(40) // 2)
     seen = []
 
-    def train(heads, settings, views, chosen, arguments, seed):
+    def train(heads, settings, views, chosen, arguments, seed, loss):
         seen.append((len(heads), set(views.groups[chosen].tolist())))
         return train_heads(heads, settings, views, chosen, arguments, seed)
 

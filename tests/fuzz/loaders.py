@@ -25,8 +25,9 @@ from mvd_hf import MVDConfig, MVDForVideoClassification, convert_checkpoint
 from mvd_hf.arguments import parse_arguments
 from mvd_hf.curation.official_splits import SPLIT_READERS
 from mvd_hf.data.arguments import DataArguments
+from mvd_hf.data.labels import read_label_names
 from mvd_hf.data.list_files import read_list_file
-from mvd_hf.data.sources import read_label_names, read_manifest
+from mvd_hf.data.sources import read_manifest
 from mvd_hf.detection.ava import ava_map, read_boxes, read_key_frames, read_label_map, read_person_boxes
 from mvd_hf.hub.conversion import read_checkpoint
 from mvd_hf.hub.loading import load_classifier

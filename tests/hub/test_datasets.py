@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from mvd_hf.data.sources import LabelReader, load_rows, num_videos
+from mvd_hf.data.labels import LabelReader
+from mvd_hf.data.sources import load_rows, num_videos
 from mvd_hf.hub import datasets as module
 from mvd_hf.hub.datasets import (
     DatasetDetails,

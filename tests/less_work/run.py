@@ -24,7 +24,7 @@ from mvd_hf.arguments import parse_arguments
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
 from mvd_hf.data.clips import collate_clips
 from mvd_hf.data.toy import make_toy_dataset
-from mvd_hf.evaluation.probing import logistic_regression
+from mvd_hf.evaluation.probing import fit_penalized
 from recipes.benchmark.reports import as_table
 from recipes.benchmark.steps import Distillation
 
@@ -49,7 +49,7 @@ def probe_accuracy(encoder: MVDModel, data: DataArguments, training: MVDTraining
         labels[split] = torch.cat([batch["labels"] for batch in batches])
     mean, std = features["train"].mean(0), features["train"].std(0)
     standard = {split: (value - mean) / std for split, value in features.items()}
-    weight, bias = logistic_regression(standard["train"], labels["train"], int(labels["train"].max()) + 1, 1e-2)
+    weight, bias = fit_penalized(standard["train"], labels["train"], int(labels["train"].max()) + 1, 1e-2)
     scores = standard["validation"] @ weight.T + bias
     return float((scores.argmax(1) == labels["validation"]).double().mean())
 

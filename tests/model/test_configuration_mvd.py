@@ -179,6 +179,7 @@ def test_mask_ratio_that_masks_all_or_nothing_is_refused(ratio, masked):
         tiny_config(image_size=(32, 16), teacher_dims={"clip": 5, "dino": 7}),
         tiny_config(image_mean=0.5, image_std=(0.1, 0.2, 0.3)),
         tiny_config(id2label={0: "jump", 1: "run"}, problem_type="multi_label_classification", drop_path_rate=1),
+        tiny_config(num_labels=5, label_heads={"verb": 2, "noun": 3}),
     ],
 )
 def test_config_survives_the_round_trip_through_json(config, tmp_path):
@@ -187,6 +188,8 @@ def test_config_survives_the_round_trip_through_json(config, tmp_path):
     original, reloaded = (json.loads(c.to_json_string(use_diff=False)) for c in (config, loaded))
     assert reloaded == original
     assert_fields(loaded, frame_size=config.frame_size, grid=config.grid, id2label=config.id2label)
+    assert list(loaded.label_heads) == list(config.label_heads) == sorted(config.label_heads)
+    assert ("label_heads" in json.loads((tmp_path / "config.json").read_text())) == bool(config.label_heads)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "mvd"
 
 

@@ -483,6 +483,29 @@ def test_other_problem_types_give_their_loss():
     assert model(pixel_values, labels=labels).loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_heads_give_log_probabilities_and_their_mean_cross_entropy():
+    heads = {"verb": 2, "noun": 3}
+    model, plain = (
+        tiny(MVDForVideoClassification, num_labels=5, **options) for options in ({"label_heads": heads}, {})
+    )
+    model.load_state_dict(plain.state_dict())
+    pixel_values = clips()
+    noun, verb = plain(pixel_values).logits.split([3, 2], dim=1)  # in alphabetical order
+    logits = model(pixel_values).logits
+    torch.testing.assert_close(logits, torch.cat([noun.log_softmax(1), verb.log_softmax(1)], dim=1))
+    labels = torch.tensor([[2, 0], [1, 1]])
+    expected = sum(map(torch.nn.functional.cross_entropy, (noun, verb), labels.T)) / 2
+    assert model(pixel_values, labels=labels).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    soft = torch.cat([torch.nn.functional.one_hot(labels[:, i], k) for i, k in ((0, 3), (1, 2))], dim=1).float()
+    assert model(pixel_values, labels=soft).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for options, message in (
+        ({"label_heads": {"verb": 2, "noun": 2}}, "num_labels=5"),
+        ({"label_heads": heads, "problem_type": "regression"}, "problem_type=regression"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny(MVDForVideoClassification, num_labels=5, **options)
+
+
 @pytest.mark.parametrize("use_class_token", [False, True])
 def test_mean_pooling_classifies_the_normalised_mean_of_the_patches(use_class_token):
     model = tiny(MVDForVideoClassification, use_class_token=use_class_token)

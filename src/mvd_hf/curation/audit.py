@@ -19,12 +19,12 @@ from av.stream import Disposition
 from PIL import Image
 
 from ..data.decoding import open_media
+from ..data.labels import is_missing
 from ..data.sources import (
     Rows,
     column_names,
     field_of,
     holds_images,
-    is_missing,
     media_column,
     media_name,
     num_videos,

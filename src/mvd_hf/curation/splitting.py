@@ -8,6 +8,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -165,13 +166,14 @@ def choose_validation(groups: Sequence[Counter], fraction: float, rng: np.random
 
 def split_rows(
     rows: Rows,
-    labels: Sequence[int],
+    labels: Sequence[int] | Sequence[tuple[int, ...]],
     *,
     fraction: float = 0.2,
     seed: int = 0,
     fingerprints: Sequence[VideoFingerprint] | None = None,
     label_names: Sequence[str] | None = None,
     sources: Sequence | None = None,
+    are_classes: bool = True,
 ) -> Split:
     """Split videos into training and validation, class by class, so that no group is on both sides.
 
@@ -180,12 +182,13 @@ def split_rows(
 
     Args:
         rows: the videos, see `mvd_hf.data.sources.load_rows`.
-        labels: class index of each.
+        labels: class index of each, or its classes if it has several.
         fraction: wanted fraction of each class in validation.
         seed: of the choice.
         fingerprints: of the rows, from `read_fingerprints`; without them groups are by name alone.
         label_names: names of the classes.
         sources: as in [`group_videos`].
+        are_classes: whether to warn about the classes, and not only share them out.
 
     Raises:
         ValueError: if the fraction is not between 0 and 1, or there are not as many labels or fingerprints as rows.
@@ -203,10 +206,11 @@ def split_rows(
             f"None of the videos can be read: {listed([f'{names[i]}: {bad[i]}' for i in bad], NUM_NAMED)}."
         )
     duplicates = find_near_duplicates(fingerprints) if fingerprints is not None else []
-    groups = group_videos(names, labels, duplicates, label_names, sources)
+    has_one = not any(isinstance(label, tuple) for label in labels)
+    groups = group_videos(names, labels if has_one else None, duplicates, label_names, sources)
     contents: defaultdict[int, Counter] = defaultdict(Counter)
     for i in usable:
-        contents[groups[i]][labels[i]] += 1
+        contents[groups[i]].update(classes_of(labels[i]))
     numbers = list(contents)
     chosen = choose_validation([contents[n] for n in numbers], fraction, np.random.default_rng(seed))
     held_out = {numbers[i] for i in chosen}
@@ -218,7 +222,11 @@ def split_rows(
         unreadable={names[i]: reason for i, reason in bad.items()},
         flat=flat(fingerprints or ()),
     )
-    split.warnings = split_warnings(split, names, labels, fraction, label_names)
+    split.warnings = split_warnings(split, names, labels, label_names)
+    if are_classes:
+        sides = ([labels[i] for i in part] for part in (split.train, split.validation))
+        of_classes = class_warnings(*sides, label_names) + group_warnings(split, names, labels, fraction, label_names)
+        split.warnings = of_classes + split.warnings
     for warning in split.warnings:
         logger.warning("%s", warning)
     return split
@@ -235,6 +243,11 @@ def write_duplicates(path: str | Path, duplicates: Sequence[NearDuplicate], name
 # warnings
 
 
+def classes_of(label: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The classes of a video, of which it has one or several."""
+    return label if isinstance(label, tuple) else (label,)
+
+
 def named(labels: Sequence[int], label_names: Sequence[str] | None) -> list[str]:
     """Names of classes, in quotes; their numbers where there are no names."""
     known = label_names or ()
@@ -242,15 +255,15 @@ def named(labels: Sequence[int], label_names: Sequence[str] | None) -> list[str]
 
 
 def class_warnings(
-    train_labels: Sequence[int], validation_labels: Sequence[int], label_names: Sequence[str] | None = None
+    train_labels: Sequence, validation_labels: Sequence, label_names: Sequence[str] | None = None
 ) -> list[str]:
     """Sentences on classes that are tiny, much larger than others, or missing on a side of a split.
 
     Args:
-        train_labels, validation_labels: class index of each video.
+        train_labels, validation_labels: class index of each video, or its classes if it has several.
         label_names: names of all classes.
     """
-    train, validation = Counter(train_labels), Counter(validation_labels)
+    train, validation = (Counter(chain(*map(classes_of, labels))) for labels in (train_labels, validation_labels))
     together = train + validation
     classes = sorted({*together, *range(len(label_names or ()))})
     found = {
@@ -280,15 +293,16 @@ def class_warnings(
 
 
 def group_warnings(
-    split: Split, names: Sequence[str], labels: Sequence[int], fraction: float, label_names: Sequence[str] | None
+    split: Split, names: Sequence[str], labels: Sequence, fraction: float, label_names: Sequence[str] | None
 ) -> list[str]:
     """Sentences on classes whose groups do not allow the wanted fraction."""
     warnings = []
     members, groups = defaultdict(list), defaultdict(set)
     for i in sorted([*split.train, *split.validation]):
-        members[labels[i]].append(i)
-        groups[labels[i]].add(split.groups[i])
-    held_out = Counter(labels[i] for i in split.validation)
+        for label in classes_of(labels[i]):
+            members[label].append(i)
+            groups[label].add(split.groups[i])
+    held_out = Counter(label for i in split.validation for label in classes_of(labels[i]))
     for label, found in sorted(members.items()):
         (name,), part = named([label], label_names), held_out[label] / len(found)
         if len(groups[label]) == 1:
@@ -304,12 +318,13 @@ def group_warnings(
 
 
 def split_warnings(
-    split: Split, names: Sequence[str], labels: Sequence[int], fraction: float, label_names: Sequence[str] | None
+    split: Split, names: Sequence[str], labels: Sequence, label_names: Sequence[str] | None
 ) -> list[str]:
-    """Sentences on a split: its classes, groups that allow no better one, contradictory labels, videos left out."""
-    warnings = class_warnings([labels[i] for i in split.train], [labels[i] for i in split.validation], label_names)
-    warnings += group_warnings(split, names, labels, fraction, label_names)
-    called = [f"{name} ({label})" for name, label in zip(names, named(labels, label_names), strict=True)]
+    """Sentences on the videos of a split: contradictory labels, videos left out."""
+    called = [
+        f"{name} ({', '.join(named(classes_of(label), label_names))})"
+        for name, label in zip(names, labels, strict=True)
+    ]
     contradictory = [pair for pair in split.duplicates if labels[pair.first] != labels[pair.second]]
     found = {
         "Pairs with common footage and different labels": [
@@ -318,7 +333,7 @@ def split_warnings(
         "Videos that cannot be read and are left out": [f"{name}: {why}" for name, why in split.unreadable.items()],
         "Videos that show nothing, such as black ones, compared by name only": split.flat,
     }
-    return warnings + [f"{what}: {listed(which, NUM_NAMED)}." for what, which in found.items() if which]
+    return [f"{what}: {listed(which, NUM_NAMED)}." for what, which in found.items() if which]
 
 
 # two data sets

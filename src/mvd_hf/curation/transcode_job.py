@@ -351,7 +351,7 @@ def finish(arguments: TranscodeArguments, jobs: Sequence[Job], known: dict[str, 
     root = os.path.join(os.path.realpath(source), "")
     is_plain = source.is_dir() and not any(source.rglob("metadata.*")) and arguments.clips is None
     is_plain = is_plain and all(job.source.startswith(root) for job in good)  # no shards
-    if source.suffix.lower() in LIST_FILE_SUFFIXES:
+    if source.suffix.lower() in LIST_FILE_SUFFIXES and source.suffix.lower() != ".jsonl":
         write_list(output / source.name, good)
     elif not is_plain:
         for split in dict.fromkeys(job.split for job in good):

@@ -19,6 +19,7 @@ from ..model.frame_sampling import (
 )
 from .augmentation import MULTI_SCALE, FinetuningAugmentation, PretrainingAugmentation, ValidationAugmentation
 from .clips import ClipDataset, ClipSampler
+from .labels import LabelNames, check_problem_type
 from .masking import mask_sampler, part_to_decode
 from .mixtures import MixtureDataset, entry_names
 from .mixup import Mixup
@@ -209,14 +210,14 @@ class DataArguments:
         clip_sampler: ClipSampler,
         *,
         evaluation: bool = False,
-        label_column: str | None = None,
-        label_names: Sequence[str] | str | None = None,
-        seed: int = 0,
+        **options,
     ) -> ClipDataset | StreamingClips | None:
-        """Clips of the training split, or of the evaluation split: `None` if there is none."""
+        """Clips of the training split, or of the evaluation split: `None` if there is none.
+
+        Options are `label_column`, `label_names`, `problem_type` and `seed`, see [`ClipDataset`].
+        """
         if evaluation and self.eval_split is None and self.eval_dataset is None:
             return None
-        options = {"label_column": label_column, "label_names": label_names, "seed": seed}
         return self.clips_of(self.rows(evaluation), clip_sampler, evaluation=evaluation, **options)
 
     def clips_of(
@@ -248,8 +249,9 @@ def load_clips(
     *,
     mask=None,
     repeats: int = 1,
-    label_column: str | None = None,
-    label_names: Sequence[str] | str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    label_names: LabelNames | None = None,
+    problem_type: str | None = None,
     seed: int = 0,
     **options,
 ) -> ClipDataset | StreamingClips:
@@ -258,7 +260,7 @@ def load_clips(
     Args:
         source: where the videos are, see `mvd_hf.data.sources.load_rows`.
         frames, augmentation, mask, repeats: as in `mvd_hf.data.clips.ClipSampler`.
-        label_column, label_names, seed: see [`ClipDataset`].
+        label_column, label_names, problem_type, seed: see [`ClipDataset`].
         options: further fields of `mvd_hf.data.arguments.DataArguments`: `split`, `root`, `max_samples`, `streaming`,
             `on_bad_video`, `fps`, ...
 
@@ -270,7 +272,8 @@ def load_clips(
     except TypeError as error:
         raise ValueError(f"load_clips cannot take these options: {error}.") from error
     clip_sampler = ClipSampler(frames, augmentation, mask, repeats, memory_gib=data.memory_gib, fps=data.fps)
-    return data.clips(clip_sampler, label_column=label_column, label_names=label_names, seed=seed)
+    labels = {"label_column": label_column, "label_names": label_names, "problem_type": problem_type}
+    return data.clips(clip_sampler, seed=seed, **labels)
 
 
 @dataclass
@@ -278,8 +281,11 @@ class FinetuningClipArguments:
     """Frames, augmentation and mixup of fine-tuning; the defaults are those of the paper.
 
     Args:
-        label_column: column of the labels.
-        label_names: names of the classes, as a list or a file with a name per line, if the data set has indices only.
+        label_column: column of the labels; `[verb, noun]` for a head of the classifier per column.
+        label_names: names of the classes, as a list or a file with a name per line, if the data set has indices only;
+            for several columns a mapping of these.
+        problem_type: `multi_label_classification` for labels that are lists of classes, `regression` for numbers; by
+            default a video has one class (per column).
         sampling: frames of a clip: `dense`, 16 from a random span (Kinetics, UCF101, HMDB51), or `uniform`, one from
             each of 16 parts of the video (Something-Something). By default the lengths of the videos decide.
         repeats: number of clips of each video, with the same frames and different crops. Batch size and learning rate
@@ -295,8 +301,9 @@ class FinetuningClipArguments:
             default every video counts the same. Mixed and smoothed labels are weighted class by class.
     """
 
-    label_column: str = "label"
-    label_names: list[str] | str | None = None
+    label_column: str | list[str] = "label"
+    label_names: list[str] | str | dict[str, list[str] | str] | None = None
+    problem_type: str | None = None
     sampling: str | None = None
     repeats: int = 2
     rand_augment: str | None = "rand-m7-n4-mstd0.5-inc1"
@@ -316,8 +323,9 @@ class FinetuningClipArguments:
             raise ValueError(f"class_weights={self.class_weights!r} must be balanced, or left out.")
         if self.sampling not in (None, "dense", "uniform"):
             raise ValueError(f"There is no sampling={self.sampling!r}; choose dense or uniform.")
+        check_problem_type(self.label_column, self.problem_type)
 
-    def mixup(self, num_labels: int) -> Mixup | None:
+    def mixup(self, num_labels: int, heads: Mapping[str, int] | None = None) -> Mixup | None:
         """Mixup, CutMix and label smoothing of a batch; `None` if all are off."""
         if not (self.mixup_alpha or self.cutmix_alpha or self.label_smoothing):
             return None
@@ -329,6 +337,7 @@ class FinetuningClipArguments:
             self.switch_prob,
             self.label_smoothing,
             self.cutmix_axes,
+            heads,
         )
 
 
@@ -384,7 +393,7 @@ def finetuning_clips(
             memory_gib=data.memory_gib,
             fps=data.fps,
         )
-    options = {"label_column": keys.label_column, "label_names": keys.label_names, "seed": seed}
+    options = {name: getattr(keys, name) for name in ("label_column", "label_names", "problem_type")} | {"seed": seed}
     if rows is None:
         return data.clips(clip_sampler, evaluation=evaluation, **options)
     return data.clips_of(rows, clip_sampler, evaluation=evaluation, **options)

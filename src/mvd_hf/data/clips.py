@@ -16,8 +16,9 @@ from ..model.frame_sampling import check_fps, frames_by_seconds
 from ..model.video_reading import Frames, VideoReadError
 from .decoding import Item, open_media
 from .frame_memory import PROCESS_MEMORY, check_memory
+from .labels import LabelNames, label_reader
 from .masking import NOISE
-from .sources import LabelReader, holds_images, media_column, media_name
+from .sources import holds_images, media_column, media_name
 
 # keys of an item beside its tensors
 BAD_VIDEOS, IS_BLANK = "bad_videos", "is_blank"
@@ -156,15 +157,24 @@ class RowReader:
     Args:
         rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.
         clip_sampler: takes clips from a video.
-        label_column: column of the labels; `None` for no labels.
-        label_names: names of the classes, if the data set does not have them.
+        label_column: column of the labels, or a column for each of several heads; `None` for no labels.
+        label_names, problem_type: see `mvd_hf.data.labels.label_reader`.
     """
 
-    def __init__(self, rows, clip_sampler: ClipSampler, label_column: str | None = None, label_names=None):
+    def __init__(
+        self,
+        rows,
+        clip_sampler: ClipSampler,
+        label_column: str | Sequence[str] | None = None,
+        label_names: LabelNames | None = None,
+        problem_type: str | None = None,
+    ):
         self.clip_sampler, self.column = clip_sampler, media_column(rows)
         self.is_image = holds_images(rows, self.column)
         self.views = getattr(clip_sampler, "views", None)
-        self.labels = None if label_column is None else LabelReader(rows, label_column, label_names)
+        self.labels = None
+        if label_column is not None:
+            self.labels = label_reader(rows, label_column, label_names, problem_type)
 
     def clips(self, row: dict, *generators: torch.Generator) -> list[dict[str, torch.Tensor]]:
         """Clips of a row, each with its label, drawn with what [`sample_generators`] gives.
@@ -185,7 +195,7 @@ class RowReader:
     def blank(self, *bad_videos: tuple[str, str]) -> dict:
         """A black clip without weight, in place of a row that cannot be read."""
         clip = {**self.clip_sampler.blank(), IS_BLANK: True, BAD_VIDEOS: list(bad_videos)}
-        return clip if self.labels is None else {**clip, "labels": torch.tensor(0)}
+        return clip if self.labels is None else {**clip, "labels": torch.tensor(self.labels.blank)}
 
     def refusal(self, error: VideoReadError) -> VideoReadError:
         """The error that ends a run, with remedies."""
@@ -294,7 +304,7 @@ class ClipDataset(SampleDataset):
     Args:
         rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.
         clip_sampler: takes clips from a video.
-        label_column, label_names: as in [`RowReader`].
+        label_column, label_names, problem_type: as in [`RowReader`].
         seed, on_bad_video: as in [`SampleDataset`].
 
     Raises:
@@ -305,13 +315,15 @@ class ClipDataset(SampleDataset):
         self,
         rows: datasets.Dataset,
         clip_sampler: ClipSampler,
-        label_column: str | None = None,
-        label_names: Sequence[str] | str | None = None,
+        label_column: str | Sequence[str] | None = None,
+        label_names: LabelNames | None = None,
         seed: int = 0,
         on_bad_video: str = "raise",
+        problem_type: str | None = None,
     ):
         check_rows(rows)  # before the reader looks at the first row
-        super().__init__(rows, RowReader(rows, clip_sampler, label_column, label_names), seed, on_bad_video)
+        reader = RowReader(rows, clip_sampler, label_column, label_names, problem_type)
+        super().__init__(rows, reader, seed, on_bad_video)
 
     def generators(self, epoch: int, index: int) -> tuple[torch.Generator, ...]:
         return sample_generators(self.seed, epoch, index, views=self.reader.views)

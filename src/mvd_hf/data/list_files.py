@@ -1,7 +1,8 @@
-"""Reads list files: one `path label` per line, as for Kinetics."""
+"""Reads list files: one `path label` per line, as for Kinetics, or a JSON object per line."""
 
 import codecs
 import csv
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -9,12 +10,18 @@ from pathlib import Path
 
 import datasets
 import fsspec
+from pyarrow import ArrowInvalid, ArrowTypeError
 
 # class indices; "007" is text
 INDEX = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+# several of them, or none, in a text
+SEPARATOR = ";"
+INDICES = re.compile(rf"({INDEX.pattern})?(\s*{SEPARATOR}\s*({INDEX.pattern})?)*")
 NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?")
 # words of a heading
 COLUMNS = {"path", "file", "filename", "file_name", "video", "video_path", "video_id", "clip", "name", "id"}
+# fields of a JSON object that hold the path
+PATH_FIELDS = ("video", "path", "file", "file_name")
 COLUMNS |= {"label", "labels", "class", "class_id", "class_name", "target", "category", "action", "num_frames"}
 
 
@@ -57,8 +64,11 @@ def mistake_in(fields: Sequence[str], delimiter: str) -> str | None:
     return None
 
 
-def labels_of(labels: Sequence[str | None]) -> tuple[list[int] | list[str] | None, int, str | None]:
-    """Labels as class indices or names (`None` without labels); else the place of a wrong one and what is wrong."""
+def labels_of(labels: Sequence[str | None]) -> tuple[list[int] | list[float] | list[str] | None, int, str | None]:
+    """Labels as class indices, names, joined indices or numbers with a fraction (`None` without labels).
+
+    Else the place of a wrong one and what is wrong.
+    """
     if all(label is None for label in labels):
         return None, 0, None
     missing = next((i for i, label in enumerate(labels) if not label), None)
@@ -69,6 +79,10 @@ def labels_of(labels: Sequence[str | None]) -> tuple[list[int] | list[str] | Non
         return [int(label) for label in labels], 0, None
     if all(re.fullmatch(r"[0-9]{1,18}", label) for label in labels):
         return list(labels), 0, None  # codes such as 001 are names
+    if all(INDICES.fullmatch(label) for label in labels):
+        return list(labels), 0, None
+    if all(NUMBER.fullmatch(label) for label in labels) and any(re.search("[.eE]", label) for label in labels):
+        return [float(label) for label in labels], 0, None
     odd = next(i for i, is_index in enumerate(are_indices) if is_index != are_indices[0] or not any(are_indices))
     if any(are_indices):
         return (
@@ -82,20 +96,56 @@ def labels_of(labels: Sequence[str | None]) -> tuple[list[int] | list[str] | Non
     return list(labels), 0, None
 
 
+def folder_of_list(path: str | Path, root: str | Path | None) -> str:
+    """The folder or URL of the relative paths of a list."""
+    return str(Path(path).parent if root is None and "://" not in str(path) else root or str(path).rpartition("/")[0])
+
+
+def read_json_lines(path: str | Path, root: str | Path | None = None) -> datasets.Dataset:
+    """The videos of a JSON lines file: a column `video`, and the other fields of the objects, such as labels.
+
+    Args:
+        path: a file or URL with one object per line; its field `video`, `path`, `file` or `file_name` is the path.
+        root: as in [`read_list_file`].
+
+    Raises:
+        ValueError: if the file or a line cannot be read, or a field has values of several types.
+    """
+    rows, root = [], folder_of_list(path, root)
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            field = next(field for field in PATH_FIELDS if isinstance(row.get(field), str))
+        except (ValueError, AttributeError, StopIteration) as error:
+            fields = ", ".join(PATH_FIELDS)
+            raise ValueError(f"Line {number} of {str(path)!r} is no JSON object with a path in {fields}.") from error
+        rows.append({**row, "video": {"path": video_of(row[field], root), "bytes": None}})
+    if not rows:
+        raise ValueError(f"The list file {str(path)!r} names no video.")
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in PATH_FIELDS[1:]]
+    try:
+        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    except (ArrowInvalid, ArrowTypeError) as error:
+        raise ValueError(f"A field of {str(path)!r} has values of several types: {error}.") from error
+
+
 def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets.Dataset:
     """The videos of a list file in the Kinetics format, as a data set with the columns `video` and `label`.
 
     Args:
         path: a file, or URL such as `hf://datasets/...`, with one `path label` per line, separated by spaces, tabs or
-            commas. Paths and class names that contain separators are quoted. Labels are integers from 0 on, or class
-            names; they may be missing on all lines. A path without a suffix gets `.mp4`.
+            commas. Paths and class names that contain separators are quoted. Labels are integers from 0 on, class
+            names, several of either joined by `;`, or numbers with a fraction; they may be missing on all lines. A
+            path without a suffix gets `.mp4`.
         root: folder or URL of relative paths; by default the folder of the list file.
 
     Raises:
         ValueError: if the file or a line cannot be read.
     """
     lines = read_lines(path)
-    root = str(Path(path).parent if root is None and "://" not in str(path) else root or str(path).rpartition("/")[0])
+    root = folder_of_list(path, root)
     filled = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not filled:
         raise ValueError(f"The list file {str(path)!r} names no video.")

@@ -3,6 +3,8 @@
 B clips in a batch, T frames in a clip, C channels, H x W pixels, K classes. Boxes are (top, left, height, width).
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -43,6 +45,29 @@ def soft_labels(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) 
     return targets.scatter_add_(1, labels[:, None].long(), torch.full_like(targets[:, :1], 1 - smoothing))
 
 
+def soft_targets(
+    labels: torch.Tensor, num_classes: int, smoothing: float = 0.0, heads: Mapping[str, int] | None = None
+) -> torch.Tensor:
+    """Labels of any kind as targets (B, K) float32 that can be mixed; numbers (B,) for regression stay as they are.
+
+    Class indices (B,) and, of several heads, (B, H) become [`soft_labels`]. Of multi-hot labels (B, K), each class
+    gives the part `smoothing` to all classes.
+
+    Raises:
+        ValueError: if labels do not have one of these shapes, a class is out of range, or numbers shall be smoothed.
+    """
+    if heads:
+        parts = [soft_labels(part, size, smoothing) for part, size in zip(labels.T, heads.values(), strict=True)]
+        return torch.cat(parts, dim=1)
+    if labels.is_floating_point() and labels.shape[1:] == (num_classes,):
+        return labels * (1 - smoothing) + smoothing / num_classes
+    if labels.is_floating_point() and labels.ndim == num_classes == 1:
+        if smoothing:
+            raise ValueError(f"label_smoothing={smoothing} is of classes, and labels are numbers: give 0.")
+        return labels
+    return soft_labels(labels, num_classes, smoothing)
+
+
 class Mixup:
     """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of a batch with the reversed batch.
 
@@ -59,6 +84,7 @@ class Mixup:
             which applies an operation for images to videos: rows of the box count frames, its columns count rows of
             pixels, and labels are mixed as if it were a part of the frame. Of clips with 16 frames of 224 x 224, six
             in ten keep all their pixels and change their labels.
+        heads: number of classes of each head, if there are several.
 
     Raises:
         ValueError: if a parameter is out of its range.
@@ -73,6 +99,7 @@ class Mixup:
         switch_prob: float = 0.5,
         label_smoothing: float = 0.1,
         cutmix_axes: str = "spatial",
+        heads: Mapping[str, int] | None = None,
     ):
         for name, alpha in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
             if not alpha >= 0:
@@ -86,6 +113,7 @@ class Mixup:
             raise ValueError(f"There are no cutmix_axes {cutmix_axes!r}; choose 'spatial' or 'official'.")
         self.num_classes, self.label_smoothing, self.cutmix_axes = num_classes, label_smoothing, cutmix_axes
         self.mixup_alpha, self.cutmix_alpha, self.switch_prob = mixup_alpha, cutmix_alpha, switch_prob
+        self.heads = heads
         self.prob = prob if mixup_alpha or cutmix_alpha else 0.0
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[float, Box | None]:
@@ -121,10 +149,10 @@ class Mixup:
         return (mixed if pixels.is_floating_point() else mixed.round_()).to(pixels.dtype)
 
     def __call__(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """The batch with mixed `pixel_values` and soft `labels` (B, K) float32; all else in it stays.
+        """The batch with mixed `pixel_values` and `labels`, see [`soft_targets`]; all else in it stays.
 
         Args:
-            batch: `pixel_values` (B, T, C, H, W) of any dtype on any device, and integer `labels` (B,). Mixed uint8
+            batch: `pixel_values` (B, T, C, H, W) of any dtype on any device, and `labels` of any kind. Mixed uint8
                 pixels are rounded, by at most half a grey level.
             generator: source of randomness.
 
@@ -137,7 +165,7 @@ class Mixup:
                 f"Mixing needs pixel_values of shape (B, T, C, H, W) and as many labels, not {tuple(pixels.shape)} "
                 f"and {tuple(labels.shape)}."
             )
-        targets = soft_labels(labels, self.num_classes, self.label_smoothing)
+        targets = soft_targets(labels, self.num_classes, self.label_smoothing, self.heads)
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         share, box = self.draw(*pixels.shape[-2:], np.random.default_rng(int(seed)))
         return {

@@ -8,7 +8,6 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 
 import datasets
@@ -17,13 +16,13 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 from ..arguments import check_path
 from .atomic import replace_file
 from .builders import make_builder
-from .folders import AMBIGUOUS, CLASS_LEVELS, with_classes
-from .list_files import INDEX, read_list_file
+from .folders import CLASS_LEVELS, with_classes
+from .list_files import read_json_lines, read_list_file
 from .urls import check_places, is_foreign
 
 logger = logging.getLogger(__name__)
 
-LIST_FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst")
+LIST_FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst", ".jsonl")
 FILE_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 # names of splits to evaluate on, in order of preference
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "test")
@@ -118,7 +117,7 @@ def load_rows(
         check_path(source, "data set")
         check_kind_of_file(source)
     if suffix in LIST_FILE_SUFFIXES and (is_url or os.path.isfile(source)):
-        rows = read_list_file(source, root)
+        rows = (read_json_lines if suffix == ".jsonl" else read_list_file)(source, root)
         rows = check_places(rows, ["video"], source) if is_foreign(source) and not allow_local_urls else rows
         return choose_column(rows, video_column)
     try:
@@ -294,112 +293,6 @@ def field_of(row: dict, column: str):
             raise ValueError(f"There is no column {column!r}; the columns are {', '.join(row)}.")
         value = value[part]
     return value
-
-
-def read_label_names(names: Sequence[str] | str | None) -> list[str] | None:
-    """Names of the classes in order, from a list or a text file with a name per line.
-
-    Raises:
-        ValueError: if the file cannot be read, or a name occurs twice.
-    """
-    if isinstance(names, str):
-        if not os.path.isfile(names):
-            raise ValueError(f"label_names={names!r} is neither a list of names nor a file with a name per line.")
-        try:
-            text = Path(names).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"The label names {names!r} cannot be read: {error}") from error
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-    if names is None:
-        return None
-    names = [str(name) for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"label_names has {', '.join(twice)} more than once.")
-    return names
-
-
-def is_missing(label) -> bool:
-    """Whether a row has no label: none, blank text, or the NaN of a table of numbers."""
-    return label is None or label != label or (isinstance(label, str | bytes) and not label.strip())
-
-
-class LabelReader:
-    """Reads the class index of a row from an index, a `ClassLabel` or a name.
-
-    Text is a name, unless all labels are integers as text without leading zeros, as in the `.cls` files of a
-    WebDataset.
-
-    Args:
-        rows: a data set with labels.
-        column: column of the labels; dots lead into nested columns.
-        names: names of the classes, if the data set does not have them.
-
-    Attributes:
-        names: names of the classes, or `None` if only indices are known.
-
-    Raises:
-        ValueError: if there is no such column, a row has no label, or a stream has named labels and no `names`.
-    """
-
-    def __init__(self, rows: Rows, column: str, names: Sequence[str] | str | None = None):
-        self.column, self.names = column, read_label_names(names)
-        features = rows.features or {}
-        # indices of the data set stand for its own names, which `names` may list in another order
-        self.known = features[column].names if isinstance(features.get(column), datasets.ClassLabel) else None
-        if self.names is None and self.known is not None:
-            self.names = list(self.known)
-        top = column.partition(".")[0]
-        description = (rows.info.description or "") if top not in column_names(rows) else ""
-        if description.startswith(AMBIGUOUS):
-            raise ValueError(f"There is no column {column!r}. {description}")
-        labels = rows.select_columns(top) if top in features else rows
-        first = self._text(field_of(next(iter(labels)), column))
-        if self.names is None and isinstance(rows, datasets.IterableDataset):
-            if isinstance(first, str) and not INDEX.fullmatch(first):
-                raise ValueError(f"The labels of the stream are names such as {first!r}: give label_names.")
-        elif self.names is None and (
-            isinstance(first, str | float)
-            or is_missing(first)
-            or (top in features and rows.data.column(top).null_count)
-        ):
-            found = [self._text(field_of(row, column)) for row in labels]
-            missing = next((i for i, label in enumerate(found) if is_missing(label)), None)
-            if missing is not None:
-                raise ValueError(f"{media_name(rows[missing][media_column(rows)])}: {self._without_label()}")
-            if any(isinstance(label, str) and not INDEX.fullmatch(label) for label in found):
-                self.names = sorted(set(found))
-        self.index = {name: i for i, name in enumerate(self.names or ())}
-
-    @staticmethod
-    def _text(label):
-        """A label as text if it is bytes, or a date, which JSON readers make of text such as 2024-01-31."""
-        if isinstance(label, datetime):
-            return str(label).removesuffix(" 00:00:00")
-        return label.decode().strip() if isinstance(label, bytes) else label
-
-    def _without_label(self) -> str:
-        return f"The row has no label in column {self.column!r}: give it one, or leave the row out."
-
-    def __call__(self, row: dict) -> int:
-        """Class index of a row.
-
-        Raises:
-            ValueError: if the label is missing, or none of the classes.
-        """
-        label = self._text(field_of(row, self.column))
-        if is_missing(label):
-            raise ValueError(self._without_label())
-        if self.known is not None and isinstance(label, int) and 0 <= label < len(self.known):
-            label = self.known[label]
-        if isinstance(label, str) and label in self.index:
-            return self.index[label]
-        if isinstance(label, str) and INDEX.fullmatch(label):
-            label = int(label)
-        if isinstance(label, int) and (self.names is None or 0 <= label < len(self.names)):
-            return label
-        known = "an integer" if self.names is None else f"one of {len(self.names)} classes, which count from 0"
-        raise ValueError(f"The label {label!r} in column {self.column!r} is not {known}.")
 
 
 def read_manifest(path: str | Path) -> dict[str, bool]:

@@ -9,6 +9,7 @@ import torch
 
 from ..model.video_reading import VideoReadError
 from .clips import ClipSampler, RowReader, check_rule, sample_generator, sample_generators
+from .labels import LabelNames
 from .sources import media_name
 
 
@@ -46,7 +47,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
         rows: stream of videos with optional labels, see `mvd_hf.data.sources.load_rows`.
         clip_sampler: takes clips from a video.
         size: number of videos of the stream.
-        label_column, label_names: as in [`ClipDataset`].
+        label_column, label_names, problem_type: as in [`ClipDataset`].
         seed: seed of all random choices.
         on_bad_video: `raise` or `skip`, as in [`ClipDataset`].
         shuffle_buffer: number of rows, with the bytes of their videos if they have them, to draw the next row from.
@@ -60,11 +61,12 @@ class StreamingClips(torch.utils.data.IterableDataset):
         rows: datasets.IterableDataset,
         clip_sampler: ClipSampler,
         size: int,
-        label_column: str | None = None,
-        label_names: Sequence[str] | str | None = None,
+        label_column: str | Sequence[str] | None = None,
+        label_names: LabelNames | None = None,
         seed: int = 0,
         on_bad_video: str = "raise",
         shuffle_buffer: int = 256,
+        problem_type: str | None = None,
     ):
         if next(iter(rows), None) is None or size < 1:
             raise ValueError("The data set is empty: it names no video.")
@@ -73,7 +75,7 @@ class StreamingClips(torch.utils.data.IterableDataset):
             raise ValueError("A stream has no other video at hand for on_bad_video='substitute'; choose 'skip'.")
         self.rows, self.size, self.seed = rows, size, seed
         self.on_bad_video, self.shuffle_buffer = on_bad_video, shuffle_buffer
-        self.reader = RowReader(rows, clip_sampler, label_column, label_names)
+        self.reader = RowReader(rows, clip_sampler, label_column, label_names, problem_type)
         # shared memory: workers, which may outlive an epoch, read it when an epoch begins
         self.epoch_place = torch.zeros(6, dtype=torch.int64).share_memory_()
         self.begin_epoch(0)

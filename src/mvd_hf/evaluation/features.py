@@ -75,7 +75,7 @@ class LabelledViews:
     Args:
         results: of [`extract_features`] or `mvd_hf.evaluation.probing.cache_features`.
         kind: `pooled` or `tokens`.
-        labels: class index of each row of the data set.
+        labels: of each row of the data set: class index, multi-hot, indices of heads, or a number.
         groups: of each row, such as its source video: a group is held out as a whole. By default each row is one.
 
     Attributes:
@@ -86,7 +86,7 @@ class LabelledViews:
         self.results, self.kind = results, kind
         rows, views = torch.tensor(results.rows()), results.shapes[kind][0]
         self.places = [(row, view) for row in rows.tolist() for view in range(views)]
-        self.labels = torch.from_numpy(labels)[rows].repeat_interleave(views)
+        self.labels = torch.from_numpy(labels)[rows].repeat_interleave(views, dim=0)
         self.groups = (rows if groups is None else torch.tensor(groups)[rows]).repeat_interleave(views)
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ Letters in shapes: N samples (videos, or views of videos), K classes, D width of
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 
 
@@ -134,6 +135,63 @@ def macro_f1(confusion: np.ndarray) -> float:
     """Unweighted mean of the F1 scores of the classes with samples or predictions, from a confusion matrix (K, K)."""
     totals = confusion.sum(axis=0) + confusion.sum(axis=1)
     return float((2 * confusion.diagonal()[totals > 0] / totals[totals > 0]).mean())
+
+
+def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Average precision of each class, (K,); NaN for a class that no sample has.
+
+    The mean of the precision at each threshold, weighted by the recall gained there, as in scikit-learn.
+
+    Args:
+        scores: (N, K), higher for samples that have the class.
+        labels: (N, K) multi-hot, 0 or 1.
+
+    Raises:
+        ValueError: if shapes do not match or a score is not finite.
+    """
+    scores, labels = check_scores(scores), np.asarray(labels)
+    if labels.shape != scores.shape:
+        raise ValueError(f"Labels of shape {labels.shape} do not fit scores of shape {scores.shape}.")
+    found = np.full(scores.shape[1], np.nan)
+    for k in np.flatnonzero(labels.any(axis=0)):
+        order = np.argsort(-scores[:, k], kind="stable")
+        # equal scores are one threshold
+        last = np.append(np.flatnonzero(np.diff(scores[order, k])), len(order) - 1)
+        hits = np.cumsum(labels[order, k], dtype=np.float64)[last]
+        found[k] = (np.diff(hits, prepend=0.0) * hits / (last + 1)).sum() / hits[-1]
+    return found
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Unweighted mean of [`average_precisions`] over the classes that occur; raises ValueError if there are none."""
+    found = average_precisions(scores, labels)
+    if np.isnan(found).all():
+        raise ValueError("There is no average precision: no video has a class.")
+    return float(np.nanmean(found))
+
+
+def joint_hits(probabilities: Sequence[np.ndarray], labels: np.ndarray, k: int = 1) -> np.ndarray:
+    """Whether the true combination of classes is among the k of highest product of probabilities, (N,) bool.
+
+    Args:
+        probabilities: (N, K) for each of H heads.
+        labels: (N, H) class indices.
+        k: number of combinations.
+    """
+    scores, match = np.zeros((len(labels), 1)), np.ones((len(labels), 1), dtype=bool)
+    for own, label in zip(probabilities, labels.T, strict=True):
+        best = np.argsort(-own, axis=1, kind="stable")[:, :k]  # others are in none of the k best combinations
+        logs = np.log(np.maximum(np.take_along_axis(own, best, axis=1), np.finfo(np.float64).tiny))
+        scores = (scores[:, :, None] + logs[:, None]).reshape(len(labels), -1)
+        match = (match[:, :, None] & (best == label[:, None])[:, None]).reshape(len(labels), -1)
+    chosen = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(match, chosen, axis=1).any(axis=1)
+
+
+def spearman(values: np.ndarray, others: np.ndarray) -> float:
+    """Spearman's rank correlation of two sequences; 0 if all values of one are equal."""
+    ranks = [pd.Series(numbers).rank() for numbers in (values, others)]
+    return 0.0 if any(rank.nunique() < 2 for rank in ranks) else float(np.corrcoef(*ranks)[0, 1])
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

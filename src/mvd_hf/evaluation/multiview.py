@@ -7,8 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -20,148 +19,19 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from ..data.hashing import hash_of_weights
-from ..data.sources import LabelReader, column_names, media_column, media_name
+from ..data.labels import LabelNames, LabelReader, MultiLabelReader, check_heads, each_label, label_reader
+from ..data.sources import media_name
+from ..model.labels_mvd import MULTI_LABEL, REGRESSION, head_class_names
 from ..model.loading_mvd import listed
 from ..model.video_processing_mvd import MVDVideoProcessor
-from .metrics import (
-    class_accuracies,
-    confusion_matrix,
-    macro_f1,
-    mean_class_accuracy,
-    softmax,
-    top_k_hits,
-    wilson_interval,
-)
+from .results import Evaluation, HeadsEvaluation, MultiLabelEvaluation, RegressionEvaluation, ViewScores
 from .views import VideoViews, map_views, protocol_of
 
 logger = logging.getLogger(__name__)
 
 FOLDER_OF_VIEWS = "views"
-# number of videos below which a test reports how uncertain its accuracy is
-FEW_VIDEOS = 200
-
-
-@dataclass
-class Evaluation:
-    """Scores of the views of a data set's videos.
-
-    Args:
-        videos: (N,) names of the readable videos.
-        rows: (N,) their rows in the data set.
-        labels: (N,) class indices.
-        logits: (N, V, K) float32, all crops of the first clip first.
-        names: (K,) names of the classes.
-        protocol: frames x clips x crops, such as `16x5x3`.
-        weights: hash of the weights of the model, see `mvd_hf.data.hashing`.
-        missing: (name, error) of each video that could not be read.
-        majority_class: the most frequent class of the training videos, if they are known.
-    """
-
-    videos: list[str]
-    rows: list[int]
-    labels: np.ndarray
-    logits: np.ndarray
-    names: list[str]
-    protocol: str
-    weights: str
-    missing: list[tuple[str, str]] = field(default_factory=list)
-    majority_class: int | None = None
-
-    @cached_property
-    def probabilities(self) -> np.ndarray:
-        """(N, K) float64: mean softmax of the views of each video."""
-        return softmax(self.logits).mean(axis=1)
-
-    @cached_property
-    def predictions(self) -> np.ndarray:
-        """(N,) most probable classes."""
-        return self.probabilities.argmax(axis=1)
-
-    @cached_property
-    def confusion(self) -> np.ndarray:
-        """(K, K): counts of each true class (row) and predicted class (column)."""
-        return confusion_matrix(self.predictions, self.labels, len(self.names))
-
-    def metrics(self) -> dict[str, float | int | str]:
-        """The metrics of a test; accuracies are from 0 to 1.
-
-        `video_*` are accuracies over videos, from the mean probabilities of their views (as the paper reports);
-        `clip_*` are over single views. With at most five classes every answer is among the top 5, and there is no
-        `*_top5`. Missing videos are excluded. `weights` is the hash of the tested weights.
-        `majority_top1` is the accuracy of always naming the `majority_class`, if it is known.
-        """
-        majority = {}
-        if self.majority_class is not None:
-            majority["majority_top1"] = float((self.labels == self.majority_class).mean())
-        ranks = (1, 5) if len(self.names) > 5 else (1,)
-        views, labels = self.logits.reshape(-1, len(self.names)), np.repeat(self.labels, self.logits.shape[1])
-        return {
-            "protocol": self.protocol,
-            "num_videos": len(self.videos),
-            "missing": len(self.missing),
-            **{f"video_top{k}": float(top_k_hits(self.probabilities, self.labels, k).mean()) for k in ranks},
-            **{f"clip_top{k}": float(top_k_hits(views, labels, k).mean()) for k in ranks},
-            "mean_class_accuracy": mean_class_accuracy(self.predictions, self.labels, len(self.names)),
-            "macro_f1": macro_f1(self.confusion),
-            **majority,
-            "weights": self.weights,
-        }
-
-    def per_class(self) -> list[dict]:
-        """Index, name, number of videos and accuracy (`None` without videos) of each class."""
-        accuracies, totals = class_accuracies(self.confusion), self.confusion.sum(axis=1)
-        return [
-            {
-                "class": i,
-                "name": name,
-                "videos": int(totals[i]),
-                "accuracy": None if np.isnan(accuracies[i]) else float(accuracies[i]),
-            }
-            for i, name in enumerate(self.names)
-        ]
-
-    def mistakes(self) -> list[dict]:
-        """Videos with a wrong top-1 prediction, most confident first."""
-        wrong = np.flatnonzero(self.predictions != self.labels)
-        confidence = self.probabilities[np.arange(len(self.videos)), self.predictions]
-        return [
-            {
-                "video": self.videos[i],
-                "row": self.rows[i],
-                "label": self.names[self.labels[i]],
-                "prediction": self.names[self.predictions[i]],
-                "confidence": float(confidence[i]),
-                "probability_of_label": float(self.probabilities[i, self.labels[i]]),
-            }
-            for i in wrong[np.argsort(-confidence[wrong], kind="stable")]
-        ]
-
-    def describe(self) -> str:
-        """The metrics in words, with the test protocol."""
-        figures = {key: f"{100 * value:.2f} %" for key, value in self.metrics().items() if isinstance(value, float)}
-        top5 = {
-            kind: f", top-5 {figures[f'{kind}_top5']}" if len(self.names) > 5 else "" for kind in ("video", "clip")
-        }
-        lines = [
-            f"{len(self.videos)} videos, {self.protocol} (frames x clips x crops):",
-            f"  over videos: top-1 {figures['video_top1']}{top5['video']}, mean over classes "
-            f"{figures['mean_class_accuracy']}",
-            f"  over single views: top-1 {figures['clip_top1']}{top5['clip']}",
-        ]
-        if len(self.videos) < FEW_VIDEOS:
-            low, high = wilson_interval(self.metrics()["video_top1"], len(self.videos))
-            lines.append(
-                f"  {len(self.videos)} videos are few: with 95 % confidence the true top-1 is between "
-                f"{100 * low:.0f} % and {100 * high:.0f} %"
-            )
-        if self.metrics()["video_top1"] <= self.metrics().get("majority_top1", -1):
-            lines.append(
-                f"  not better than always naming {self.names[self.majority_class]!r}, the most frequent class of "
-                f"training: {figures['majority_top1']}"
-            )
-        if self.missing:
-            lines.append(f"  {len(self.missing)} more videos could not be read and are excluded")
-        return "\n".join(lines)
+# the results of a test by the problem type of a model
+EVALUATIONS = {MULTI_LABEL: MultiLabelEvaluation, REGRESSION: RegressionEvaluation}
 
 
 def model_class_names(model: PreTrainedModel) -> list[str] | None:
@@ -204,20 +74,61 @@ def read_labels(
     """
     reader = LabelReader(rows, column, label_names)
     classes = classes_of_labels(reader.names, model_names)
-    top = column.partition(".")[0]
-    labels = []
-    for i, row in enumerate(rows.select_columns(top) if top in column_names(rows) else rows):
-        problem = None
-        try:
-            label = reader(row)
-            labels.append(label if classes is None else classes[label])
-            if not 0 <= labels[-1] < num_labels:
-                problem = f"the label {label} must be a class of the model, from 0 to {num_labels - 1}."
-        except ValueError as error:
-            problem = str(error)
-        if problem is not None:
-            raise ValueError(f"{media_name(rows[i][media_column(rows)])}: {problem}")
-    return np.array(labels, dtype=np.int64)
+
+    def read(row: dict) -> int:
+        label = reader(row)
+        found = label if classes is None else classes[label]
+        if not 0 <= found < num_labels:
+            raise ValueError(f"the label {label} must be a class of the model, from 0 to {num_labels - 1}.")
+        return found
+
+    return np.array(list(each_label(rows, column, read)), dtype=np.int64)
+
+
+def read_multi_labels(
+    rows: datasets.Dataset,
+    column: str,
+    num_labels: int,
+    model_names: Sequence[str] | None = None,
+    label_names: Sequence[str] | str | None = None,
+) -> np.ndarray:
+    """Multi-hot labels (N, K) of a data set as classes of a model; arguments and errors as in [`read_labels`]."""
+    reader = MultiLabelReader(rows, column, label_names)
+    classes = classes_of_labels(reader.names, model_names) or list(range(reader.num_classes))
+    if max(classes) >= num_labels:
+        raise ValueError(f"The label {max(classes)} in column {column!r} must be below {num_labels}, as in the model.")
+    labels = np.zeros((len(rows), num_labels), dtype=np.float32)
+    labels[:, classes] = list(each_label(rows, column, reader))
+    return labels
+
+
+def read_model_labels(
+    rows: datasets.Dataset, column: str | Sequence[str], model: PreTrainedModel, label_names: LabelNames | None = None
+) -> np.ndarray:
+    """The labels of a data set as those of a model, by its problem type and heads; errors as in [`read_labels`].
+
+    Args:
+        rows: of the data set.
+        column: of the labels, or for each head of the model.
+        model: a video classifier.
+        label_names: names of the classes of the data set, if its labels are plain numbers; of several heads by column.
+    """
+    config, heads = model.config, getattr(model.config, "label_heads", None)
+    if heads or not isinstance(column, str):
+        columns = [column] if isinstance(column, str) else column
+        if sorted(columns) != sorted(heads or ()):
+            has = f"the heads {', '.join(heads)}" if heads else "one head"
+            raise ValueError(f"label_column={column} does not fit the model, which has {has}: give a column per head.")
+        check_heads(columns, label_names)
+        names = [(label_names or {}).get(head) for head in heads]
+        parts = zip(heads.items(), names, strict=True)
+        found = [read_labels(rows, head, size, head_class_names(config, head), own) for (head, size), own in parts]
+        return np.stack(found, axis=1)
+    if config.problem_type == REGRESSION:
+        reader = label_reader(rows, column, label_names, REGRESSION)
+        return np.array(list(each_label(rows, column, reader)), dtype=np.float32)
+    read = read_multi_labels if config.problem_type == MULTI_LABEL else read_labels
+    return read(rows, column, config.num_labels, model_class_names(model), label_names)
 
 
 def takes_bytes(model: PreTrainedModel, processor: MVDVideoProcessor) -> bool:
@@ -251,12 +162,15 @@ def evaluate_views(
     rows: datasets.Dataset,
     processor: MVDVideoProcessor,
     *,
-    label_column: str = "label",
-    label_names: Sequence[str] | str | None = None,
+    label_column: str | Sequence[str] = "label",
+    label_names: LabelNames | None = None,
     folder: str | Path | None = None,
     **options,
-) -> Evaluation:
+) -> ViewScores:
     """Test a classifier on all views of the videos of a data set, as in the paper, for any number of views.
+
+    The results are an [`~mvd_hf.evaluation.results.Evaluation`] or, by the problem type and the heads of the model,
+    one of the other classes of `mvd_hf.evaluation.results`.
 
     Each video is decoded once. Several processes share the videos, and each video counts exactly once. After an
     interruption, results in the folder are not computed again. Videos are identified by their rows, not by their
@@ -266,7 +180,8 @@ def evaluate_views(
         model: a video classifier of ours or of transformers, on the device to use.
         rows: videos with labels, see `mvd_hf.data.sources.load_rows`.
         processor: makes the views, `num_clips` times `num_crops` per video.
-        label_column, label_names: column of the labels, and names of the classes if the labels are plain numbers.
+        label_column: column of the labels; of a model with several heads a column for each.
+        label_names: names of the classes of the data set, if its labels are plain numbers; of several heads by column.
         folder: of the results; by default a temporary one.
         options: `autocast`, `views_per_pass`, `num_workers`, `replace`, see
             [`~mvd_hf.evaluation.views.ViewOptions`].
@@ -276,7 +191,7 @@ def evaluate_views(
             read.
     """
     names, num_labels = model_class_names(model), model.config.num_labels
-    labels = read_labels(rows, label_column, num_labels, names, label_names)
+    labels = read_model_labels(rows, label_column, model, label_names)
     videos, weights = VideoViews(rows, processor, takes_bytes(model, processor)), hash_of_weights(model.state_dict())
 
     def classify(views: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -296,7 +211,9 @@ def evaluate_views(
     repeated = len(file_names) - len(set(file_names))
     if repeated and PartialState().is_main_process:
         logger.warning("%d rows repeat the video of another row; each row counts.", repeated)
-    return Evaluation(
+    heads = getattr(model.config, "label_heads", None)
+    kind = partial(HeadsEvaluation, heads=heads) if heads else EVALUATIONS.get(model.config.problem_type, Evaluation)
+    return kind(
         videos=[file_names[row] for row in read],
         rows=read,
         labels=labels[read],

@@ -7,7 +7,7 @@ Letters in shapes: N videos, V views of each, M = N * V views in all, L tokens o
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,15 @@ PENALTIES = tuple(10.0**power for power in range(-6, 1))
 HELD_OUT = 5  # one group of videos in five chooses among settings
 # views per batch where heads are only applied
 SCORED_VIEWS = 64
+
+
+# (labels, logits) -> mean loss, as `MVDForVideoClassification.loss`
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def classification_loss(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of class indices (M,) and logits (M, K)."""
+    return nn.functional.cross_entropy(logits, labels)
 
 
 def as_list(value) -> list:
@@ -149,10 +158,10 @@ def check_choice(is_held_out: torch.Tensor, settings: Sequence):
 # linear
 
 
-def logistic_regression(
-    features: torch.Tensor, labels: torch.Tensor, num_classes: int, penalty: float
+def fit_penalized(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int, penalty: float, loss: Loss = classification_loss
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights (K, D) and biases (K,) that minimise mean cross entropy plus `penalty / 2` times the squared weights.
+    """Weights (K, D) and biases (K,) that minimise the mean loss plus `penalty / 2` times the squared weights.
 
     `features` (M, D) need about unit variance.
     """
@@ -165,9 +174,9 @@ def logistic_regression(
 
     def objective() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(features @ weight.T + bias, labels) + penalty / 2 * weight.square().sum()
-        loss.backward()
-        return loss
+        total = loss(labels, features @ weight.T + bias) + penalty / 2 * weight.square().sum()
+        total.backward()
+        return total
 
     with torch.enable_grad():
         optimizer.step(objective)
@@ -181,24 +190,30 @@ def fit_linear(
     groups: torch.Tensor,
     classifier: nn.Linear,
     penalties: Sequence[float] = PENALTIES,
+    loss: Loss = classification_loss,
 ) -> float:
-    """Fit a linear layer to features (M, D) of `groups` (M,) of videos by logistic regression; returns its L2 penalty.
+    """Fit a linear layer to features (M, D) of `groups` (M,) of videos by a convex `loss`; returns its L2 penalty.
 
-    The loss is convex: each penalty has one solution, which L-BFGS finds, and no learning rate. Every fifth group
+    Each penalty has one solution, which L-BFGS finds, and no learning rate. Every fifth group
     chooses the strength of the penalty; the final fit uses all videos.
     """
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0).clamp(min=1e-6)
     features = (features - mean) / std
+    centre, scale = 0.0, 1.0
+    if labels.is_floating_point() and labels.ndim == 1:  # numbers, whose unit shall not matter to the penalty
+        centre, scale = labels.mean(), labels.std(correction=0).clamp(min=1e-6)
+        labels = (labels - centre) / scale
     is_held_out = held_out(groups)
     num_classes = classifier.out_features
     scores = {}
     can_choose = len(penalties) > 1 and 0 < is_held_out.sum() < len(features)
     for penalty in penalties if can_choose else ():
-        weight, bias = logistic_regression(features[~is_held_out], labels[~is_held_out], num_classes, penalty)
-        logits = features[is_held_out] @ weight.T + bias
-        scores[penalty] = nn.functional.cross_entropy(logits, labels[is_held_out]).item()
+        fitted = fit_penalized(features[~is_held_out], labels[~is_held_out], num_classes, penalty, loss)
+        logits = features[is_held_out] @ fitted[0].T + fitted[1]
+        scores[penalty] = loss(labels[is_held_out], logits).item()
     penalty = min(scores, key=scores.get) if scores else penalties[0] if len(penalties) == 1 else 1e-2
-    weight, bias = logistic_regression(features, labels, num_classes, penalty)
+    weight, bias = fit_penalized(features, labels, num_classes, penalty, loss)
+    weight, bias = weight * scale, bias * scale + centre
     classifier.weight.copy_(weight / std)
     classifier.bias.copy_(bias - (weight / std) @ mean)
     share_parameters(classifier)
@@ -266,6 +281,7 @@ def train_heads(
     chosen: np.ndarray,
     arguments: ProbeArguments,
     seed: int,
+    loss: Loss = classification_loss,
 ) -> np.ndarray:
     """Train heads side by side, so that each batch of features is read once; mean losses (heads, epochs).
 
@@ -279,6 +295,7 @@ def train_heads(
         chosen: positions of the views to train on.
         arguments: epochs and batch size.
         seed: of the order of the views.
+        loss: of labels and logits.
     """
     parameters = [list(head.parameters()) for head in heads]
     groups = [
@@ -297,12 +314,12 @@ def train_heads(
             factor = next(factors)
             for i, head in enumerate(heads):  # one at a time: the memory is that of one head
                 with torch.enable_grad():
-                    loss = nn.functional.cross_entropy(head(features), labels)
-                    gradients = torch.autograd.grad(loss, parameters[i])
+                    mean_loss = loss(labels, head(features))
+                    gradients = torch.autograd.grad(mean_loss, parameters[i])
                 for parameter, gradient in zip(parameters[i], gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.param_groups[i]["lr"] = settings[i].rate * factor
-                sums[i, epoch] += loss.item() * len(batch)
+                sums[i, epoch] += mean_loss.item() * len(batch)
             optimizer.step()
     return sums / len(chosen)
 
@@ -319,12 +336,12 @@ def head_logits(heads: Sequence[nn.Module], views: LabelledViews, chosen: np.nda
 
 
 def fit_head(
-    head: nn.Module, views: LabelledViews, arguments: ProbeArguments, seed: int
+    head: nn.Module, views: LabelledViews, arguments: ProbeArguments, seed: int, loss: Loss = classification_loss
 ) -> tuple[HeadSetting, list[float]]:
     """Train a head in place; returns its setting and the mean loss of each epoch.
 
     Of several settings, heads with the same initial weights are trained in one pass without every fifth group of
-    videos, whose cross entropy then chooses. A single setting is trained at once on all videos.
+    videos, whose loss then chooses. A single setting is trained at once on all videos.
     """
     settings = arguments.settings()
     setting = settings[0]
@@ -332,15 +349,12 @@ def fit_head(
         is_held_out = held_out(views.groups)
         check_choice(is_held_out, settings)
         heads = [deepcopy(head) for _ in settings]
-        train_heads(heads, settings, views, (~is_held_out).nonzero()[:, 0].numpy(), arguments, seed)
+        train_heads(heads, settings, views, (~is_held_out).nonzero()[:, 0].numpy(), arguments, seed, loss)
         chosen = is_held_out.nonzero()[:, 0].numpy()
-        scores = [
-            nn.functional.cross_entropy(logits, views.labels[chosen]).item()
-            for logits in head_logits(heads, views, chosen)
-        ]
+        scores = [loss(views.labels[chosen], logits).item() for logits in head_logits(heads, views, chosen)]
         setting = settings[int(np.nanargmin(scores))]
         logger.info("Of %d settings %s is best on every fifth training video.", len(settings), setting)
-    losses = train_heads([head], [setting], views, np.arange(len(views)), arguments, seed)
+    losses = train_heads([head], [setting], views, np.arange(len(views)), arguments, seed, loss)
     share_parameters(head)
     return setting, losses[0].tolist()
 
@@ -361,7 +375,7 @@ def fit_attentive(
         The rate and weight decay, and the mean loss of each epoch.
     """
     head = nn.Sequential(model.pooler, model.classifier)
-    return fit_head(head, LabelledViews(results, "tokens", labels), arguments, seed)
+    return fit_head(head, LabelledViews(results, "tokens", labels), arguments, seed, model.loss)
 
 
 # nearest neighbours

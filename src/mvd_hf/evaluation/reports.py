@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..data.decoding import open_media
 from ..data.sources import media_column, write_table
 from ..model.video_reading import VideoReadError
-from .multiview import Evaluation
+from .results import Evaluation, HeadsEvaluation, MultiLabelEvaluation, RegressionEvaluation, ViewScores
 
 # most classes with names beside the confusion matrix; mistakes, and columns, of the figure of mistakes
 MAX_NAMED_CLASSES, NUM_MISTAKES, NUM_COLUMNS = 40, 12, 4
@@ -36,6 +36,26 @@ def prediction_rows(evaluation: Evaluation) -> datasets.Dataset:
             "view_logits": list(evaluation.logits),
         }
     )
+
+
+def multi_label_rows(evaluation: MultiLabelEvaluation) -> datasets.Dataset:
+    """A row per video: name, classes, probabilities, and the logits of its views."""
+    columns = {
+        "label_names": [[evaluation.names[i] for i in np.flatnonzero(row)] for row in evaluation.labels],
+        "probabilities": list(evaluation.probabilities.astype(np.float32)),
+        "view_logits": list(evaluation.logits),
+    }
+    return datasets.Dataset.from_dict({"video": evaluation.videos, "row": evaluation.rows, **columns})
+
+
+def number_rows(evaluation: RegressionEvaluation) -> datasets.Dataset:
+    """A row per video: name, number, prediction, and the predictions of its views."""
+    columns = {
+        "label": evaluation.labels,
+        "prediction": evaluation.predictions,
+        "view_predictions": list(evaluation.logits[..., 0]),
+    }
+    return datasets.Dataset.from_dict({"video": evaluation.videos, "row": evaluation.rows, **columns})
 
 
 def confused_pairs(evaluation: Evaluation) -> list[dict]:
@@ -119,12 +139,14 @@ def draw_mistakes(evaluation: Evaluation, rows: datasets.Dataset, number: int = 
     return figure
 
 
-def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | Path, figures: bool = True):
-    """Write the results of a test to a folder.
+def write_report(evaluation: ViewScores, rows: datasets.Dataset, folder: str | Path, figures: bool = True):
+    """Write the results of a test to a folder: `metrics.json`, `missing.csv`, and by the kind of labels:
 
-    `metrics.json` (see `Evaluation.metrics`), `predictions.parquet` (a row per video), `per_class.csv`,
-    `confusion.csv` (rows: true classes), `confused_pairs.csv`, `mistakes.csv`, `missing.csv`, and the figures
-    `confusion.png` and, if there are mistakes, `mistakes.png`.
+    - One class: `predictions.parquet` (a row per video), `per_class.csv`, `confusion.csv` (rows: true classes),
+      `confused_pairs.csv`, `mistakes.csv`, and the figures `confusion.png` and, if there are mistakes, `mistakes.png`.
+    - Several classes: `predictions.parquet` and `per_class.csv`, with the average precision of each class.
+    - Several heads: a report as of one class for each head, in a sub-folder of its name.
+    - Numbers: `predictions.parquet`.
 
     Args:
         evaluation: the test.
@@ -134,8 +156,25 @@ def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | P
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names = evaluation.names
     (folder / "metrics.json").write_text(json.dumps(evaluation.metrics(), indent=1) + "\n", encoding="utf-8")
+    missing = [{"video": video, "reason": reason} for video, reason in evaluation.missing]
+    write_table(folder / "missing.csv", missing, ["video", "reason"])
+    if isinstance(evaluation, HeadsEvaluation):
+        for head, part in evaluation.parts.items():
+            write_report(part, rows, folder / head, figures)
+    elif isinstance(evaluation, MultiLabelEvaluation):
+        multi_label_rows(evaluation).to_parquet(folder / "predictions.parquet")
+        columns = ["class", "name", "videos", "average_precision"]
+        write_table(folder / "per_class.csv", evaluation.per_class(), columns)
+    elif isinstance(evaluation, RegressionEvaluation):
+        number_rows(evaluation).to_parquet(folder / "predictions.parquet")
+    else:
+        write_classes(evaluation, rows, folder, figures)
+
+
+def write_classes(evaluation: Evaluation, rows: datasets.Dataset, folder: Path, figures: bool):
+    """Write the tables and figures of a test with one class per video."""
+    names = evaluation.names
     prediction_rows(evaluation).to_parquet(folder / "predictions.parquet")
     write_table(folder / "per_class.csv", evaluation.per_class(), ["class", "name", "videos", "accuracy"])
     confusion = pd.DataFrame(evaluation.confusion, names, names)
@@ -143,8 +182,6 @@ def write_report(evaluation: Evaluation, rows: datasets.Dataset, folder: str | P
     write_table(folder / "confused_pairs.csv", confused_pairs(evaluation), ["label", "prediction", "videos", "share"])
     columns = ["video", "row", "label", "prediction", "confidence", "probability_of_label"]
     write_table(folder / "mistakes.csv", evaluation.mistakes(), columns)
-    missing = [{"video": video, "reason": reason} for video, reason in evaluation.missing]
-    write_table(folder / "missing.csv", missing, ["video", "reason"])
     if figures:
         draw_confusion(evaluation).savefig(folder / "confusion.png", dpi=130)
         if evaluation.mistakes():

@@ -27,15 +27,17 @@ from ..evaluation.probing import (
     pooled_features,
 )
 from ..evaluation.reports import write_report
+from ..evaluation.results import Evaluation
 from ..evaluation.views import ViewResults, protocol_of
 from ..hub.loading import check_fps_of_source, check_source, load_classifier
 from ..hub.run_record import RunRecord
 from ..model.configuration_mvd import ConfigFields
 from ..model.frame_sampling import PAPER_VIEWS
+from ..model.labels_mvd import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..model.video_processing_mvd import MVDVideoProcessor
 from .held_out import HeldOut
-from .preparation import PreparationArguments, choose_clips, find_validation_split, prepare_videos
+from .preparation import PreparationArguments, choose_clips, find_validation_split, is_single_label, prepare_videos
 from .trainer import BEST_FOLDER, EMA_FOLDER, FinetuningArguments, FinetuningTrainer
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,22 @@ class AdaptationArguments:
             raise ValueError(f"test_weights={self.test_weights!r} must be one of {', '.join(WEIGHTS)}.")
 
 
+def check_labels_of_recipe(recipe: AdaptationArguments, keys: FinetuningClipArguments):
+    """Raise ValueError if keys are not defined for the kind of the labels."""
+    kind = keys.problem_type if isinstance(keys.label_column, str) else f"label_column={keys.label_column}"
+    given = recipe.config.get("problem_type")
+    if given not in (None, keys.problem_type or SINGLE_LABEL):
+        raise ValueError(f"config.problem_type={given} follows from the labels: give --problem_type {given}.")
+    if "label_heads" in recipe.config:
+        raise ValueError("config.label_heads follows from the labels: give --label_column with several columns.")
+    if not is_single_label(keys) and recipe.method == "knn":
+        raise ValueError(f"method=knn votes for one class, not for {kind}: give method=linear_probe.")
+    if keys.class_weights is not None and keys.problem_type in (MULTI_LABEL, REGRESSION):
+        raise ValueError(f"class_weights={keys.class_weights} is not defined for problem_type={kind}: leave it out.")
+    if keys.problem_type == REGRESSION and keys.label_smoothing and recipe.method in TRAINED:
+        raise ValueError(f"label_smoothing={keys.label_smoothing} is not defined for problem_type={kind}: give 0.")
+
+
 class Adaptation:
     """An adaptation: data, model, training and test.
 
@@ -122,6 +140,7 @@ class Adaptation:
             raise ValueError(f"method={recipe.method} cannot push_to_hub: publish its output_dir afterwards.")
         if keys.class_weights is not None and recipe.method not in TRAINED:
             raise ValueError(f"class_weights={keys.class_weights} is for full and lora, not method={recipe.method}.")
+        check_labels_of_recipe(recipe, keys)
         defaults = DataArguments(dataset=data.dataset or "-")
         for key in ("crop", "crop_scales"):
             if getattr(data, key) != getattr(defaults, key):
@@ -134,7 +153,11 @@ class Adaptation:
             data = replace(data, eval_split=find_validation_split(data))
             HeldOut.of(self.videos.validation, data, keys).save(self.folder)
         config = recipe.config | ({"use_attentive_pooling": True} if recipe.method == "attentive_probe" else {})
-        self.model, _ = load_classifier(recipe.model, self.videos.names or self.videos.num_labels, config)
+        config |= {} if keys.problem_type is None else {"problem_type": keys.problem_type}
+        config |= {"label_heads": self.videos.heads} if self.videos.heads else {}
+        self.model, new = load_classifier(recipe.model, self.videos.names or self.videos.num_labels, config)
+        if keys.problem_type == REGRESSION and "classifier.bias" in new and self.videos.labels is not None:
+            self.model.classifier.bias.data.fill_(float(self.videos.labels.mean()))  # else it is far from all numbers
         self.keys, self.data = choose_clips(keys, data, self.videos, self.model.config.num_frames)
         self.processor = MVDVideoProcessor.for_model(
             self.model.config, sampling=self.keys.sampling, **self.data.distance
@@ -183,23 +206,26 @@ class Adaptation:
             return None
         if self.videos.labels is None:
             raise ValueError("class_weights=balanced needs the labels of all videos: leave out streaming.")
-        return balanced_class_weights(self.videos.labels, self.videos.num_labels)
+        sizes = self.videos.heads.values() or [self.videos.num_labels]
+        labels = self.videos.labels.reshape(len(self.videos.labels), -1).T
+        return np.concatenate([balanced_class_weights(*part) for part in zip(labels, sizes, strict=True)])
 
     def train(self, model: torch.nn.Module):
         """Train with the paper's recipe; resumes from the last checkpoint of the output folder."""
         config, seed = self.model.config, self.training.seed
+        keys = replace(self.keys, label_names=self.videos.label_names)  # a set may lack classes of the other
         validation = None
         if self.videos.validation is not None:
             rows = self.videos.validation
-            validation = finetuning_clips(self.data, self.keys, config, rows, evaluation=True, seed=seed)
+            validation = finetuning_clips(self.data, keys, config, rows, evaluation=True, seed=seed)
         else:
             self.training.eval_strategy, self.training.metric_for_best_model = "no", None
         trainer = FinetuningTrainer(
             model,
             self.training,
-            self.keys.mixup(self.videos.num_labels),
+            self.keys.mixup(self.videos.num_labels, self.videos.heads),
             self.class_weights(),
-            train_dataset=finetuning_clips(self.data, self.keys, config, self.videos.train, seed=seed),
+            train_dataset=finetuning_clips(self.data, keys, config, self.videos.train, seed=seed),
             eval_dataset=validation,
             processing_class=self.processor,
         )
@@ -211,9 +237,8 @@ class Adaptation:
         if self.model.pooler is not None:
             return self.fit_attentive_head()
         features, labels, rows = pooled_features(self.training_features(), self.videos.labels)
-        penalty = fit_linear(
-            *(part.to(self.training.device) for part in (features, labels, rows)), self.model.classifier
-        )
+        parts = (part.to(self.training.device) for part in (features, labels, rows))
+        penalty = fit_linear(*parts, self.model.classifier, loss=self.model.loss)
         logger.info("Linear probe on %d clips; L2 penalty %g, chosen on every fifth video.", len(features), penalty)
         return {"training": {"L2 penalty": penalty}}
 
@@ -272,8 +297,9 @@ class Adaptation:
             )
 
     def majority_class(self) -> int | None:
-        """The most frequent class of the training videos; `None` for a stream."""
-        return None if self.videos.labels is None else int(np.bincount(self.videos.labels).argmax())
+        """The most frequent class of the training videos; `None` for a stream, and where a video has not one class."""
+        labels = self.videos.labels
+        return None if labels is None or not is_single_label(self.keys) else int(np.bincount(labels).argmax())
 
     def training_features(self) -> ViewResults:
         """Features of the training videos, cached in the output folder."""
@@ -340,7 +366,8 @@ class Adaptation:
             num_workers=self.training.dataloader_num_workers,
             replace=True,  # those of the run before it was continued
         )
-        evaluation.majority_class = self.majority_class()
+        if isinstance(evaluation, Evaluation):
+            evaluation.majority_class = self.majority_class()
         if state.is_main_process:
             write_report(evaluation, self.videos.validation, source / TEST_FOLDER)
             logger.info("%s\nThe model is in %s, its test in %s", evaluation.describe(), source, source / TEST_FOLDER)

@@ -29,8 +29,8 @@ class HeldOut:
     root: str | None
     video_column: str | None
     class_level: str | None
-    label_column: str
-    label_names: list[str] | str | None
+    label_column: str | list[str]
+    label_names: list[str] | str | dict[str, list[str] | str] | None
     videos: list[str]
 
     @classmethod

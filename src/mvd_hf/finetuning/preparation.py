@@ -5,8 +5,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import datasets
@@ -24,8 +25,10 @@ from ..curation.splitting import (
 )
 from ..data.arguments import STRIDE, DataArguments, FinetuningClipArguments
 from ..data.decoding import open_media
-from ..data.sources import VALIDATION_SPLITS, LabelReader, Rows, media_column, media_name, split_names
+from ..data.labels import LabelNames, LabelReader, each_label, label_reader
+from ..data.sources import VALIDATION_SPLITS, Rows, media_column, media_name, split_names
 from ..evaluation.multiview import read_labels
+from ..model.labels_mvd import MULTI_LABEL, REGRESSION
 from ..model.loading_mvd import listed
 from ..model.video_reading import VideoReadError
 
@@ -40,6 +43,8 @@ NO_DIRECTION = re.compile(
     "forthright|birthright|copyright|alright|(play|ship|wheel|mill|cart|boat|wain)?wright"
 )
 OVERLAP_RULES = ("raise", "drop", "keep")
+# parts of numbers that a split shares out like classes
+NUM_PARTS = 5
 FINGERPRINTS, DUPLICATES = "fingerprints.csv", "near_duplicates.csv"
 
 
@@ -70,14 +75,32 @@ class PreparationArguments:
 
 
 @dataclass
-class LabelledVideos:
-    """Labelled videos for fine-tuning; class names are `None` without names, labels `None` for a stream."""
+class Classes:
+    """The labels of a data set.
 
-    train: Rows
-    validation: datasets.Dataset | None
+    Args:
+        names: of the classes; `None` without names. Those of several heads are `verb: take`, that of a number is the
+            column.
+        num_labels: number of classes.
+        labels: class index of each row (N,), multi-hot (N, K), indices of heads (N, H) or numbers (N,); `None` for a
+            stream.
+        label_names: with which other rows are read alike.
+        heads: number of classes of each of several heads.
+    """
+
     names: list[str] | None
     num_labels: int
     labels: np.ndarray | None
+    label_names: LabelNames | None = None
+    heads: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class LabelledVideos(Classes):
+    """Labelled videos for fine-tuning."""
+
+    train: Rows | None = None
+    validation: datasets.Dataset | None = None
 
 
 def find_validation_split(data: DataArguments) -> str | None:
@@ -121,10 +144,76 @@ def video_lengths(rows: Rows) -> list[int]:
     return lengths
 
 
-def read_classes(
-    rows: Rows, keys: FinetuningClipArguments, num_labels: int | None
-) -> tuple[list[str] | None, np.ndarray | None, int]:
-    """Names of the classes (or `None`), class indices of the rows (`None` for a stream), and number of classes."""
+def is_single_label(keys: FinetuningClipArguments) -> bool:
+    """Whether a video has one class."""
+    return isinstance(keys.label_column, str) and keys.problem_type not in (MULTI_LABEL, REGRESSION)
+
+
+def read_classes(rows: Rows, keys: FinetuningClipArguments, num_labels: int | None) -> Classes:
+    """The labels of rows; raises ValueError if one is wrong, or there are not `num_labels` classes."""
+    if is_single_label(keys):
+        return read_single_classes(rows, keys, num_labels)
+    if not isinstance(keys.label_column, str):
+        classes = read_heads(rows, keys)
+    elif keys.problem_type == MULTI_LABEL:
+        classes = read_multi_classes(rows, keys, num_labels)
+    else:
+        classes = Classes([keys.label_column], 1, read_all(rows, keys, keys.label_names))
+    if num_labels not in (None, classes.num_labels):
+        raise ValueError(f"config.num_labels={num_labels} does not fit the {classes.num_labels} of the data set.")
+    return classes
+
+
+def read_all(rows: Rows, keys: FinetuningClipArguments, label_names: LabelNames | None) -> np.ndarray | None:
+    """The labels of all rows as a batch has them; `None` for a stream."""
+    reader = label_reader(rows, keys.label_column, label_names, keys.problem_type)
+    if isinstance(rows, datasets.IterableDataset):
+        return None
+    labels = np.array(list(each_label(rows, keys.label_column, reader)))
+    return labels if labels.dtype.kind == "i" else labels.astype(np.float32)
+
+
+def read_multi_classes(rows: Rows, keys: FinetuningClipArguments, num_labels: int | None) -> Classes:
+    """The classes of rows that have several each."""
+    reader = label_reader(rows, keys.label_column, keys.label_names, MULTI_LABEL)
+    count = reader.num_classes if reader.names else max(reader.num_classes, num_labels or 0)
+    known = reader.names or [str(i) for i in range(count)]
+    return Classes(reader.names, count, read_all(rows, keys, known), known)
+
+
+def read_heads(rows: Rows, keys: FinetuningClipArguments) -> Classes:
+    """The classes of rows that have one for each of several heads."""
+    label_reader(rows, keys.label_column, keys.label_names)  # which checks the keys
+    known: dict[str, list[str]] = {}
+    for column in sorted(keys.label_column):
+        names = (keys.label_names or {}).get(column)
+        found = read_single_classes(rows, replace(keys, label_column=column, label_names=names), None)
+        known[column] = found.names or [str(i) for i in range(found.num_labels)]
+    names = [f"{column}: {name}" for column, own in known.items() for name in own]
+    heads = {column: len(own) for column, own in known.items()}
+    return Classes(names, len(names), read_all(rows, keys, known), known, heads)
+
+
+def strata(classes: Classes, problem_type: str | None) -> tuple[list, list[str] | None]:
+    """What a split shares out: for each row its class or classes, and their names. Numbers are in five parts."""
+    labels, names = classes.labels, classes.names
+    if classes.heads:
+        starts = np.cumsum([0, *classes.heads.values()])[:-1]
+        return list(map(tuple, (labels + starts).tolist())), names
+    if problem_type == MULTI_LABEL:
+        names = names or [str(i) for i in range(classes.num_labels)]
+        found = [tuple(np.flatnonzero(row).tolist()) or (len(names),) for row in labels]
+        return found, [*names, "no class"] if (len(names),) in found else names
+    if problem_type == REGRESSION:
+        edges = np.quantile(labels, np.linspace(0, 1, NUM_PARTS + 1))
+        parts = np.searchsorted(edges[1:-1], labels, side="right")
+        ranges = pairwise(edges)
+        return [(part,) for part in parts.tolist()], [f"{names[0]} {low:g} to {high:g}" for low, high in ranges]
+    return labels.tolist(), names
+
+
+def read_single_classes(rows: Rows, keys: FinetuningClipArguments, num_labels: int | None) -> Classes:
+    """The classes of rows that have one each."""
     names = LabelReader(rows, keys.label_column, keys.label_names).names
     if names is not None and num_labels not in (None, len(names)):
         raise ValueError(
@@ -134,7 +223,7 @@ def read_classes(
     if isinstance(rows, datasets.IterableDataset):
         if names is None and num_labels is None:
             raise ValueError("The number of classes of a stream is not known: give label_names or config.num_labels.")
-        return names, None, len(names) if names is not None else num_labels
+        return Classes(names, len(names) if names is not None else num_labels, None, names)
     bound = len(names) if names is not None else num_labels or np.iinfo(np.int64).max
     labels = read_labels(rows, keys.label_column, bound, label_names=keys.label_names)
     if names is None and num_labels is None and set(labels) == set(range(1, labels.max() + 1)):
@@ -151,7 +240,7 @@ def read_classes(
             count,
             listed([str(label) for label in unused]),
         )
-    return names, labels, count
+    return Classes(names, count, labels, names)
 
 
 def is_compared(arguments: PreparationArguments, num_videos: int) -> bool:
@@ -182,8 +271,8 @@ def read_groups(rows: Rows, column: str | None) -> list | None:
 
 def divide(
     rows: datasets.Dataset,
-    labels: np.ndarray,
-    names: list[str] | None,
+    classes: Classes,
+    problem_type: str | None,
     arguments: PreparationArguments,
     folder: Path,
     seed: int,
@@ -192,16 +281,11 @@ def divide(
     fingerprints = None
     if is_compared(arguments, len(rows)):
         fingerprints = read_fingerprints(rows, cache=folder / FINGERPRINTS)
-    fraction = arguments.validation_fraction
-    split = split_rows(
-        rows,
-        labels.tolist(),
-        fraction=fraction,
-        seed=seed,
-        fingerprints=fingerprints,
-        label_names=names,
-        sources=read_groups(rows, arguments.group_column),
-    )
+    are_classes = problem_type != REGRESSION
+    fraction, (labels, names) = arguments.validation_fraction, strata(classes, problem_type)
+    options = {"fingerprints": fingerprints, "label_names": names, "are_classes": are_classes}
+    options["sources"] = read_groups(rows, arguments.group_column)
+    split = split_rows(rows, labels, fraction=fraction, seed=seed, **options)
     if split.duplicates:
         files = [media_name(item) for item in rows[media_column(rows)]]
         write_duplicates(folder / DUPLICATES, split.duplicates, files)
@@ -212,9 +296,10 @@ def divide(
             "--validation_fraction 0 to train without validation."
         )
     logger.info(
-        "There is no validation set: %d videos are used for training, %d for validation, by class.",
+        "There is no validation set: %d videos are used for training, %d for validation, by %s.",
         len(split.train),
         len(split.validation),
+        "class" if are_classes else "ranges of the numbers",
     )
     return split.train, split.validation
 
@@ -312,29 +397,24 @@ def prepare_videos(
     with main_process_first():  # the other processes read its fingerprints
         folder.mkdir(parents=True, exist_ok=True)
         rows = data.rows()
-        names, labels, num_labels = read_classes(rows, keys, num_labels)
-        is_stream = labels is None
+        classes = read_classes(rows, keys, num_labels)
+        is_stream = classes.labels is None
         train, validation = rows, None
         if data.eval_split is not None or data.eval_dataset is not None:
             validation = data.rows(evaluation=True)
             if not is_stream:
                 validation = without_overlap(train, validation, arguments, folder)
         elif not is_stream and arguments.validation_fraction:
-            train_rows, validation_rows = divide(rows, labels, names, arguments, folder, seed)
+            train_rows, validation_rows = divide(rows, classes, keys.problem_type, arguments, folder, seed)
             train, validation = rows.select(train_rows), rows.select(validation_rows)
-            labels = labels[train_rows]
+            classes.labels = classes.labels[train_rows]
     if state.is_main_process and not is_stream:
-        warn_about_classes(data, labels, validation, names, num_labels, keys)
-    return LabelledVideos(train, validation, names, num_labels, labels)
+        warn_about_classes(data, classes, validation, keys)
+    return LabelledVideos(**vars(classes), train=train, validation=validation)
 
 
 def warn_about_classes(
-    data: DataArguments,
-    labels: np.ndarray,
-    validation: datasets.Dataset | None,
-    names: list[str] | None,
-    num_labels: int,
-    keys: FinetuningClipArguments,
+    data: DataArguments, classes: Classes, validation: datasets.Dataset | None, keys: FinetuningClipArguments
 ):
     """Log warnings about empty class folders, and about the classes of a given validation split."""
     empty = empty_class_folders(data.dataset, data.split)
@@ -342,9 +422,17 @@ def warn_about_classes(
         logger.warning("Class folders without videos are left out: %s.", listed(empty))
     if data.eval_split is None and data.eval_dataset is None:
         return
-    of_validation = read_labels(validation, keys.label_column, num_labels, names, keys.label_names)
-    known = names or [str(i) for i in range(num_labels)]
-    for warning in class_warnings(labels.tolist(), of_validation.tolist(), known):
+    if is_single_label(keys):
+        known = classes.num_labels, classes.names, keys.label_names
+        of_validation = read_labels(validation, keys.label_column, *known)
+    else:
+        of_validation = read_all(validation, keys, classes.label_names)
+    if keys.problem_type == REGRESSION:
+        return
+    sides = [strata(replace(classes, labels=labels), keys.problem_type) for labels in (classes.labels, of_validation)]
+    names = max((names for _, names in sides), key=lambda names: len(names or ()))
+    known = names or [str(i) for i in range(classes.num_labels)]
+    for warning in class_warnings(sides[0][0], sides[1][0], known):
         logger.warning("%s", warning)
 
 

@@ -42,8 +42,8 @@ class EvaluationArguments:
     allow_local_urls: bool = False
     streaming: bool = False
     max_samples: int | None = None
-    label_column: str = "label"
-    label_names: list[str] | str | None = None
+    label_column: str | list[str] = "label"
+    label_names: list[str] | str | dict[str, list[str] | str] | None = None
     sampling: str | None = None
     num_clips: int | None = None
     num_crops: int | None = None

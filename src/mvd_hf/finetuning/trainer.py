@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel, gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from ..data.clips import IS_BLANK
-from ..data.mixup import Mixup, soft_labels
-from ..evaluation.metrics import class_accuracies, macro_f1
+from ..data.mixup import Mixup, soft_targets
+from ..evaluation.metrics import class_accuracies, macro_f1, mean_average_precision, spearman
 from ..hub.run_record import facts_of, metric_prefixes
+from ..model.configuration_mvd import MVDConfig
+from ..model.labels_mvd import MULTI_LABEL, REGRESSION, head_slices
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..training.arguments import MVDTrainingArguments
 from ..training.optimization import bare_model, without_adapters
@@ -30,6 +32,18 @@ logger = logging.getLogger(__name__)
 EMA_NAME = "ema.safetensors"
 # folders in the output folder: the best model, the model with averaged weights, the adapters alone
 BEST_FOLDER, EMA_FOLDER, ADAPTER_FOLDER = "best", "ema", "adapter"
+
+
+def number_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean absolute error and Spearman's correlation of predictions (N, 1) of numbers (N,)."""
+    return {"mae": float(np.abs(logits[:, 0] - labels).mean()), "spearman": spearman(logits[:, 0], labels)}
+
+
+# metrics of all logits (N, K) and labels of an evaluation, by problem type
+METRICS = {
+    MULTI_LABEL: lambda logits, labels: {"mAP": mean_average_precision(logits, labels)},
+    REGRESSION: number_metrics,
+}
 
 
 @dataclass
@@ -43,7 +57,7 @@ class FinetuningArguments(MVDTrainingArguments):
             `num_train_epochs`.
 
     The best model by `metric_for_best_model` (`top1` by default; `ema_top1` for averaged weights) is saved in the
-    folder `best` of the output folder.
+    folder `best` of the output folder. For labels of several classes the default is `mAP`, for numbers `loss`.
     """
 
     ema_decay: float | None = field(default=None)
@@ -59,6 +73,11 @@ class FinetuningArguments(MVDTrainingArguments):
     metric_for_best_model: str | None = field(default="top1")
     # with 1, `Trainer` would keep the best checkpoint, not the last one
     save_total_limit: int | None = field(default=2)
+
+    def __post_init__(self):
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("mae"):
+            self.greater_is_better = False  # as transformers has it for a loss alone
+        super().__post_init__()
 
     def _check(self):
         super()._check()
@@ -130,7 +149,9 @@ class FinetuningTrainer(MVDTrainer):
 
     In addition to [`MVDTrainer`], it applies mixup on the device, can keep an EMA of the weights, and logs `top1` and
     `top5` (of more than five classes) of single views in evaluations, as exact means over the readable videos, and
-    `balanced_accuracy` and `macro_f1`, in which rare classes count as much as frequent ones.
+    `balanced_accuracy` and `macro_f1`, in which rare classes count as much as frequent ones. By `config.problem_type`
+    and `config.label_heads` of the model it logs instead `mAP` (several classes), `top1` (all heads right) and
+    `<head>_top1`, or `mae` and `spearman` (numbers).
 
     Args:
         model: the classifier.
@@ -156,9 +177,11 @@ class FinetuningTrainer(MVDTrainer):
     ):
         super().__init__(model=model, args=args, **kwargs)
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
-        if class_weights is not None and len(class_weights) != bare_model(self.model).config.num_labels:
+        if class_weights is not None and len(class_weights) != self.config.num_labels:
             raise ValueError(f"There are {len(class_weights)} class_weights: give one for each class of the model.")
         self.confusion: torch.Tensor | None = None
+        self.scores: list[tuple[np.ndarray, np.ndarray]] | None = None
+        self.choose_metric()
         self.lengthen()
         self.mixup = mixup
         self.ema: EMACallback | None = None
@@ -169,6 +192,18 @@ class FinetuningTrainer(MVDTrainer):
                 )
             self.ema = EMACallback(self.model, args.ema_decay)
             self.add_callback(self.ema)
+
+    @property
+    def config(self) -> MVDConfig:
+        """The configuration of the model."""
+        return bare_model(self.model).config
+
+    def choose_metric(self):
+        """Choose the best model by a metric that there is: `top1`, the default, is of classes."""
+        metric = {MULTI_LABEL: "mAP", REGRESSION: "loss"}.get(self.config.problem_type)
+        if metric is not None and self.args.metric_for_best_model == "top1":
+            logger.info("The best model is that of the best %s (metric_for_best_model).", metric)
+            self.args.metric_for_best_model, self.args.greater_is_better = metric, metric != "loss"
 
     def lengthen(self):
         """Add epochs until the run has `min_steps`."""
@@ -194,12 +229,16 @@ class FinetuningTrainer(MVDTrainer):
         if self.class_weights is not None and self.model.training:
             labels, weights = inputs["labels"], self.class_weights.to(inputs["labels"].device)
             # the cross entropy is linear in soft labels
-            inputs["labels"] = weights * (soft_labels(labels, len(weights)) if labels.ndim == 1 else labels)
+            is_soft = labels.is_floating_point()
+            targets = labels if is_soft else soft_targets(labels, len(weights), heads=self.config.label_heads)
+            inputs["labels"] = weights * targets
         return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         labels = inputs["labels"]
+        if self.scores is not None and not inputs.get(IS_BLANK, False):
+            self.scores.append((outputs.logits.float().cpu().numpy(), labels.cpu().numpy()))
         if self.confusion is not None and labels.ndim == 1 and not inputs.get(IS_BLANK, False):
             classes = self.confusion.shape[0]
             pairs = labels.long() * classes + outputs.logits.detach().argmax(dim=-1)
@@ -207,20 +246,38 @@ class FinetuningTrainer(MVDTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
-        """Evaluate as [`MVDTrainer`], with metrics of the counts of true and predicted classes."""
-        classes = bare_model(self.model).config.num_labels
-        self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.args.device)
+        """Evaluate as [`MVDTrainer`], with metrics of all videos together."""
+        classes, metrics = self.config.num_labels, METRICS.get(self.config.problem_type)
+        if metrics is not None:
+            self.scores = []
+        elif not self.config.label_heads:
+            self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.args.device)
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        confusion, self.confusion = self.accelerator.reduce(self.confusion, "sum").cpu().numpy(), None
-        if confusion.any():
-            output.metrics[f"{metric_key_prefix}_balanced_accuracy"] = float(np.nanmean(class_accuracies(confusion)))
-            output.metrics[f"{metric_key_prefix}_macro_f1"] = macro_f1(confusion)
+        found = {}
+        if self.scores is not None:
+            scores, self.scores = gather_object(self.scores), None
+            if scores:
+                found = metrics(*map(np.concatenate, zip(*scores, strict=True)))
+        if self.confusion is not None:
+            confusion, self.confusion = self.accelerator.reduce(self.confusion, "sum").cpu().numpy(), None
+            if confusion.any():
+                balanced = float(np.nanmean(class_accuracies(confusion)))
+                found = {"balanced_accuracy": balanced, "macro_f1": macro_f1(confusion)}
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
     def loss_parts(self, outputs, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The loss and, for labels that are not mixed, top-1 and top-5 accuracy."""
+        """The loss and, for classes that are not mixed, top-1 and top-5 accuracy."""
         parts, labels = super().loss_parts(outputs, inputs), inputs["labels"]
-        if labels.ndim == 1:
+        if labels.is_floating_point():
+            return parts
+        if self.config.label_heads:
+            is_right = []
+            for (head, place), truth in zip(head_slices(self.config.label_heads).items(), labels.T, strict=True):
+                is_right.append(outputs.logits[:, place].detach().argmax(dim=-1) == truth)
+                parts[f"{head}_top1"] = is_right[-1].float().mean()
+            parts["top1"] = torch.stack(is_right).all(dim=0).float().mean()
+        elif labels.ndim == 1:
             top5 = outputs.logits.detach().topk(min(5, outputs.logits.shape[-1])).indices
             hits = top5 == labels[:, None]
             parts["top1"] = hits[:, 0].float().mean()

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME
 
 from ..model.configuration_mvd import MVDConfig
+from ..model.labels_mvd import MULTI_LABEL, REGRESSION
 from ..model.video_processing_mvd import MVDVideoProcessor
 from .licenses import SourceModel, check_license, license_in_words, license_warnings, source_models
 from .results import METRICS_NAME, PAPER, REPORTED, Result, measured_results, reported_results
@@ -141,6 +142,16 @@ def describe_input(config: MVDConfig) -> str:
     return f"images of {size}" if config.num_frames == 1 else f"clips of {config.num_frames} frames of {size}"
 
 
+def describe_classes(config: MVDConfig) -> str:
+    """What a classifier predicts, in words."""
+    if config.label_heads:
+        counts = " and ".join(f"{size} classes of `{head}`" for head, size in config.label_heads.items())
+        return f"with a head for each of {counts}"
+    if config.problem_type == REGRESSION:
+        return f"which predicts the number `{config.id2label[0]}`"
+    return f"{config.num_labels} classes{', any number of them at once' * (config.problem_type == MULTI_LABEL)}"
+
+
 def summarise(config: MVDConfig, name: str, parameters: int) -> str:
     """A checkpoint in a sentence or two, by the name of its model class."""
     text = (
@@ -148,7 +159,7 @@ def summarise(config: MVDConfig, name: str, parameters: int) -> str:
         f"{config.hidden_size} for {describe_input(config)}; {parameters:,} parameters"
     )
     if name in SNIPPET_KINDS:
-        return f"{text}, {config.num_labels} classes."
+        return f"{text}, {describe_classes(config)}."
     if name == STUDENT:
         teachers = " and ".join(f"`{name}` (width {width})" for name, width in config.teacher_dims.items())
         return f"{text} with the decoders, which predict the features of the teachers {teachers} at masked patches."
@@ -264,7 +275,8 @@ def card_metadata(name: str, task: str, details: CardDetails, results: Sequence[
         options |= {"base_model": details.base_model, "base_model_relation": "finetune"}
     if results:
         entries = [entry for result in results for entry in result.entries()]
-        options |= {"model_name": name.rpartition("/")[2], "eval_results": entries, "metrics": ["accuracy"]}
+        metrics = sorted({entry.metric_type for entry in entries})
+        options |= {"model_name": name.rpartition("/")[2], "eval_results": entries, "metrics": metrics}
     return ModelCardData(
         license=details.license,
         license_name=details.license_name,

@@ -18,8 +18,8 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
 
 from ..data.decoding import Item, media_content
+from ..data.labels import LabelReader
 from ..data.sources import (
-    LabelReader,
     holds_images,
     keep_listed,
     load_rows,

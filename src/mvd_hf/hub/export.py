@@ -13,6 +13,7 @@ import torch
 from transformers.utils import is_onnxruntime_available, is_onnxscript_available
 
 from ..model.detection_mvd import MVDForActionDetection
+from ..model.labels_mvd import MULTI_LABEL, REGRESSION
 from ..model.modeling_mvd import MVDForVideoClassification, MVDModel
 from ..model.video_processing_mvd import MVDVideoProcessor
 from .loading import load_processor, read_stored_config
@@ -252,7 +253,9 @@ def export_record(
     if arguments.part != "features":
         output["labels"] = [config.id2label[i] for i in range(config.num_labels)]
     if arguments.part == "classifier":
-        output["meaning"] = "logits: softmax over the last axis gives probabilities"
+        function = {MULTI_LABEL: "the sigmoid gives probabilities", REGRESSION: "the number"}
+        meaning = function.get(config.problem_type, "softmax over the last axis gives probabilities")
+        output["meaning"] = "log-probabilities of each head" if config.label_heads else f"logits: {meaning}"
     elif arguments.part == "detector":
         output["shape"][1] = "people"
         output["meaning"] = "logits: the sigmoid gives the probability of each action of a person"

@@ -31,6 +31,8 @@ from .conversion import convert_checkpoint, videomae_config, videomae_weights
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, torch.Tensor]
+# fields of a configuration that say what its classes are
+LABEL_FIELDS = ("id2label", "label2id", "label_heads")
 
 
 def is_published_name(source: str) -> bool:
@@ -229,7 +231,7 @@ def load_classifier(
     stored_names = list(stored.id2label.values()) if has_class_names(stored) else None
     if names is None and stored_names is not None and len(stored_names) == classes:
         labels = label_fields(stored_names)
-    fields = {key: value for key, value in stored.to_diff_dict().items() if key not in ("id2label", "label2id")}
+    fields = {key: value for key, value in stored.to_diff_dict().items() if key not in LABEL_FIELDS}
     fields |= {"problem_type": "single_label_classification"} | labels | overrides
     model, new = load_weights(MVDForVideoClassification, source, MVDConfig(**fields), weights)
     if stored_names is not None and names is not None:
@@ -275,7 +277,7 @@ def load_detector(
     stored_names = list(stored.id2label.values()) if has_class_names(stored) else None
     is_detector = MVDForActionDetection.__name__ in (stored.architectures or ())
     is_known = is_detector and stored_names is not None and set(stored_names) >= set(actions.values())
-    fields = {key: value for key, value in stored.to_diff_dict().items() if key not in ("id2label", "label2id")}
+    fields = {key: value for key, value in stored.to_diff_dict().items() if key not in LABEL_FIELDS}
     fields |= label_fields(stored_names if is_known else names) | overrides
     model, new = load_weights(MVDForActionDetection, source, MVDConfig(**fields), weights)
     if is_known and stored_names != names:

@@ -22,6 +22,10 @@ PROTOCOLS = {r"(\d+)x(\d+)x(\d+)": "{} frames x {} clips x {} crops", r"(\d+)x(\
 CLASSIFICATION = {"top-1 of videos": "video_top1", "top-5 of videos": "video_top5"}
 CLASSIFICATION |= {"top-1 of single clips": "clip_top1", "top-5 of single clips": "clip_top5"}
 DETECTION = {"mAP": "mAP"}
+SEVERAL_CLASSES = {"mAP of videos": "video_mAP", "mAP of single clips": "clip_mAP"}
+NUMBERS = {"mean absolute error of videos": "video_mae", "Spearman correlation of videos": "video_spearman"}
+# kinds of metrics, as the Hub calls them, by a word in their names; others are accuracies
+METRIC_TYPES = {"mAP": "mAP", "error": "mae", "correlation": "spearmanr"}
 
 
 @dataclass
@@ -31,9 +35,10 @@ class Result:
     Args:
         dataset: its name.
         protocol: frames x clips x crops, in words.
-        metrics: percentages by name.
+        metrics: percentages by name; errors and correlations as they are.
         reported: whether the authors report them; else they were measured with the checkpoint.
         remark: of the table on the card.
+        unit: of the metrics, in words.
     """
 
     dataset: str
@@ -41,6 +46,7 @@ class Result:
     metrics: dict[str, float]
     reported: bool = False
     remark: str = ""
+    unit: str = "percent"
 
     def entries(self) -> list[EvalResult]:
         """The results as metadata of a card."""
@@ -54,7 +60,7 @@ class Result:
                 dataset_name=f"{self.dataset} ({self.protocol})",
                 # the Hub merges results of equal configuration
                 dataset_config=f"{self.protocol}{remark}",
-                metric_type="mAP" if name == "mAP" else "accuracy",
+                metric_type=next((kind for word, kind in METRIC_TYPES.items() if word in name), "accuracy"),
                 metric_name=f"{name}{remark}",
                 metric_value=round(value, 2),
                 **source,
@@ -81,6 +87,19 @@ def reported_results(entries: Sequence[Mapping]) -> list[Result]:
     return results
 
 
+def metrics_in(found: Mapping) -> dict[str, str]:
+    """The keys of the metrics in the file of an evaluation, by their names on a card."""
+    for names in (DETECTION, SEVERAL_CLASSES, NUMBERS):
+        if next(iter(names.values())) in found:
+            return names
+    heads = [key.removesuffix("_mean_class_accuracy") for key in found if key.endswith("_mean_class_accuracy")]
+    if heads:
+        joint = {"all heads right, top-1 of videos": "video_top1"}
+        return joint | {f"{head}, top-1 of videos": f"{head}_top1" for head in heads}
+    # tests of at most five classes have no top-5
+    return {name: key for name, key in CLASSIFICATION.items() if key in found or not key.endswith("_top5")}
+
+
 def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
     """The results of an evaluation in the folder of a checkpoint; none if it evaluated other weights.
 
@@ -91,9 +110,7 @@ def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
     if not path.is_file():
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
-    names, unit = (DETECTION, "key_frames") if "mAP" in found else (CLASSIFICATION, "videos")
-    # tests of at most five classes have no top-5
-    names = {name: key for name, key in names.items() if key in found or not key.endswith("_top5")}
+    names, unit = metrics_in(found), "key_frames" if "mAP" in found else "videos"
     absent = [key for key in ("protocol", f"num_{unit}", "missing", "weights", *names.values()) if key not in found]
     if absent:
         raise ValueError(f"{str(path)!r} lacks {', '.join(absent)}: evaluate again.")
@@ -107,8 +124,10 @@ def measured_results(folder: str | Path, dataset: str | None) -> list[Result]:
         is_counted = unit == "key_frames"
         effect = "could not be read and count as not detected" if is_counted else "more could not be read"
         remark += f"; {found['missing']} {effect}"
-    metrics = {name: 100 * found[key] for name, key in names.items()}
-    return [Result(dataset, protocol_in_words(found["protocol"]), metrics, False, remark)]
+    is_number = names is NUMBERS
+    metrics = {name: found[key] if is_number else 100 * found[key] for name, key in names.items()}
+    unit = "value" if is_number else "percent"
+    return [Result(dataset, protocol_in_words(found["protocol"]), metrics, False, remark, unit)]
 
 
 def eval_result_file(results: Sequence[Result], benchmark: str, task: str) -> str:

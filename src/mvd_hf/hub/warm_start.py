@@ -22,7 +22,7 @@ ENCODER_FIELDS = (
     *("num_channels", "patch_size", "tubelet_size", "position_embedding_type", "use_class_token", "key_bias"),
 )
 # fields of a classifier that mean nothing to pre-training
-CLASSIFIER_FIELDS = ("id2label", "label2id", "problem_type")
+CLASSIFIER_FIELDS = ("id2label", "label2id", "label_heads", "problem_type")
 FINAL_NORM = ("mvd.layernorm.weight", "mvd.layernorm.bias")
 LAYERS = "mvd.layers."
 

@@ -85,6 +85,8 @@ class MVDConfig(PreTrainedConfig):
             pooler on the tokens after the encoder's final norm (an attentive probe), instead of either.
         classifier_dropout (`float`, defaults to 0): dropout in front of the classifier.
         head_init_scale (`float`, defaults to 0.001): factor on the initial weights of a classifier.
+        label_heads (`dict[str, int]`, *optional*, defaults to `{}`): number of classes of each head of a classifier
+            that names one class per head, such as a verb and a noun, in alphabetical order; they sum to `num_labels`.
         detection_pool_size (`int`, defaults to 7): bins along each side of a person's box in action detection.
         detection_margin (`(x, y)`, defaults to `(0.1, 0.05)`): how much of its width and height evaluation adds to a
             person's box; training jitters the boxes instead.
@@ -135,6 +137,7 @@ class MVDConfig(PreTrainedConfig):
     use_attentive_pooling: bool = False
     classifier_dropout: float | int = 0.0
     head_init_scale: float | int = 0.001
+    label_heads: dict[str, int] | None = None
     detection_pool_size: int = 7
     detection_margin: list[float | int] | tuple[float | int, float | int] | None = None
     detection_positions: Literal["interpolated", "recomputed"] = "interpolated"
@@ -152,6 +155,7 @@ class MVDConfig(PreTrainedConfig):
             self.teacher_dims = {"image": 768, "video": 768}
         self.teacher_tokens = self.teacher_tokens or {}
         self.summary_dims = self.summary_dims or {}
+        self.label_heads = dict(sorted((self.label_heads or {}).items()))  # as a saved configuration has them
         self.image_mean = list(IMAGENET_MEAN) if self.image_mean is None else self.image_mean
         self.image_std = list(IMAGENET_STD) if self.image_std is None else self.image_std
         self.detection_margin = [0.1, 0.05] if self.detection_margin is None else self.detection_margin
@@ -166,11 +170,9 @@ class MVDConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def to_dict(self) -> dict:
-        """All fields as a mapping; those that few students need are left out where they are empty."""
-        fields = super().to_dict()
-        return {
-            name: value for name, value in fields.items() if value or name not in ("teacher_tokens", "summary_dims")
-        }
+        """All fields as a mapping; those that few models need are left out where they are empty."""
+        fields, rare = super().to_dict(), ("teacher_tokens", "summary_dims", "label_heads")
+        return {name: value for name, value in fields.items() if value or name not in rare}
 
     def check_encoder(self):
         """Raise ValueError, naming the values, if the encoder's sizes do not divide each other as needed."""

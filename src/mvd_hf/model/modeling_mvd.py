@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mvd import MVDConfig
 from .distillation_heads_mvd import MVDEncoderHeads, MVDForFeatureDistillationOutput, check_teachers
+from .labels_mvd import SINGLE_LABEL, check_labels, cross_entropy, normalize_heads
 from .loading_mvd import has_other_labels, loading_problems, refuse_partial_load
 from .patches_mvd import (
     count_masked,
@@ -672,6 +673,7 @@ class MVDForVideoClassification(MVDPreTrainedModel):
 
     def __init__(self, config: MVDConfig):
         super().__init__(config)
+        check_labels(config)
         self.num_labels = config.num_labels
         is_mean = config.use_mean_pooling and not config.use_attentive_pooling
         self.mvd = MVDModel(config, add_final_norm=not is_mean, weight_init=self.weight_init)
@@ -701,13 +703,10 @@ class MVDForVideoClassification(MVDPreTrainedModel):
         return self.fc_norm(tokens[:, int(self.config.use_class_token) :].mean(dim=1))
 
     def loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Cross entropy with class indices (B,) or soft targets (B, classes); other problem types as in transformers.
-
-        Unlike transformers' own models, this one never writes `config.problem_type`.
-        """
-        if self.config.problem_type in (None, "single_label_classification"):
-            return nn.functional.cross_entropy(logits.float(), labels)
-        return self.loss_function(labels, logits, self.config)
+        """The loss by `config.problem_type`, which is never written here, unlike in transformers' own models."""
+        if self.config.problem_type in (None, SINGLE_LABEL):
+            return cross_entropy(logits.float(), labels, self.config.label_heads)
+        return self.loss_function(labels, logits.float(), self.config)
 
     @can_return_tuple
     def forward(
@@ -720,15 +719,17 @@ class MVDForVideoClassification(MVDPreTrainedModel):
         r"""
         Args:
             pixel_values (`(B, T, C, H, W)`): frames, uint8 or normalised floats.
-            labels (`(B,)` int64 or `(B, classes)` float, *optional*): class indices or soft targets.
+            labels (`(B,)` int64 or `(B, classes)` float, *optional*): class indices or soft targets; multi-hot for
+                several classes; indices `(B, heads)` with `config.label_heads`; numbers `(B,)` for regression.
             interpolate_pos_encoding: as in [`MVDModel`].
 
         Returns:
-            `loss` (if labels are given), `logits` (`(B, classes)`), and the encoder's `hidden_states` and
-            `attentions` on request.
+            `loss` (if labels are given), `logits` (`(B, classes)`; log-probabilities of each of several heads), and
+            the encoder's `hidden_states` and `attentions` on request.
         """
         encoded = self.mvd(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         logits = self.classifier(self.dropout(self.pool(encoded.last_hidden_state)))
+        logits = normalize_heads(logits, self.config.label_heads)
         return ImageClassifierOutput(
             loss=None if labels is None else self.loss(labels, logits),
             logits=logits,

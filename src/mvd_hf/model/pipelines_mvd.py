@@ -15,6 +15,7 @@ import torch
 from transformers.pipelines.base import ChunkPipeline
 
 from .frame_sampling import PAPER_VIEWS, key_frame_clip, key_frame_clip_by_seconds, resampled_frames
+from .labels_mvd import head_class_names, head_slices
 from .patches_mvd import patch_grid
 from .video_inputs_mvd import downloaded, is_encoded, is_frame, stack_frames
 from .video_reading import VideoReader
@@ -137,11 +138,21 @@ class MVDVideoPipeline(ChunkPipeline):
             yield {"pixel_values": view[None], "frames": numbers[None]}
 
 
+def best_classes(scores: torch.Tensor, names: Sequence[str], top_k: int) -> list[dict]:
+    """The `top_k` classes of highest score (K,), best first."""
+    best = scores.topk(min(top_k, len(names)))
+    return [
+        {"score": score, "label": names[label]}
+        for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
 class MVDMultiViewClassificationPipeline(MVDVideoPipeline):
     """Classifies a video by the mean over several clips and crops, as in the tests of the paper.
 
-    `pipe(video)` returns the most likely classes as `{"score": ..., "label": ...}`, best first; for a list of videos
-    it returns a list. Videos have any form that `MVDVideoProcessor` takes. Arguments of the pipeline or of a call:
+    `pipe(video)` returns the most likely classes as `{"score": ..., "label": ...}`, best first; of a model with
+    several heads a mapping from heads to such lists; of a regression the number as the score. For a list of videos it
+    returns a list. Videos have any form that `MVDVideoProcessor` takes. Arguments of the pipeline or of a call:
 
     - `num_clips`, `num_crops`: views of a video. The default is stored in the processor or, if that is one view, that
       of the paper: 5 clips x 3 crops for dense sampling, 2 x 3 for uniform sampling.
@@ -172,16 +183,20 @@ class MVDMultiViewClassificationPipeline(MVDVideoPipeline):
     def _forward(self, inputs: dict) -> dict:
         return {"logits": self.model(pixel_values=inputs["pixel_values"]).logits, "is_last": inputs["is_last"]}
 
-    def postprocess(self, views: list[dict], top_k: int = 5, function_to_apply: str | None = None) -> list[dict]:
+    def postprocess(
+        self, views: list[dict], top_k: int = 5, function_to_apply: str | None = None
+    ) -> list[dict] | dict[str, list[dict]]:
         """Mean over the views, and the best classes."""
-        config = self.model.config
+        config, heads = self.model.config, getattr(self.model.config, "label_heads", None)
         function = FUNCTIONS[function_to_apply or FUNCTION_OF_PROBLEM.get(config.problem_type, "softmax")]
-        scores = function(torch.cat([view["logits"] for view in views]).double()).mean(dim=0)
-        best = scores.topk(min(top_k, config.num_labels))
-        return [
-            {"score": score, "label": config.id2label[label]}
-            for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        logits = torch.cat([view["logits"] for view in views]).double()
+        if not heads:
+            names = [config.id2label[i] for i in range(config.num_labels)]
+            return best_classes(function(logits).mean(dim=0), names, top_k)
+        return {
+            head: best_classes(function(logits[:, place]).mean(dim=0), head_class_names(config, head), top_k)
+            for head, place in head_slices(heads).items()
+        }
 
 
 class MVDFeatureExtractionPipeline(MVDVideoPipeline):

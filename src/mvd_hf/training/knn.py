@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from ..data.sources import LabelReader, load_rows
+from ..data.labels import LabelReader
+from ..data.sources import load_rows
 from ..evaluation.encoders import pool_tokens
 from ..evaluation.metrics import knn_scores
 from ..evaluation.views import VideoViews

@@ -24,6 +24,7 @@ from ..data.masking import tube_mask
 from ..hub.loading import load_processor, load_trained_classifier
 from ..hub.snippets import EXAMPLE_NAME, write_example
 from ..model.frame_sampling import dense_test_frames, frames_by_seconds
+from ..model.labels_mvd import MULTI_LABEL, REGRESSION
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader
 from .features import clip_indices, crop_frames, load_feature_extractor
@@ -136,7 +137,8 @@ def classify_windows(
     rows = []
     for window in frames.reshape(*numbers.shape, *frames.shape[1:]):
         clip = processor(window, do_sample_frames=False, return_tensors="pt")["pixel_values"]
-        rows.append(model(pixel_values=clip.to(model.device)).logits[0].float().softmax(-1))
+        logits = model(pixel_values=clip.to(model.device)).logits[0].float()
+        rows.append(logits.sigmoid() if model.config.problem_type == MULTI_LABEL else logits.softmax(-1))
     names = [model.config.id2label[i] for i in range(len(rows[0]))]
     middle = frames.reshape(*numbers.shape, *frames.shape[1:])[:, numbers.shape[1] // 2]
     return WindowPredictions(torch.stack(rows).cpu().numpy(), times[numbers].mean(axis=1), names, middle)
@@ -207,6 +209,8 @@ class Demo:
             check_path(source, "model")
         arguments.example_files()  # the error comes before the models are loaded
         self.model = load_trained_classifier(arguments.model).to(arguments.device).eval()
+        if self.model.config.problem_type == REGRESSION:
+            raise ValueError(f"{arguments.model!r} has no classes to show (problem_type={REGRESSION}).")
         self.processor = load_processor(arguments.model, self.model.config, arguments.sampling)
         self.processor.num_clips = self.processor.num_crops = 1
         self.extractor = load_feature_extractor(models, arguments.device, norm=arguments.norm)
