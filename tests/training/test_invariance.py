@@ -273,13 +273,13 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_happene
     options = {
         "per_device_train_batch_size": 16 // processes,
         "dataloader_num_workers": 2,
-        "num_train_epochs": 30,
-        "save_steps": 20,
+        "num_train_epochs": 24,
+        "save_steps": 12,
         "logging_strategy": "no",
     }
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run(recipe, whole, processes, **options)
-    complete = stopped / "checkpoint-20" / "trainer_state.json"
+    complete = stopped / "checkpoint-12" / "trainer_state.json"
     # as a scheduler does it: the processes and their data workers all get the signal
     codes = signal_when(
         complete, signal.SIGTERM, "distill.py", recipe, processes=processes, output_dir=stopped, **options
@@ -287,8 +287,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_happene
     assert codes == [128 + signal.SIGTERM] * processes
     assert not (stopped / "model.safetensors").exists(), "it was stopped too late"
     steps = {int(path.name.split("-")[1]) for path in stopped.glob("checkpoint-*")}
-    assert max(steps) > 20
-    assert max(steps) not in (40, 60)
+    assert max(steps) > 12
+    assert max(steps) not in (24, 36)
     assert (stopped / f"checkpoint-{max(steps)}" / "trainer_state.json").exists()
     log = run(recipe, stopped, processes, **options)
     assert f"Resuming from {stopped / f'checkpoint-{max(steps)}'}" in log
