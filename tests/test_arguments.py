@@ -274,6 +274,8 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(tmp_path):
             read(*words)
         assert near is None or repr(near) in str(error.value)
         assert near is not None or "mean" not in str(error.value)
+    with pytest.raises(ValueError, match=r"'num_processes'.*accelerate launch"):
+        read("--num_processes", "2")
 
 
 def test_a_missing_key_or_recipe_and_a_stray_word_are_named(tmp_path):

@@ -40,6 +40,8 @@ ENTRY = re.compile(r"    (\w[\w, ]*?)(?: \([^)]*\))?: (.*)")
 INDENT = " " * 6
 # what has the form of a Hub id, such as `lists/train.csv`, is a file with these suffixes
 FILE_SUFFIXES = (".csv", ".txt", ".list", ".lst", ".jsonl", ".parquet", ".tar", ".pth", ".pt")
+# options of `accelerate launch`, which stand before the script
+LAUNCHER_KEYS = ("config_file", "machine_rank", "multi_gpu", "num_machines", "num_processes", "mixed_precision")
 # seconds after which a process that is not its machine's first reports an error that the first does not have
 PATIENCE = 10.0
 
@@ -355,6 +357,8 @@ def check_keys(values: Mapping, known: Collection[str], where: str):
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
+            if key in LAUNCHER_KEYS:
+                hint = f" It is an option of accelerate launch: write --{key} before the script or -m."
             raise ValueError(f"Unknown key {key!r} {where}.{hint}")
 
 
