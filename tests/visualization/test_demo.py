@@ -85,7 +85,8 @@ def film(tmp_path_factory) -> str:
 @pytest.fixture
 def brightness_classifier() -> Mock:
     """A classifier of dark and bright clips."""
-    model = Mock(config=SimpleNamespace(id2label={0: "dark", 1: "bright"}), device=torch.device("cpu"))
+    config = SimpleNamespace(id2label={0: "dark", 1: "bright"}, problem_type=None)
+    model = Mock(config=config, device=torch.device("cpu"))
     model.side_effect = lambda pixel_values: SimpleNamespace(
         logits=torch.stack([-pixel_values.mean(), pixel_values.mean()])[None] * 10
     )
