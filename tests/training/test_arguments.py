@@ -1,7 +1,10 @@
 """MVDTrainingArguments: rates, defaults, and what is refused."""
 
 import json
+import logging
+import sys
 from dataclasses import fields, replace
+from unittest.mock import Mock
 
 import pytest
 from accelerate.parallelism_config import ParallelismConfig
@@ -153,6 +156,14 @@ def test_bfloat16_without_a_gpu_names_the_keys_that_help(tmp_path, monkeypatch, 
     with pytest.raises(ValueError, match=rf"{name}=True.*--{name} false.*--use_cpu"):
         MVDTrainingArguments(output_dir=str(tmp_path), **{name: True})
     assert getattr(MVDTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: True}), name)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_file_gets_lines_instead_of_a_progress_bar(monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr("transformers.training_args.logger", Mock(getEffectiveLevel=lambda: logging.WARNING))
+    assert arguments().disable_tqdm == (not is_terminal)
+    assert arguments(disable_tqdm=is_terminal).disable_tqdm == is_terminal
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_refused_by_name(tmp_path, monkeypatch):

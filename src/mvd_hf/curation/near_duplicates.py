@@ -335,7 +335,7 @@ def _block_pairs(queries: np.ndarray, owners: np.ndarray, videos: Sequence[np.nd
     lengths = np.array([len(video) for video in videos])
     blocks = np.cumsum(lengths) // NUM_BLOCK_THUMBNAILS
     found = [np.zeros((0, 2), dtype=np.int64)]
-    for block in tqdm(np.unique(blocks), desc="coarse comparison", unit=" blocks", leave=False):
+    for block in tqdm(np.unique(blocks), desc="coarse comparison", unit=" blocks", leave=False, disable=None):
         members = np.flatnonzero(blocks == block)
         thumbnails = np.concatenate([videos[i] for i in members]).T
         starts = np.cumsum(lengths[members]) - lengths[members]
@@ -366,7 +366,7 @@ def find_near_duplicates(
     pairs = coarse_pairs(*usable)
     found = []
     groups = itertools.groupby(
-        tqdm(pairs.tolist(), desc="comparison", unit=" pairs", leave=False), key=lambda pair: pair[0]
+        tqdm(pairs.tolist(), desc="comparison", unit=" pairs", leave=False, disable=None), key=lambda pair: pair[0]
     )
     for i, group in groups:
         video = ComparableVideo.of(usable[0][i])

@@ -288,7 +288,7 @@ def write_videos(arguments: TranscodeArguments, jobs: Sequence[Job], known: dict
     with (
         ExitStack() as stack,  # ends the workers at once if a bad video stops the work
         open(path, "a", encoding="utf-8") as file,
-        tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="transcoding", unit=" videos") as bar,
+        tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="transcoding", unit=" videos", disable=None) as bar,
     ):
         file.write(json.dumps({"settings": asdict(arguments.settings()) | {"clips": arguments.clips}}) + "\n")
         sources = {job.name: job.source for job in order}

@@ -238,7 +238,7 @@ def read_files(items: Iterable, reader, journal: Journal, settings, total: int |
                 results.append(blank)
                 yield len(results) - 1, item
 
-    with journal, tqdm(total=total, desc=title, unit=" files") as bar:
+    with journal, tqdm(total=total, desc=title, unit=" files", disable=None) as bar:
         for index, result, reason in run_guarded(reader, jobs(), settings.workers, settings.time_limit):
             results[index] = result or dataclasses.replace(results[index], reason=reason)
             journal.add(results[index])

@@ -238,7 +238,7 @@ def video_findings(annotations: pd.DataFrame, arguments: AvaAuditArguments) -> I
         )
     reasons: list[str] = []
     there = frames[~frames["video"].isin(missing)].groupby("video", sort=False)["timestamp"]
-    for video, times in tqdm(there, desc="videos", unit=" videos"):
+    for video, times in tqdm(there, desc="videos", unit=" videos", disable=None):
         reasons += unmet_times(folders, str(video), times.tolist())
     if reasons:
         yield Finding(

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import sys
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_in_notebook, is_torch_bf16_gpu_available
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,8 @@ class MVDTrainingArguments(TrainingArguments):
                     f"{name}=True needs a GPU that computes in bfloat16, and there is none: give --{name} false to "
                     "compute in float32, or --use_cpu true for bfloat16 on the CPU, which is slow."
                 )
+        if self.disable_tqdm is None and not sys.stderr.isatty() and not is_in_notebook():
+            self.disable_tqdm = True  # in a file, a line for each step of the log is legible, a bar is not
         super().__post_init__()
         check_processes(self.world_size)
         check_trackers(self.report_to)

@@ -113,7 +113,7 @@ def measure_similarity(
     parts: dict[str, list[np.ndarray]] = {name: [] for name in extractor.models}
     missing = []
     loader = DataLoader(clips, batch_size, num_workers=num_workers, collate_fn=list)
-    for batch in tqdm(loader, desc="clips", unit=" batches"):
+    for batch in tqdm(loader, desc="clips", unit=" batches", disable=None):
         missing += [(name, reason) for name, clip, reason in batch if clip is None]
         read = [clip for _, clip, _ in batch if clip is not None]
         if not read:
