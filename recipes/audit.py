@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from mvd_hf.arguments import parse_arguments, run_script
 from mvd_hf.curation import AuditSettings, audit_videos, describe_audit, find_overlap, write_manifest
-from mvd_hf.data.sources import load_rows
+from mvd_hf.data.sources import load_rows, source_choices
 from mvd_hf.detection.ava_audit import AvaAuditArguments, audit_ava, describe_ava
 
 
@@ -27,8 +27,8 @@ class AuditArguments:
     """The data set, another one that it must not overlap with, and the manifest.
 
     Args:
-        dataset, split, root, dataset_config, streaming, video_column, class_level, allow_local_urls: as in
-            `mvd_hf.data.arguments.DataArguments`.
+        dataset, split, root, dataset_config, streaming, video_column, class_level, allow_local_urls,
+            frame_folder_fps: as in `mvd_hf.data.arguments.DataArguments`.
         label_column: column of the labels; `label`, if there is one, by default.
         against, against_split, against_root: another data set, searched for the same files.
         output: the manifest, a CSV file.
@@ -42,6 +42,7 @@ class AuditArguments:
     video_column: str | None = None
     class_level: str | None = None
     allow_local_urls: bool = False
+    frame_folder_fps: float | None = None
     label_column: str | None = None
     against: str | None = None
     against_split: str = "test"
@@ -65,8 +66,8 @@ def main(arguments: list[str]) -> int:
     if any(argument.partition("=")[0] == "--ava" for argument in arguments):
         return audit_action_detection(arguments)
     audit, settings = parse_arguments(arguments, AuditArguments, AuditSettings, first="dataset")
-    choices = {name: getattr(audit, name) for name in ("video_column", "class_level", "allow_local_urls")}
-    rows = load_rows(audit.dataset, audit.split, audit.root, audit.dataset_config, audit.streaming, **choices)
+    options = audit.root, audit.dataset_config, audit.streaming
+    rows = load_rows(audit.dataset, audit.split, *options, **source_choices(audit))
     against = None
     if audit.against is not None:
         against = load_rows(audit.against, audit.against_split, audit.against_root, streaming=audit.streaming)

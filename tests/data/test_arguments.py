@@ -1,5 +1,6 @@
 """From a recipe's keys to clips: sources, splits, manifests, streams, and the clips of a configuration."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mvd_hf import MVDConfig
+from mvd_hf import MVDConfig, MVDVideoProcessor
 from mvd_hf.data.arguments import (
     DataArguments,
     FinetuningClipArguments,
@@ -24,6 +25,7 @@ from mvd_hf.data.streaming import StreamingClips
 from mvd_hf.data.toy import make_toy_dataset, toy_frames, write_video
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.model.video_reading import VideoReadError
+from mvd_hf.teachers.cache import clips_by_size
 from short_runs import counts
 from video_files import all_frames, first_and_last, whole
 
@@ -143,10 +145,30 @@ def test_evaluation_clips_come_from_the_evaluation_split_or_data_set(tmp_path, t
     assert len(pretraining_clips(other, CONFIG, counts())) == 5
 
 
-def test_pretraining_clips_of_a_model_that_is_not_square_are_refused(toy):
-    config = MVDConfig(image_size=(32, 48), patch_size=8, num_frames=4)
-    with pytest.raises(ValueError, match="the model wants 32x48 pixels"):
-        pretraining_clips(DataArguments(dataset=str(toy)), config, counts())
+def test_clips_of_a_rectangle(toy):
+    """The frames have 48x64 pixels: those of an evaluation are enlarged where the crop needs it."""
+    config, data = (
+        MVDConfig(image_size=[32, 64], patch_size=8, num_frames=4),
+        DataArguments(dataset=str(toy), stride=2),
+    )
+    teachers = {"image": SimpleNamespace(image_size=(28, 56)), "video": SimpleNamespace(image_size=(32, 64))}
+    item = pretraining_clips(data, config, counts(), teachers)[0]
+    assert {key: tuple(value.shape) for key, value in item.items()} == {
+        "pixel_values": (4, 3, 32, 64),
+        "pixel_values_28x56": (4, 3, 28, 56),
+        "bool_masked_pos": (2 * 4 * 8,),
+    }
+    batch = {key: value[None] for key, value in item.items()}
+    assert {size: clip.shape[-2:] for size, clip in clips_by_size(batch).items()} == {
+        (32, 64): (32, 64), (28, 56): (28, 56)
+    }  # fmt: skip
+    keys = FinetuningClipArguments(sampling="dense", flip=0.0, label_column="motion", repeats=1)
+    assert finetuning_clips(data, keys, config)[0]["pixel_values"].shape == (4, 3, 32, 64)
+    data = replace(data, eval_split="validation")
+    clip = finetuning_clips(data, keys, config, evaluation=True)[0]["pixel_values"]
+    processor = MVDVideoProcessor.for_model(config, frame_sampling_rate=2, do_rescale=False, do_normalize=False)
+    expected = processor(str(toy / "validation" / "0000.mp4"), return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(clip, expected)
 
 
 def test_recipe_without_data_is_refused():

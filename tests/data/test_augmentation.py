@@ -58,7 +58,7 @@ class Watched(Frames):
 
 
 def test_all_130_multi_scale_boxes_are_inside():
-    for size in [32, 112, 224]:
+    for size in [32, 112, 224, (32, 64), (90, 30)]:
         for height, width in FRAME_SIZES:
             boxes = MultiScaleCrop(size).boxes(height, width)
             assert [len(places) for places in boxes] == [13] * 10
@@ -106,6 +106,20 @@ def test_sides_of_a_multi_scale_crop_are_at_most_one_scale_apart():
     sides = [400, 350, 300, 264]
     assert len(set(sizes)) == 10
     assert set(sizes) == {(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) < 2}
+
+
+def test_crops_have_the_shape_of_a_rectangle():
+    for size in [(32, 64), (64, 32)]:
+        for height, width in FRAME_SIZES:
+            h, w = MultiScaleCrop(size).largest(height, width)
+            assert (h == height) or (w == width)
+            assert abs(h * size[1] - w * size[0]) < max(size)
+        crop, source = RandomResizedCrop((0.05, 0.1), size=size), generator()
+        boxes = np.array([crop(240, 320, source) for _ in range(200)])
+        shapes = boxes[:, 3] / boxes[:, 2] / (size[1] / size[0])
+        assert shapes.min() > 0.7
+        assert shapes.max() < 1.43
+        assert np.ptp(shapes) > 0.4
 
 
 def test_random_resized_crop_is_inside_and_of_the_stated_area_and_shape():
@@ -218,6 +232,15 @@ def test_every_size_shows_the_same_region():
             assert (halved - clips[32]).abs().max() <= 2
             means = [clip.float().mean(dim=(0, 2, 3)) for clip in clips.values()]
             assert (means[0] - means[2]).abs().max() <= 1
+
+
+def test_every_size_of_a_rectangle_shows_the_same_region():
+    clips = PretrainingAugmentation([(32, 64), (16, 32), (48, 48)])(Watched(gradient(120, 160)), generator())
+    assert {size: clip.shape[-2:] for size, clip in clips.items()} == {
+        (32, 64): (32, 64), (16, 32): (16, 32), 48: (48, 48)
+    }  # fmt: skip
+    means = [clip.float().mean(dim=(0, 2, 3)) for clip in clips.values()]
+    assert max((mean - means[0]).abs().max() for mean in means) <= 1
 
 
 def test_students_size_comes_first_and_repeated_sizes_once():

@@ -24,7 +24,7 @@ from mvd_hf import MVDConfig, MVDForActionDetection, MVDForVideoClassification, 
 from mvd_hf.data.decoding import read_frames
 from mvd_hf.data.toy import toy_frames, write_video
 from mvd_hf.model.frame_sampling import dense_test_frames, uniform_test_frames
-from mvd_hf.model.video_processing_mvd import crop_offsets, resize_bilinear, resize_short_side
+from mvd_hf.model.resizing_mvd import covering_size, crop_offsets, resize_bilinear, resize_short_side
 from mvd_hf.model.video_reading import VideoReadError
 from video_files import MOMENTS, write_moments
 
@@ -120,6 +120,18 @@ def test_the_long_side_is_rounded_down_and_fitting_frames_stay():
     assert resize_short_side(frames, 48) is frames
 
 
+def test_frames_cover_a_crop_that_is_not_square():
+    assert covering_size(48, 64, 24, 24) == (24, 32)
+    assert covering_size(48, 64, 24, (24, 32)) == (24, 32)
+    assert covering_size(48, 64, 24, (24, 48)) == (36, 48)
+    assert covering_size(50, 33, 24, (48, 24)) == (48, 31)
+    assert covering_size(64, 48, 24, (48, 24)) == (48, 36)
+    assert covering_size(48, 64, 16, 24) == (16, 21)  # the crop is refused afterwards
+    frames = random_frames(4, 48, 64)
+    own = processor(size=24, crop_size={"height": 24, "width": 48}, **RAW)
+    assert own(frames, num_crops=3, return_tensors="pt")["pixel_values"].shape == (1, 3, 4, 3, 24, 48)
+
+
 def test_crop_offsets():
     assert crop_offsets(10, 13, 10) == [(0, 2)]  # halves are rounded to even
     assert crop_offsets(15, 10, 10) == [(2, 0)]
@@ -127,6 +139,7 @@ def test_crop_offsets():
     assert crop_offsets(17, 10, 10, 3) == [(0, 0), (3, 0), (7, 0)]
     assert crop_offsets(14, 14, 10, 2) == [(0, 2), (4, 2)]
     assert crop_offsets(10, 20, (8, 12), 2) == [(1, 0), (1, 8)]
+    assert crop_offsets(16, 20, (8, 18), 3) == [(0, 1), (4, 1), (8, 1)]  # along the side with more room
     with pytest.raises(ValueError, match=r"11x11.*10x20"):
         crop_offsets(10, 20, 11)
     with pytest.raises(ValueError, match="num_crops=0"):
@@ -499,9 +512,8 @@ def test_as_code_that_comes_with_a_model(tmp_path, videos):
     folder = tmp_path / "model"
     processor().save_pretrained(folder)
     sources = Path(video_processing.__file__).parent
-    siblings = ("video_file", "video_inputs_mvd", "video_reading", "frame_sampling", "saving_mvd", "boxes_mvd")
-    for name in ("video_processing_mvd", *siblings):
-        shutil.copy(sources / f"{name}.py", folder)
+    for source in sources.glob("*.py"):
+        shutil.copy(source, folder)
     file = folder / "video_preprocessor_config.json"
     entry = {"auto_map": {"AutoVideoProcessor": "video_processing_mvd.MVDVideoProcessor"}}
     file.write_text(json.dumps(json.loads(file.read_text()) | entry))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mvd_hf import MVDVideoProcessor
-from mvd_hf.model.video_processing_mvd import crop_offsets, resize_short_side
+from mvd_hf.model.resizing_mvd import crop_offsets, resize_short_side
 
 FOLDER = Path(os.environ.get("MVD_PARITY_DIR", Path(__file__).parent))
 TENSORS = load_file(FOLDER / "eval_transforms.safetensors")

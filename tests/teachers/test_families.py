@@ -22,6 +22,7 @@ from mvd_hf import (
     load_teachers,
 )
 from mvd_hf.data.arguments import DataArguments, pretraining_clips
+from mvd_hf.model.configuration_mvd import Size, height_and_width
 from mvd_hf.model.patches_mvd import position_table
 from mvd_hf.teachers import families
 from mvd_hf.teachers.normalization import IMAGENET, Normalization
@@ -209,9 +210,10 @@ def folders(tmp_path_factory) -> dict[str, str]:
     return {name: str(root / name) for name in FAMILIES}
 
 
-def clips(size: int, frames: int = FRAMES, batch: int = 2, seed: int = 0) -> torch.Tensor:
+def clips(size: Size, frames: int = FRAMES, batch: int = 2, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (batch, frames, 3, size, size), dtype=torch.uint8, generator=generator)
+    shape = (batch, frames, 3, *height_and_width(size))
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
 @functools.cache
@@ -314,18 +316,20 @@ def test_features_are_those_of_the_familys_own_forward_pass(folders, name, recor
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_patch_of_the_clip_changes_its_own_token_most(folders, name):
-    size = FAMILIES[name].size
-    patch = size // 4
-    teacher = load(folders[name], layer=1)
+@pytest.mark.parametrize("rows", [4, 3])
+def test_a_patch_of_the_clip_changes_its_own_token_most(folders, name, rows):
+    patch = FAMILIES[name].size // 4
+    teacher = load(folders[name], (2, rows, 4), layer=1)
+    size = teacher.image_size
+    assert size == (4 * patch if rows == 4 else (rows * patch, 4 * patch))
     clip = clips(size, batch=1)
     time, row, column = 1, 2, 3
     changed = clip.clone()
     changed[:, 2 * time, :, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] ^= 255
     difference = (teacher({size: changed}) - teacher({size: clip}))[0].norm(dim=1)
-    assert difference.argmax() == time * 16 + row * 4 + column
+    assert difference.argmax() == time * rows * 4 + row * 4 + column
     if not FAMILIES[name].is_video:
-        assert difference[:16].max() == 0  # the other tubelet is another image
+        assert difference[: rows * 4].max() == 0  # the other tubelet is another image
 
 
 @pytest.mark.parametrize("name", ["dinov2", "siglip", "videomae"])  # processors with three kinds of statistics
@@ -504,7 +508,7 @@ def save_published(folder, model: nn.Module, stored: dict):
     )
 
 
-@pytest.mark.parametrize("size", [32, 24, 48])
+@pytest.mark.parametrize("size", [32, 24, 48, (16, 64)])
 def test_mae_as_published_teaches_what_the_converted_one_does(tmp_path, size):
     ours = small_mvd("mae-b")
     ours.save_pretrained(tmp_path / "ours")
@@ -527,7 +531,7 @@ def test_mae_as_published_teaches_what_the_converted_one_does(tmp_path, size):
         "vit.layernorm.bias": encoder.layernorm.bias,
     }
     save_published(tmp_path / "published", model, {key: value.detach() for key, value in stored.items()})
-    grid = (2, size // 8, size // 8)
+    grid = (2, *(side // 8 for side in height_and_width(size)))
     clip = {size: clips(size)}
     for norm in ("pre", "post"):
         teacher = load(str(tmp_path / "published"), grid, norm=norm)
@@ -536,7 +540,7 @@ def test_mae_as_published_teaches_what_the_converted_one_does(tmp_path, size):
     assert {module.eps for module in teacher.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
 
 
-@pytest.mark.parametrize(("size", "frames"), [(32, 4), (24, 4), (32, 8)])
+@pytest.mark.parametrize(("size", "frames"), [(32, 4), (24, 4), (32, 8), ((16, 64), 4)])
 def test_videomae_as_published_teaches_what_the_converted_one_does(tmp_path, size, frames):
     ours = small_mvd("videomae-b", num_frames=4)
     ours.save_pretrained(tmp_path / "ours")
@@ -556,7 +560,7 @@ def test_videomae_as_published_teaches_what_the_converted_one_does(tmp_path, siz
         "videomae.layernorm.bias": encoder.layernorm.bias,
     }
     save_published(tmp_path / "published", model, {key: value.detach() for key, value in stored.items()})
-    grid = (frames // 2, size // 8, size // 8)
+    grid = (frames // 2, *(side // 8 for side in height_and_width(size)))
     clip = {size: clips(size, frames)}
     for norm in ("pre", "post"):
         teacher = load(str(tmp_path / "published"), grid, frames, norm=norm)
@@ -704,6 +708,7 @@ def test_a_model_without_a_final_norm_cannot_give_features_after_it(tmp_path):
         ("dinov2", {"layer": 1.5}, "layer=1.5"),
         ("dinov2", {"image_size": 32}, "patch 7, .*image_size=28"),
         ("dinov2", {"image_size": 0}, "image_size=0"),
+        ("dinov2", {"image_size": [28, 42]}, r"2x4x6 patches .*image_size=28"),
         ("dinov2", {"frames_per_pass": 0}, "frames_per_pass=0"),
         ("dinov2", {"dtype": "int8"}, "dtype='int8' .* float32, bfloat16, float16"),
         ("dinov2", {"compile": "fast"}, "compile='fast'"),

@@ -31,6 +31,7 @@ from ..data.sources import (
     write_table,
 )
 from ..data.urls import read_url
+from ..model.frame_folders import frame_files
 from ..model.loading_mvd import listed
 from ..model.video_file import SINGLE_FILE_FORMATS, VideoReadError
 from ..model.video_reading import FORMATS_WITHOUT_TIMES
@@ -153,12 +154,21 @@ def source_of(item: dict | str | bytes) -> str | bytes:
     return item
 
 
+def parts_of(source: str | bytes) -> list:
+    """The file of a row, or the files of a folder of frames."""
+    is_folder = isinstance(source, str) and os.path.isdir(source)
+    return frame_files(source) if is_folder else [source]
+
+
 def size_and_hash(source: str | bytes) -> tuple[int, str]:
-    """Number of bytes and hash of a file; raises VideoReadError if it cannot be read."""
+    """Number of bytes and hash of a file or folder of frames; raises VideoReadError if it cannot be read."""
+    content_hash, size = hashlib.blake2b(digest_size=16), 0
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-            content_hash = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-            return file.seek(0, io.SEEK_END), content_hash
+        for part in parts_of(source):
+            with io.BytesIO(part) if isinstance(part, bytes) else open(part, "rb") as file:
+                hashlib.file_digest(file, lambda: content_hash)
+                size += file.seek(0, io.SEEK_END)
+        return size, content_hash.hexdigest()
     except FileNotFoundError as error:
         raise VideoReadError(source, "no such file") from error
     except OSError as error:
@@ -171,8 +181,8 @@ def known_unread(item: dict | str | bytes) -> tuple[str, int | None, str]:
     if isinstance(source, bytes):
         return media_name(item), *size_and_hash(source)
     size = None
-    with suppress(OSError):  # a URL, or no such file
-        size = os.path.getsize(source)
+    with suppress(OSError, VideoReadError):  # a URL, no such file, or no folder of frames
+        size = sum(map(os.path.getsize, parts_of(source)))
     return media_name(item), size, ""
 
 

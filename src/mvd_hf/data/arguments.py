@@ -35,6 +35,7 @@ from .sources import (
     media_column,
     num_videos,
     read_manifest,
+    source_choices,
 )
 from .streaming import StreamingClips
 
@@ -55,7 +56,7 @@ def evaluation_rows(
         split: by default that with a usual name, such as `validation`, or the only one.
         max_samples: only the first so many.
     """
-    split = evaluation_split(source, name) if split is None else split
+    split = evaluation_split(source, name, choices.get("frame_folder_fps")) if split is None else split
     rows = load_rows(source, split, root, name, streaming, **choices)
     if isinstance(rows, datasets.IterableDataset):
         rows = cache_stream(source, split, name, max_samples, **choices)
@@ -73,6 +74,7 @@ ENTRY_KEYS = (
     "video_column",
     "class_level",
     "allow_local_urls",
+    "frame_folder_fps",
     "max_samples",
     "manifest",
     "stride",
@@ -98,6 +100,8 @@ class DataArguments:
         class_level: which sub-folders name the classes, if they are nested: the `first` or the `last`.
         allow_local_urls: whether rows of a data set of the Hub or at a URL may name files of this machine and
             addresses of its network.
+        frame_folder_fps: frames per second of folders of frames (`img_00001.jpg`, ...), which are then the videos of
+            a folder, or of a list file.
         max_samples: use only the first so many videos.
         manifest: train only on the files that this manifest of `recipes/audit.py` says to use.
         streaming: read the training split while training instead of downloading it first.
@@ -111,8 +115,8 @@ class DataArguments:
         fps: frames per second of a clip, by the times of the frames, instead of a stride: the distance is 1/fps
             seconds in videos of any rate, also a changing one.
         crop: `multi_scale` (MVD, VideoMAE) or `random_resized` (MAE).
-        crop_scales: sides (not areas) of multi-scale crops, as parts of the short side; the default is the official
-            programs'.
+        crop_scales: sides (not areas) of multi-scale crops, as parts of the largest crop (of a square: of the short
+            side); the default is the official programs'.
     """
 
     dataset: str = ""
@@ -126,6 +130,7 @@ class DataArguments:
     video_column: str | None = None
     class_level: str | None = None
     allow_local_urls: bool = False
+    frame_folder_fps: float | None = None
     max_samples: int | None = None
     manifest: str | None = None
     streaming: bool = False
@@ -145,6 +150,8 @@ class DataArguments:
             raise ValueError(f"epoch_videos={self.epoch_videos} is for several datasets.")
         elif not self.dataset:
             raise ValueError("No data: give --dataset with a list file, a folder of videos or a Hub data set id.")
+        if self.frame_folder_fps is not None:
+            check_fps(self.frame_folder_fps)
         if self.fps is not None:
             check_fps(self.fps)
             if self.stride is not None:
@@ -193,7 +200,7 @@ class DataArguments:
 
     def rows(self, evaluation: bool = False) -> Rows:
         """Rows of the evaluation split, or of the training split without files that the manifest leaves out."""
-        choices = {name: getattr(self, name) for name in ("video_column", "class_level", "allow_local_urls")}
+        choices = source_choices(self)
         if self.datasets is not None and not evaluation:
             raise ValueError(f"datasets={entry_names(self.datasets)} are for pre-training: give one dataset.")
         if evaluation:
@@ -362,26 +369,25 @@ def finetuning_clips(
     Args:
         data: the source.
         keys: frames and augmentation of clips.
-        config: configuration of the model: frames, square image size, normalisation.
+        config: configuration of the model: frames, image size, normalisation.
         rows: the videos, if they are not loaded from the source.
         evaluation: the evaluation split (`None` if there is none) instead of the training split.
         seed: seed of all random choices.
     """
-    height, width = config.frame_size
-    if height != width:
-        raise ValueError(f"Fine-tuning crops are square, the model wants {height}x{width} pixels.")
     if keys.sampling is None or (keys.flip is None and not evaluation):
         raise ValueError(f"sampling={keys.sampling} and flip={keys.flip} must be chosen: see recipes/own_videos.")
     if keys.sampling == "uniform" and data.fps is not None:
         raise ValueError(f"fps={data.fps:g} is for sampling=dense: uniform clips are spread over the whole video.")
     frames = {"num_frames": config.num_frames} | ({"stride": data.stride} if keys.sampling == "dense" else {})
     if evaluation:
-        clip_sampler = ClipSampler(partial(centre_frames, **frames), ValidationAugmentation(height), fps=data.fps)
+        clip_sampler = ClipSampler(
+            partial(centre_frames, **frames), ValidationAugmentation(config.frame_size), fps=data.fps
+        )
     else:
         clip_sampler = ClipSampler(
             partial(dense_frames if keys.sampling == "dense" else uniform_frames, **frames),
             FinetuningAugmentation(
-                height,
+                config.frame_size,
                 keys.rand_augment,
                 tuple(keys.crop_scale),
                 flip=keys.flip,
@@ -413,7 +419,7 @@ def pretraining_clips(
 
     Args:
         data: the source.
-        config: the model's configuration: frames, square image size, mask.
+        config: the model's configuration: frames, image size, mask.
         training: the `mvd_hf.MVDTrainingArguments`: clips of each training video (`clips_per_video`), which is decoded
             once, masks of each clip (`masks_per_clip`), and the `seed` of all random choices.
         teachers: from `mvd_hf.load_teachers`; each gets the same crop in its own size.
@@ -436,9 +442,6 @@ def pretraining_clips(
         weights = [entry.get("weight", 1.0) for entry in data.datasets]
         return MixtureDataset(parts, dict(zip(parts, weights, strict=True)), data.epoch_videos, training.seed)
     sizes = [teacher.image_size for teacher in (teachers or {}).values()]
-    height, width = config.frame_size
-    if height != width:
-        raise ValueError(f"Pre-training crops are square, the model wants {height}x{width} pixels.")
     if config.mask_type == "attention":
         if not teachers:
             raise ValueError("mask_type=attention needs a teacher with guides_masks: choose another one for stage 1.")
@@ -452,7 +455,7 @@ def pretraining_clips(
         decoded = partial(part_to_decode, count=config.num_decoded_patches)
     clip_sampler = ClipSampler(
         partial(pretraining_frames, num_frames=config.num_frames, stride=data.stride, num_clips=num_clips),
-        PretrainingAugmentation([height, *sizes], data.crop, data.crop_scales),
+        PretrainingAugmentation([config.frame_size, *sizes], data.crop, data.crop_scales),
         mask,
         decoded=decoded,
         memory_gib=0.0 if evaluation else data.memory_gib,

@@ -1,7 +1,7 @@
 """Augmentation of uint8 clips: crops, RandAugment, flip and random erasing, the same for all frames of a clip.
 
-Boxes are (top, left, height, width) in pixels, arrays of frames (T, H, W, 3) and clips (T, 3, S, S). An augmentation
-is called with the `Frames` of a video and a generator, and returns clips by size.
+Boxes are (top, left, height, width) in pixels, arrays of frames (T, H, W, 3) and clips (T, 3, h, w). An augmentation
+is called with the `Frames` of a video and a generator, and returns clips by size: the side of a square, or (h, w).
 """
 
 import math
@@ -15,7 +15,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..model.video_processing_mvd import crop_offsets, resize_short_side
+from ..model.configuration_mvd import Size, compact_size, height_and_width
+from ..model.resizing_mvd import covering_size, crop_offsets, resize_bilinear
 from ..model.video_reading import Box, Frames
 
 # (top, left) of a multi-scale crop in quarters of the free height and width
@@ -50,31 +51,40 @@ def uniform(low: float, high: float, generator: torch.Generator) -> float:
 class MultiScaleCrop:
     """The crop of MVD's and VideoMAE's pre-training: one of 10 sizes (3 n - 2 with n scales) at one of 13 places.
 
-    Sides are 1, 0.875, 0.75 or 0.66 of the frame's short side. Height and width differ by at most one step. A side
-    within 2 pixels of the output size becomes the output size, if the frame has room for it (if not, the official
-    program reads black pixels beside the frame). Sizes and places are uniformly distributed.
+    Sides are 1, 0.875, 0.75 or 0.66 of those of the largest box in the frame with the output's shape (of a square: of
+    the frame's short side). Height and width differ by at most one step. A side within 2 pixels of the output's
+    becomes the output's, if the largest box has room for it (if not, the official program reads black pixels beside
+    the frame). Sizes and places are uniformly distributed.
 
     Args:
-        size: pixels of the student's square input.
-        scales: the possible sides, as parts of the frame's short side.
+        size: pixels of the student's input.
+        scales: the possible sides, as parts of the largest box.
 
     Raises:
         ValueError: if there is no scale, or one that is not above 0 and at most 1.
     """
 
-    def __init__(self, size: int, scales: Sequence[float] = MULTI_SCALE):
-        self.size, self.scales = size, tuple(scales)
+    def __init__(self, size: Size, scales: Sequence[float] = MULTI_SCALE):
+        self.size, self.scales = height_and_width(size), tuple(scales)
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise ValueError(f"crop_scales={list(scales)} must be parts of the short side, above 0 and at most 1.")
 
+    def largest(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the largest box with the output's shape in frames of this size."""
+        h, w = self.size
+        return (height, height * w // h) if height * w <= width * h else (width * h // w, width)
+
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """The possible (height, width) for frames of this size."""
-        short = min(height, width)
-        sides = [int(short * scale) for scale in self.scales]
-        if min(sides) < 1:
-            raise ValueError(f"crop_scales={list(self.scales)} leave nothing of frames of {height}x{width} pixels.")
-        sides = [self.size if abs(side - self.size) < 3 and self.size <= short else side for side in sides]
-        return [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+        axes = []
+        for size, largest in zip(self.size, self.largest(height, width), strict=True):
+            sides = [int(largest * scale) for scale in self.scales]
+            if min(sides) < 1:
+                raise ValueError(
+                    f"crop_scales={list(self.scales)} leave nothing of frames of {height}x{width} pixels."
+                )
+            axes.append([size if abs(side - size) < 3 and size <= largest else side for side in sides])
+        return [(h, w) for i, h in enumerate(axes[0]) for j, w in enumerate(axes[1]) if abs(i - j) <= 1]
 
     def boxes(self, height: int, width: int) -> list[list[Box]]:
         """The possible boxes: a list of 13 per possible size."""
@@ -96,11 +106,18 @@ class RandomResizedCrop:
 
     Args:
         scale: smallest and largest area, as parts of the frame.
-        ratio: smallest and largest aspect ratio.
+        ratio: smallest and largest width over height, in units of those of the output.
+        size: pixels of the output, of which only the shape matters.
     """
 
-    def __init__(self, scale: tuple[float, float] = (0.2, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)):
-        self.crop = v2.RandomResizedCrop(1, scale=scale, ratio=ratio)
+    def __init__(
+        self,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        size: Size = 1,
+    ):
+        height, width = height_and_width(size)
+        self.crop = v2.RandomResizedCrop(1, scale=scale, ratio=tuple(bound * (width / height) for bound in ratio))
 
     def __call__(self, height: int, width: int, generator: torch.Generator) -> Box:
         """A box for frames of this size."""
@@ -110,15 +127,16 @@ class RandomResizedCrop:
 
 
 def resize_frames(
-    frames: np.ndarray, size: int, interpolation: str = "bilinear", antialias: bool = True
+    frames: np.ndarray, size: Size, interpolation: str = "bilinear", antialias: bool = True
 ) -> torch.Tensor:
-    """Resize frames (T, H, W, 3) uint8 to a clip (T, 3, size, size) uint8.
+    """Resize frames (T, H, W, 3) uint8 to a clip (T, 3, h, w) uint8 of a size.
 
     With antialiasing, bilinear results differ by at most 2 grey levels from Pillow's, as in the official pre-training;
     without, by at most 1 grey level from interpolated floats, as in the official fine-tuning.
     """
     batch = torch.from_numpy(frames).permute(0, 3, 1, 2)  # channels last in memory: torchvision's fast path
-    resized = v2.functional.resize(batch, [size, size], v2.InterpolationMode(interpolation), antialias=antialias)
+    mode = v2.InterpolationMode(interpolation)
+    resized = v2.functional.resize(batch, list(height_and_width(size)), mode, antialias=antialias)
     return resized.contiguous()
 
 
@@ -126,7 +144,7 @@ class PretrainingAugmentation:
     """One crop per clip, resized to each size of the student and the teachers, and an optional flip.
 
     Args:
-        sizes: pixels of the square clips; that of the student first.
+        sizes: pixels of the clips; those of the student first. All have its crop, resized.
         crop: `"multi_scale"` (MVD and VideoMAE, bilinear, no flip) or `"random_resized"` (MAE, bicubic, with flip).
         scales: sides of multi-scale crops, as parts of the short side.
 
@@ -134,17 +152,18 @@ class PretrainingAugmentation:
         ValueError: if there is no such crop, or scales are given for one that has none.
     """
 
-    def __init__(self, sizes: Sequence[int], crop: str = "multi_scale", scales: Sequence[float] = MULTI_SCALE):
+    def __init__(self, sizes: Sequence[Size], crop: str = "multi_scale", scales: Sequence[float] = MULTI_SCALE):
         if crop not in ("multi_scale", "random_resized"):
             raise ValueError(f"There is no crop {crop!r}; choose 'multi_scale' or 'random_resized'.")
         if crop != "multi_scale" and tuple(scales) != MULTI_SCALE:
             raise ValueError(f"crop_scales={list(scales)} is for crop: multi_scale, not for {crop}.")
-        self.sizes = tuple(dict.fromkeys(sizes))
-        self.crop = MultiScaleCrop(self.sizes[0], scales) if crop == "multi_scale" else RandomResizedCrop()
+        self.sizes = tuple(dict.fromkeys(map(compact_size, sizes)))
+        first = self.sizes[0]
+        self.crop = MultiScaleCrop(first, scales) if crop == "multi_scale" else RandomResizedCrop(size=first)
         self.interpolation, self.flip = ("bilinear", 0.0) if crop == "multi_scale" else ("bicubic", 0.5)
 
-    def __call__(self, frames: Frames, generator: torch.Generator) -> dict[int, torch.Tensor]:
-        """Clips by size, each (T, 3, size, size) uint8."""
+    def __call__(self, frames: Frames, generator: torch.Generator) -> dict[Size, torch.Tensor]:
+        """Clips by size, each (T, 3, h, w) uint8."""
         pixels = frames.rgb(self.crop(*frames.size, generator))
         if chance(self.flip, generator):
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
@@ -277,7 +296,7 @@ class RandomErasing:
         return None
 
     def __call__(self, clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The clip (T, 3, S, S) uint8, with the probability erased."""
+        """The clip (T, 3, h, w) uint8, with the probability erased."""
         box = self.box(*clip.shape[-2:], generator) if chance(self.probability, generator) else None
         if box is None:
             return clip
@@ -296,7 +315,7 @@ class FinetuningAugmentation:
     core, so keep the short side of videos near 256 pixels.
 
     Args:
-        size: pixels of the square clip.
+        size: pixels of the clip.
         rand_augment: see [`RandAugment`]; `None` for none.
         scale: smallest and largest area of the crop, as parts of the frame.
         flip: probability of a horizontal flip; 0 if left and right matter (Something-Something).
@@ -309,7 +328,7 @@ class FinetuningAugmentation:
 
     def __init__(
         self,
-        size: int,
+        size: Size,
         rand_augment: str | None = "rand-m7-n4-mstd0.5-inc1",
         scale: tuple[float, float] = (0.08, 1.0),
         flip: float = 0.5,
@@ -322,12 +341,13 @@ class FinetuningAugmentation:
                 raise ValueError(f"{name} is {probability}; a probability is between 0 and 1.")
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale is {scale}; give the smallest and largest part of a frame, like (0.08, 1.0).")
-        self.size, self.flip, self.crop = size, flip, RandomResizedCrop(scale)
+        self.size, self.flip = compact_size(size), flip
+        self.crop = RandomResizedCrop(scale, size=self.size)
         self.rand_augment = None if rand_augment is None else RandAugment(rand_augment)
         self.erasing = RandomErasing(erasing, mean=mean, std=std)
 
-    def __call__(self, frames: Frames, generator: torch.Generator) -> dict[int, torch.Tensor]:
-        """The clip by its size, (T, 3, size, size) uint8."""
+    def __call__(self, frames: Frames, generator: torch.Generator) -> dict[Size, torch.Tensor]:
+        """The clip by its size, (T, 3, h, w) uint8."""
         if self.rand_augment is not None:
             frames = Frames(frames.size, self.rand_augment(frames.rgb(), generator))
         pixels = frames.rgb(self.crop(*frames.size, generator))
@@ -341,14 +361,16 @@ class ValidationAugmentation:
     """The centre crop of every frame, as in the single view of `MVDVideoProcessor`; nothing is random.
 
     Args:
-        size: pixels of the square clip and of the resized short side.
+        size: pixels of the clip; its shorter side is that of the resized frames, if a crop of it fits into them.
     """
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, size: Size):
+        self.size = compact_size(size)
 
-    def __call__(self, frames: Frames, generator: torch.Generator | None = None) -> dict[int, torch.Tensor]:
-        """The clip by its size, (T, 3, size, size) uint8; the generator is not used."""
-        resized = resize_short_side(torch.from_numpy(frames.rgb()).permute(0, 3, 1, 2), self.size)
-        ((top, left),) = crop_offsets(*resized.shape[-2:], self.size)
-        return {self.size: resized[..., top : top + self.size, left : left + self.size].contiguous()}
+    def __call__(self, frames: Frames, generator: torch.Generator | None = None) -> dict[Size, torch.Tensor]:
+        """The clip by its size, (T, 3, h, w) uint8; the generator is not used."""
+        height, width = height_and_width(self.size)
+        resized = covering_size(*frames.size, min(height, width), self.size)
+        clip = resize_bilinear(torch.from_numpy(frames.rgb()).permute(0, 3, 1, 2), *resized)
+        ((top, left),) = crop_offsets(*resized, self.size)
+        return {self.size: clip[..., top : top + height, left : left + width].contiguous()}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from ..model.configuration_mvd import size_text
 from ..model.frame_sampling import check_fps, frames_by_seconds
 from ..model.video_reading import Frames, VideoReadError
 from .decoding import Item, open_media
@@ -135,7 +136,7 @@ class ClipSampler:
         """One clip in each size of the augmentation, and its mask."""
         clips = self.augmentation(frames, generator)
         first, *others = clips
-        clip = {"pixel_values": clips[first], **{f"pixel_values_{size}": clips[size] for size in others}}
+        clip = {"pixel_values": clips[first], **{f"pixel_values_{size_text(size)}": clips[size] for size in others}}
         if self.mask is not None:
             mask = self.mask(generator=mask_generator)
             clip[NOISE if mask.is_floating_point() else "bool_masked_pos"] = mask
@@ -296,10 +297,10 @@ class SampleDataset(torch.utils.data.Dataset):
 class ClipDataset(SampleDataset):
     """Training clips: `dataset[(epoch, index)]`, or `dataset[index]` in the epoch of `set_epoch`.
 
-    An item has `pixel_values` (T, 3, S, S) uint8 for the first size of the augmentation, `pixel_values_<size>` for
-    each other size, `bool_masked_pos` (L,) if there is a mask ((m, L) if there are several), `bool_decoded_pos` of the
-    same shape if only some masked patches are decoded, and `labels` if there is a label column. If a video gives
-    several clips, an item is a list of them. Batch items with [`collate_clips`].
+    An item has `pixel_values` (T, 3, h, w) uint8 for the first size of the augmentation, `pixel_values_<side>` or
+    `pixel_values_<h>x<w>` for each other size, `bool_masked_pos` (L,) if there is a mask ((m, L) if there are
+    several), `bool_decoded_pos` of the same shape if only some masked patches are decoded, and `labels` if there is a
+    label column. If a video gives several clips, an item is a list of them. Batch items with [`collate_clips`].
 
     Args:
         rows: videos or images with optional labels, see `mvd_hf.data.sources.load_rows`.

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..model.frame_folders import open_video, read_image
+from ..model.video_inputs_mvd import FOLDER_FACTS
 from ..model.video_reading import Frames, Source, VideoReader, VideoReadError
 from .sources import media_name
 from .urls import open_ranges, read_url
@@ -33,13 +34,7 @@ class ImageReader:
     """An image as a video of one frame, with the interface of `VideoReader`."""
 
     def __init__(self, source: str | bytes):
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                self.pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except UnidentifiedImageError as error:  # its message may contain a memory address
-            raise VideoReadError(source, "cannot be read as an image (of no known format)") from error
-        except Exception as error:  # Pillow's decoders raise errors of all kinds on damaged files
-            raise VideoReadError(source, f"cannot be read as an image ({error})") from error
+        self.pixels = read_image(io.BytesIO(source) if isinstance(source, bytes) else source, source)
 
     def __len__(self) -> int:
         return 1
@@ -76,11 +71,18 @@ def media_content(item: Item) -> str | bytes:
     return read_url(content) if isinstance(content, str) and "://" in content else content
 
 
+def encoded_video(item: Item) -> Item:
+    """A row's video as `MVDVideoProcessor` takes it, a URL fetched; errors as in [`media_content`]."""
+    content = media_content(item)
+    facts = {name: item.get(name) for name in FOLDER_FACTS} if isinstance(item, dict) else {}
+    return {"path": content, **facts} if any(value is not None for value in facts.values()) else content
+
+
 @contextmanager
 def open_media(
     item: Item, is_image: bool = False, reader: type[VideoReader] = VideoReader
 ) -> Iterator[VideoReader | ImageReader]:
-    """Reader of a row's file, in a `with` block; `reader` is its class for videos.
+    """Reader of a row's file or folder of frames, in a `with` block; `reader` is its class for files of videos.
 
     Raises:
         VideoReadError: if the file cannot be read, also while the block runs; it names the row's file.
@@ -88,8 +90,8 @@ def open_media(
     try:
         place = item["path"] if isinstance(item, dict) and item["bytes"] is None else item
         is_remote = isinstance(place, str) and "://" in place and not is_image
-        source = (open_ranges(place) if is_remote else None) or media_content(item)
-        with ImageReader(source) if is_image else reader(source) as opened:
+        source = (open_ranges(place) if is_remote else None) or encoded_video(item)
+        with ImageReader(source) if is_image else open_video(source, reader) as opened:
             yield opened
     except VideoReadError as error:
         raise VideoReadError(media_name(item), error.reason or str(error)) from error

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,9 @@ from datasets.data_files import SPLIT_KEYWORDS
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from huggingface_hub import DatasetCard
 
+from ..model.frame_folders import FRAME_SUFFIXES, frame_files
 from ..model.loading_mvd import listed
+from ..model.video_file import VideoReadError
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,8 @@ VIDEO_SUFFIXES = (
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
 CLASS_LEVELS = ("first", "last")
+# consecutive images from which on a folder may be a video
+FEW_FRAMES = 8
 SPLIT_WORDS = {
     "train",
     "training",
@@ -211,7 +216,14 @@ def with_classes(rows, builder: datasets.DatasetBuilder, split: str, source: str
         if level is not None:
             raise ValueError(f"class_level={level!r} is for folders of videos without metadata, not {source!r}.")
         return rows
+    if os.path.isdir(source) and by_split[split][0].lower().endswith(FRAME_SUFFIXES):
+        warn_of_frames(os.path.dirname(by_split[split][0]))
     root = os.path.realpath(source) if os.path.isdir(source) else "/".join(by_split[split][0].split("/")[:5])
+    return label_rows(rows, by_split, split, root, level)
+
+
+def label_rows(rows, by_split: dict[str, list[str]], split: str, root: str, level: str | None):
+    """Rows of the files of a split with their column `label`, or without one if there are none or several readings."""
     classes, reason = find_classes(by_split, root, level)
     names = sorted({name for found in (classes or {}).values() for name in found})
     known = (rows.features or {}).get("label")
@@ -238,3 +250,51 @@ def add_labels(rows, files: list[str], classes: list[str], feature: datasets.Cla
 def label_of_path(row: dict, media: str, by_path: dict[str, int]) -> dict:
     """The label of a row of a stream."""
     return {"label": by_path[row[media]["path"]]}
+
+
+# folders of frames
+
+
+def warn_of_frames(folder: str):
+    """Log a warning if a folder of images, which are read as still clips, looks like the frames of a video."""
+    with suppress(VideoReadError):
+        if len(frame_files(folder)) >= FEW_FRAMES:
+            logger.warning(
+                "Every image is a still clip of its own. If folders such as %s hold the frames of a video, give "
+                "frame_folder_fps.",
+                folder,
+            )
+
+
+def frame_folder_splits(source: str) -> dict[str, list[str]]:
+    """The folders of frames of each split of a folder.
+
+    Raises:
+        ValueError: if there is none, the folder is one itself, or folders could be splits as well as classes.
+    """
+    root = os.path.realpath(source)
+    images = (path for path in visible_files(root) if path.lower().endswith(FRAME_SUFFIXES))
+    found = sorted({os.path.dirname(path) for path in images})
+    if not found or found == [root]:
+        what = "is a folder of frames itself: give the folder around it" if found else "holds no folders of frames"
+        raise ValueError(f"frame_folder_fps is for folders of frames, but {source!r} {what}.")
+    return find_splits(root, found, {"train": found})
+
+
+def read_frame_folders(source: str, split: str, level: str | None, fps: float) -> datasets.Dataset:
+    """The folders of frames of a split as rows of videos, with the column `label` of their classes if they have any.
+
+    Args:
+        source: the folder around them.
+        split: one of its splits.
+        level: which sub-folders name the classes, as in [`with_classes`].
+        fps: frames per second.
+
+    Raises:
+        ValueError: as [`frame_folder_splits`], or if there is no such split.
+    """
+    by_split = frame_folder_splits(source)
+    if split not in by_split:
+        raise ValueError(f"{source!r} has no split {split!r} of folders of frames, only {', '.join(by_split)}.")
+    videos = [{"path": path, "bytes": None, "fps": fps} for path in by_split[split]]
+    return label_rows(datasets.Dataset.from_dict({"video": videos}), by_split, split, os.path.realpath(source), level)

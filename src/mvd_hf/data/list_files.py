@@ -53,7 +53,10 @@ def mistake_in(fields: Sequence[str], delimiter: str) -> str | None:
         if not others and re.fullmatch(rf"[^{sign}]+[{sign}]\s*[^{sign}./\\]*([{sign}].*)?", path):
             return f"is separated by {sign!r}: write commas instead."
     if len(others) > 1 and all(NUMBER.fullmatch(field) for field in others):
-        return f"has {len(fields)} columns {list(fields)}: keep the path and the label, and delete the other numbers."
+        return (
+            f"has {len(fields)} columns {list(fields)}: keep the path and the label, and delete the other numbers. "
+            "(path, number of frames and label are for folders of frames, which must be there: see root.)"
+        )
     if len(others) > 1 and delimiter == " ":
         return "is more than 'path label': put a path or a class name that contains spaces in double quotes."
     if len(others) > 1:
@@ -101,12 +104,22 @@ def folder_of_list(path: str | Path, root: str | Path | None) -> str:
     return str(Path(path).parent if root is None and "://" not in str(path) else root or str(path).rpartition("/")[0])
 
 
-def read_json_lines(path: str | Path, root: str | Path | None = None) -> datasets.Dataset:
+def set_rates(items: Sequence[dict], fps: float | None, path: str | Path):
+    """Give the folders of frames of a list their frames per second; raises ValueError if there are none of them."""
+    for item in items if fps is not None else ():
+        item["fps"] = fps if os.path.isdir(item["path"]) else None
+    if fps is not None and all(item["fps"] is None for item in items):
+        raise ValueError(f"frame_folder_fps={fps:g}, but {str(path)!r} names no folder of frames.")
+
+
+def read_json_lines(
+    path: str | Path, root: str | Path | None = None, frame_folder_fps: float | None = None
+) -> datasets.Dataset:
     """The videos of a JSON lines file: a column `video`, and the other fields of the objects, such as labels.
 
     Args:
         path: a file or URL with one object per line; its field `video`, `path`, `file` or `file_name` is the path.
-        root: as in [`read_list_file`].
+        root, frame_folder_fps: as in [`read_list_file`].
 
     Raises:
         ValueError: if the file or a line cannot be read, or a field has values of several types.
@@ -124,6 +137,7 @@ def read_json_lines(path: str | Path, root: str | Path | None = None) -> dataset
         rows.append({**row, "video": {"path": video_of(row[field], root), "bytes": None}})
     if not rows:
         raise ValueError(f"The list file {str(path)!r} names no video.")
+    set_rates([row["video"] for row in rows], frame_folder_fps, path)
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in PATH_FIELDS[1:]]
     try:
         return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
@@ -131,15 +145,27 @@ def read_json_lines(path: str | Path, root: str | Path | None = None) -> dataset
         raise ValueError(f"A field of {str(path)!r} has values of several types: {error}.") from error
 
 
-def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets.Dataset:
+def is_frame_list(lines: Sequence[Sequence[str]], root: str) -> bool:
+    """Whether all lines have a folder of frames, its number of frames and a label, as for TSN."""
+    has_numbers = all(
+        len(fields) == 3 and all(INDEX.fullmatch(field.strip()) for field in fields[1:]) for fields in lines
+    )
+    return has_numbers and os.path.isdir(video_of(lines[0][0], root))
+
+
+def read_list_file(
+    path: str | Path, root: str | Path | None = None, frame_folder_fps: float | None = None
+) -> datasets.Dataset:
     """The videos of a list file in the Kinetics format, as a data set with the columns `video` and `label`.
 
     Args:
         path: a file, or URL such as `hf://datasets/...`, with one `path label` per line, separated by spaces, tabs or
             commas. Paths and class names that contain separators are quoted. Labels are integers from 0 on, class
             names, several of either joined by `;`, or numbers with a fraction; they may be missing on all lines. A
-            path without a suffix gets `.mp4`.
+            path without a suffix gets `.mp4`, unless it is a folder of frames; those may have their number of frames
+            between path and label, as in the lists of TSN.
         root: folder or URL of relative paths; by default the folder of the list file.
+        frame_folder_fps: frames per second of the folders of frames.
 
     Raises:
         ValueError: if the file or a line cannot be read.
@@ -154,25 +180,33 @@ def read_list_file(path: str | Path, root: str | Path | None = None) -> datasets
     def refuse(number: int, line: str, mistake: str):
         raise ValueError(f"Line {number} of {str(path)!r} {mistake} It is {line!r}.")
 
-    videos, labels = [], []
+    lines = []
     for number, line in filled:
         try:
             fields = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
         except csv.Error as error:
             raise ValueError(f"Line {number} of {str(path)!r} cannot be read: {error}.") from error
-        if not videos and "youtube_id" in fields:
+        if not lines and "youtube_id" in fields:
             refuse(number, line, "is the heading of an annotation file: run `recipes/prepare.py` for lists of videos.")
-        if not videos and is_heading(re.split(r"[;,\t]", line) if len(fields) == 1 else fields, root):
+        if not lines and is_heading(re.split(r"[;,\t]", line) if len(fields) == 1 else fields, root):
             refuse(number, line, "is a heading: delete it.")
-        mistake = mistake_in(fields, delimiter)
+        lines.append(fields)
+    has_counts = is_frame_list(lines, root)
+    items, labels = [], []
+    for (number, line), fields in zip(filled, lines, strict=True):
+        mistake = None if has_counts else mistake_in(fields, delimiter)
         if mistake is not None:
             refuse(number, line, mistake)
-        videos.append(video_of(fields[0], root))
-        labels.append(fields[1].strip() if len(fields) == 2 else None)
+        item = {"path": video_of(fields[0], root), "bytes": None}
+        if has_counts:
+            item["num_frames"] = int(fields[1])
+        items.append(item)
+        labels.append(fields[-1].strip() if len(fields) > 1 else None)
+    set_rates(items, frame_folder_fps, path)
     known, place, mistake = labels_of(labels)
     if mistake is not None:
         refuse(*filled[place], mistake)
-    columns = {"video": [{"path": video, "bytes": None} for video in videos]}
+    columns = {"video": items}
     if known is not None:
         columns["label"] = known
     return datasets.Dataset.from_dict(columns)

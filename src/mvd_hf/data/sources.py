@@ -16,7 +16,7 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 from ..arguments import check_path
 from .atomic import replace_file
 from .builders import make_builder
-from .folders import CLASS_LEVELS, with_classes
+from .folders import CLASS_LEVELS, frame_folder_splits, read_frame_folders, with_classes
 from .list_files import read_json_lines, read_list_file
 from .urls import check_places, is_foreign
 
@@ -35,6 +35,14 @@ LOADING_ERRORS = (datasets.exceptions.DatasetsError, OSError, ValueError, zipfil
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
+# arguments of a recipe that say how `load_rows` reads a source
+SOURCE_CHOICES = ("video_column", "class_level", "allow_local_urls", "frame_folder_fps")
+
+
+def source_choices(arguments) -> dict:
+    """The [`SOURCE_CHOICES`] of a recipe's arguments, for [`load_rows`]."""
+    return {name: getattr(arguments, name) for name in SOURCE_CHOICES}
+
 
 def load_options(source: str, split: str, name: str | None) -> dict:
     """Arguments of `datasets.load_dataset` for a source that is not a list file."""
@@ -52,13 +60,13 @@ def check_kind_of_file(source: str):
         raise ValueError(f"The file {source!r} is no data set: give one of {', '.join(known)}, or a folder of videos.")
 
 
-def evaluation_split(source: str, name: str | None = None) -> str:
+def evaluation_split(source: str, name: str | None = None, frame_folder_fps: float | None = None) -> str:
     """The split of a source to evaluate on, if none is given: that with a usual name, or the only one.
 
     Raises:
         ValueError: if there is no such split, naming all of them.
     """
-    known = split_names(source, name)
+    known = split_names(source, name, frame_folder_fps)
     chosen = next((split for split in VALIDATION_SPLITS if split in known), None)
     if chosen is None and len(known) > 1:
         raise ValueError(f"{source!r} has the splits {', '.join(known)}: give split, one of them.")
@@ -88,6 +96,7 @@ def load_rows(
     video_column: str | None = None,
     class_level: str | None = None,
     allow_local_urls: bool = False,
+    frame_folder_fps: float | None = None,
 ) -> Rows:
     """The undecoded videos (or images) of a source: a column of `{"path", "bytes"}`, and labels if there are any.
 
@@ -104,6 +113,8 @@ def load_rows(
             video. By default the folder decides.
         allow_local_urls: whether rows of a data set of others (of the Hub, or at a URL) may name files of this machine
             and addresses of its network.
+        frame_folder_fps: frames per second of folders of frames, which are then the videos of a folder; a list file
+            may name folders of frames without it, too.
 
     Raises:
         ValueError: if there is no such source, split or column, or it is empty.
@@ -117,9 +128,12 @@ def load_rows(
         check_path(source, "data set")
         check_kind_of_file(source)
     if suffix in LIST_FILE_SUFFIXES and (is_url or os.path.isfile(source)):
-        rows = (read_json_lines if suffix == ".jsonl" else read_list_file)(source, root)
+        read = read_json_lines if suffix == ".jsonl" else read_list_file
+        rows = read(source, root, frame_folder_fps)
         rows = check_places(rows, ["video"], source) if is_foreign(source) and not allow_local_urls else rows
         return choose_column(rows, video_column)
+    if frame_folder_fps is not None:
+        return choose_column(read_frame_folders(source, split, class_level, frame_folder_fps), video_column)
     try:
         builder = make_builder(split, **load_options(source, split, name))
         if streaming:
@@ -154,7 +168,7 @@ def choose_column(rows: Rows, column: str | None) -> Rows:
     return rows.rename_column(column, "video")
 
 
-def split_names(source: str, name: str | None = None) -> list[str]:
+def split_names(source: str, name: str | None = None, frame_folder_fps: float | None = None) -> list[str]:
     """The splits of a folder or Hub data set; a file has none.
 
     Raises:
@@ -165,6 +179,8 @@ def split_names(source: str, name: str | None = None) -> list[str]:
         return []
     check_path(source, "data set")
     check_kind_of_file(source)
+    if frame_folder_fps is not None:
+        return list(frame_folder_splits(source))
     try:
         if os.path.isdir(source):  # as `load_rows` reads it
             builder = make_builder("", **load_options(source, "", name))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data.augmentation import chance, uniform
 from ..model.boxes_mvd import as_pixels, clip_boxes
-from ..model.video_processing_mvd import resize_short_side
+from ..model.resizing_mvd import resize_short_side
 
 # largest moves of an edge outwards and inwards in training, as fractions of a box's width and height
 JITTER_X, JITTER_Y = (0.2, 0.1), (0.1, 0.05)

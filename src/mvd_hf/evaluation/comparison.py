@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from ..model.configuration_mvd import size_text
 from .encoders import Encoder, EncoderArguments, PixelEncoder
 from .features import EXPORT_FORMATS, LabelledViews, export_features, extract_features
 from .metrics import percentile_interval, resampled_metrics, resampling_weights, softmax, top_k_hits
@@ -271,7 +272,7 @@ class Comparison:
     def facts(self, encoder: Encoder) -> dict:
         """Input, cost and license of a model, for the table."""
         return {
-            "input": f"{encoder.num_frames}x{encoder.image_size}",
+            "input": f"{encoder.num_frames}x{size_text(encoder.image_size)}",
             "parameters_m": encoder.num_parameters() / 1e6,
             "gflops_per_clip": encoder.flops() / 1e9,
             "clips_per_s": encoder.clips_per_second(),

@@ -1,6 +1,6 @@
 """Any model that can teach, or that was trained here, as a frozen encoder of clips; image models see single frames.
 
-Letters in shapes: B clips, T frames, C channels, S x S pixels, L tokens, D their width.
+Letters in shapes: B clips, T frames, C channels, H x W pixels, L tokens, D their width.
 """
 
 import logging
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, PreTrainedConfig
 
 from ..data.hashing import hash_of_weights
+from ..model.configuration_mvd import compact_size, height_and_width
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..teachers.families import Architecture, find_family, read_config
 from ..teachers.teacher import CHOICES, Teacher, TeacherConfig, load_teacher, stored_normalization
@@ -34,7 +35,8 @@ class EncoderArguments:
         model: Hub id or local folder of a model that can teach (`mvd_hf.teachers.families`): ours of any stage, too.
         num_frames: frames of a clip; by default those that a video model was trained with, and `image_frames` for an
             image model.
-        image_size: pixels of its square input; by default as trained, for image models at most 224.
+        image_size: pixels of its input: the side of a square, or [height, width]; by default as trained, for image
+            models at most 224 along the shorter side.
         layers: hidden states to concatenate, from 1 for the output of the first layer; -1 is the last.
         norm: features `pre` or `post` the final norm; by default as for teachers, see `mvd_hf.TeacherConfig`.
         dtype: `float32`, `bfloat16` or `float16`.
@@ -43,7 +45,7 @@ class EncoderArguments:
 
     model: str
     num_frames: int | None = None
-    image_size: int | None = None
+    image_size: int | list[int] | None = None
     layers: list[int] | None = None
     norm: str | None = None
     dtype: str = "float32"
@@ -56,10 +58,10 @@ class EncoderArguments:
             if getattr(self, name) not in CHOICES[name]:
                 known = ", ".join(filter(None, CHOICES[name]))
                 raise ValueError(f"{name}={getattr(self, name)!r} of the model {self.model!r} must be one of {known}.")
-        for name in ("num_frames", "image_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} of the model {self.model!r} must be at least 1.")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"num_frames={self.num_frames} of the model {self.model!r} must be at least 1.")
+        if self.image_size is not None:
+            height_and_width(self.image_size)
 
 
 def layer_numbers(layers: list[int] | None, available: int, source: str) -> list[int]:
@@ -83,7 +85,7 @@ def untrained_teacher(config: TeacherConfig, model_config: PreTrainedConfig, gri
 
 
 class Encoder(nn.Module):
-    """A frozen model as an encoder: `encoder(clips)` gives the patch tokens (B, L, D) of clips (B, T, C, S, S) uint8.
+    """A frozen model as an encoder: `encoder(clips)` gives the patch tokens (B, L, D) of clips (B, T, C, H, W) uint8.
 
     A video model sees the clip, an image model each of its frames; its tokens are those of all frames in turn.
 
@@ -104,28 +106,31 @@ class Encoder(nn.Module):
         sizes = find_family(config, arguments.model).architecture(config, arguments.model)
         self.is_image_model = sizes.num_frames == 1
         self.num_frames = arguments.num_frames or (image_frames if self.is_image_model else sizes.num_frames)
-        self.image_size = arguments.image_size or self._image_size(sizes)
+        size = self._image_size(sizes) if arguments.image_size is None else arguments.image_size
+        self.image_size = compact_size(size)
         self.layers = layer_numbers(arguments.layers, sizes.num_hidden_layers, arguments.model)
         teacher = TeacherConfig(
             arguments.model,
             frames="all" if self.is_image_model else "clip",
-            image_size=self.image_size,
+            image_size=size,
             layers=self.layers,
             norm=arguments.norm,
             dtype=arguments.dtype,
         )
-        side = self.image_size // sizes.patch_size
-        grid = (self.num_frames // sizes.tubelet_size, side, side)
+        sides = (side // sizes.patch_size for side in height_and_width(size))
+        grid = (self.num_frames // sizes.tubelet_size, *sides)
         if arguments.random_weights:
             self.teacher = untrained_teacher(teacher, config, grid, self.num_frames, seed)
         else:
             self.teacher = load_teacher(teacher, grid, self.num_frames)
         self.width = self.teacher.feature_dim
 
-    def _image_size(self, sizes: Architecture) -> int:
-        """The default side of the input, a multiple of the patch size."""
-        size = min(sizes.image_size, IMAGE_SIZE) if self.is_image_model else sizes.image_size
-        return size // sizes.patch_size * sizes.patch_size
+    def _image_size(self, sizes: Architecture) -> list[int]:
+        """The default (height, width) of the input, multiples of the patch size."""
+        size = height_and_width(sizes.image_size)
+        short = min(size)
+        limit = min(short, IMAGE_SIZE) if self.is_image_model else short
+        return [side * limit // short // sizes.patch_size * sizes.patch_size for side in size]
 
     @torch.no_grad()
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
@@ -139,10 +144,11 @@ class Encoder(nn.Module):
 
     def processor(self, sampling: str, stride: int, num_clips: int = 1, num_crops: int = 1) -> MVDVideoProcessor:
         """Makes the clips. `stride` counts for 16 frames: fewer frames lie further apart, over the same span."""
+        height, width = height_and_width(self.image_size)
         return MVDVideoProcessor(
             num_frames=self.num_frames,
-            size={"shortest_edge": self.image_size},
-            crop_size={"height": self.image_size, "width": self.image_size},
+            size={"shortest_edge": min(height, width)},
+            crop_size={"height": height, "width": width},
             sampling=sampling,
             frame_sampling_rate=max(1, round(SPAN_FRAMES * stride / self.num_frames)),
             num_clips=num_clips,
@@ -162,7 +168,7 @@ class Encoder(nn.Module):
 
     def random_clips(self, count: int) -> torch.Tensor:
         """Clips of noise on the device of the weights."""
-        shape = (count, self.num_frames, 3, self.image_size, self.image_size)
+        shape = (count, self.num_frames, 3, *height_and_width(self.image_size))
         generator = torch.Generator().manual_seed(0)
         device = next(self.parameters()).device
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)

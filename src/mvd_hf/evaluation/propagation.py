@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..model.configuration_mvd import height_and_width
 from .encoders import Encoder
 
 # the margin of error of contours, as part of the diagonal of a frame
@@ -172,14 +173,14 @@ def read_sequences(folder: str | Path, split: str = "val") -> Iterator[tuple[str
 
 
 def frame_features(encoder: Encoder, frames: np.ndarray, batch_size: int = 4) -> torch.Tensor:
-    """Features (T, h, w, D) of each frame (T, H, W, 3), resized to the square input of the encoder.
+    """Features (T, h, w, D) of each frame (T, H, W, 3), resized to the input of the encoder.
 
     A video model sees clips of consecutive frames, each as often as its tubelets have frames, so that every frame has
     patches of its own; the last frame fills the last clip.
     """
-    size = encoder.image_size
+    size = height_and_width(encoder.image_size)
     pixels = torch.from_numpy(frames).movedim(-1, 1)
-    pixels = nn.functional.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
+    pixels = nn.functional.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
     pixels = pixels.round().clamp(0, 255).to(torch.uint8)
     slots = encoder.teacher.student_grid[0]
     repeats = encoder.num_frames // slots

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from ..data.atomic import replace_file
-from ..data.decoding import media_content
+from ..data.decoding import encoded_video
 from ..data.hashing import hash_of_names
 from ..data.sources import media_column, media_name
 from ..model.video_processing_mvd import MVDVideoProcessor
@@ -55,8 +55,8 @@ class VideoViews(torch.utils.data.Dataset):
         item = self.rows[row][self.column]
         name = media_name(item)
         try:
-            content = media_content(item)
-            views = self.processor.preprocess(content, do_sample_frames=True, **self.options)["pixel_values"][0]
+            video = encoded_video(item)
+            views = self.processor.preprocess(video, do_sample_frames=True, **self.options)["pixel_values"][0]
         except VideoReadError as error:
             return row, name, None, error.reason or str(error)
         return row, name, views if views.ndim == 5 else views[None], None

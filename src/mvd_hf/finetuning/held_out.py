@@ -18,7 +18,8 @@ class HeldOut:
     """Held-out videos: their source and their names in it.
 
     Args:
-        dataset, dataset_config, split, root, video_column, class_level: as in `mvd_hf.data.arguments.DataArguments`.
+        dataset, dataset_config, split, root, video_column, class_level, frame_folder_fps: as in
+            `mvd_hf.data.arguments.DataArguments`.
         label_column, label_names: as in `mvd_hf.data.arguments.FinetuningClipArguments`.
         videos: names of the videos, see `mvd_hf.data.sources.media_name`.
     """
@@ -32,6 +33,7 @@ class HeldOut:
     label_column: str | list[str]
     label_names: list[str] | str | dict[str, list[str] | str] | None
     videos: list[str]
+    frame_folder_fps: float | None = None
 
     @classmethod
     def of(cls, validation: datasets.Dataset, data: DataArguments, keys: FinetuningClipArguments) -> "HeldOut":
@@ -47,6 +49,7 @@ class HeldOut:
             label_column=keys.label_column,
             label_names=keys.label_names,
             videos=[media_name(item) for item in validation[media_column(validation)]],
+            frame_folder_fps=data.frame_folder_fps,
         )
 
     def save(self, folder: Path):
@@ -70,6 +73,7 @@ class HeldOut:
             video_column=self.video_column,
             class_level=self.class_level,
             allow_local_urls=allow_local_urls,
+            frame_folder_fps=self.frame_folder_fps,
         )
         wanted = set(self.videos)
         found = [i for i, item in enumerate(rows[media_column(rows)]) if media_name(item) in wanted]

@@ -107,7 +107,7 @@ def find_validation_split(data: DataArguments) -> str | None:
     """The validation split: as given, or by its usual names."""
     if data.eval_split is not None or data.eval_dataset is not None:
         return data.eval_split
-    known = split_names(data.dataset, data.dataset_config)
+    known = split_names(data.dataset, data.dataset_config, data.frame_folder_fps)
     return next((name for name in VALIDATION_SPLITS if name in known and name != data.split), None)
 
 

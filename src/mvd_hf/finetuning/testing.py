@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 
 from ..data.arguments import evaluation_rows
+from ..data.sources import source_choices
 from .held_out import HELD_OUT_NAME, HeldOut
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class EvaluationArguments:
     video_column: str | None = None
     class_level: str | None = None
     allow_local_urls: bool = False
+    frame_folder_fps: float | None = None
     streaming: bool = False
     max_samples: int | None = None
     label_column: str | list[str] = "label"
@@ -60,13 +62,12 @@ def choose_videos(test: EvaluationArguments) -> tuple[datasets.Dataset, Path]:
     folder = Path(test.model if Path(test.model).is_dir() else "outputs")
     if test.dataset is not None:
         name = "evaluation" if held_out is None else f"evaluation_{Path(test.dataset).stem}"
-        choices = {key: getattr(test, key) for key in ("video_column", "class_level", "allow_local_urls")}
         options = test.root, test.dataset_config, test.streaming, test.max_samples
-        rows = evaluation_rows(test.dataset, test.split, *options, **choices)
+        rows = evaluation_rows(test.dataset, test.split, *options, **source_choices(test))
         return rows, Path(test.output or folder / name)
     if held_out is None:
         raise ValueError(f"{test.model!r} has no list of held-out videos ({HELD_OUT_NAME}): give --dataset.")
-    for key in ("split", "root", "dataset_config", "video_column", "class_level", "max_samples"):
+    for key in ("split", "root", "dataset_config", "video_column", "class_level", "frame_folder_fps", "max_samples"):
         if getattr(test, key) is not None:
             raise ValueError(f"{key}={getattr(test, key)!r} needs a --dataset.")
     rows = held_out.rows(test.allow_local_urls)

@@ -228,6 +228,7 @@ def input_record(module: Exported, processor: MVDVideoProcessor, pixels: str) ->
             "meaning": "dense: every stride-th frame; uniform: the middle frames of as many equal parts of the video",
         },
         "crop": {"short_side": min(height, width), "interpolation": "bilinear, not antialiased", "place": "centre"}
+        | ({} if height == width else {"enlarged": "where frames are too small for the crop, until it fits"})
         if processor.do_center_crop
         else "none: whole frames, resized to this shape",
     }

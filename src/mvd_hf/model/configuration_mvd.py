@@ -24,8 +24,66 @@ TEACHER_WIDTHS = {"s": 768, "b": 768, "l": 1024, "h": 1280}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# pixels of a frame: the side of a square, or (height, width)
+Size = int | tuple[int, int]
+
 # what a configuration takes besides its fields
 OTHER_FIELDS = {"num_labels": int, "attn_implementation": str}
+
+
+def height_and_width(size: Size | list[int]) -> tuple[int, int]:
+    """(height, width) of a size; raises ValueError if it is neither a positive number of pixels nor two of them."""
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"image_size={size!r} must be a positive number of pixels, or [height, width].")
+    return sides
+
+
+def compact_size(size: Size | list[int]) -> Size:
+    """A size with a square as the number of its side."""
+    height, width = height_and_width(size)
+    return height if height == width else (height, width)
+
+
+def size_text(size: Size) -> str:
+    """A size as text: `224`, or `256x512` for 256 rows of 512 pixels."""
+    return "x".join(map(str, (size,) if isinstance(size, int) else size))
+
+
+def published_fields(name: str) -> dict:
+    """The fields of a published model that differ from the defaults; raises ValueError if there is no such name."""
+    family, _, size = name.partition("-")
+    if family not in DECODER_SIZES or size not in ENCODER_SIZES:
+        known = ", ".join(f"{family}-{size}" for family in DECODER_SIZES for size in ENCODER_SIZES)
+        raise ValueError(f"There is no model named {name!r}; known names: {known}.")
+    width, layers, heads = ENCODER_SIZES[size]
+    decoder_width, decoder_layers, decoder_heads = DECODER_SIZES[family][size]
+    fields = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "decoder_hidden_size": decoder_width,
+        "decoder_num_hidden_layers": decoder_layers,
+        "decoder_num_attention_heads": decoder_heads,
+    }
+    if family == "mvd":
+        fields["teacher_dims"] = {"image": TEACHER_WIDTHS[size], "video": TEACHER_WIDTHS[size]}
+        fields["drop_path_rate"] = 0.2 if size == "h" else 0.1
+    elif family == "videomae":
+        fields |= {"position_embedding_type": "flat", "decoder_embed_bias": False}
+    else:
+        fields |= {
+            "num_frames": 1,
+            "tubelet_size": 1,
+            "patch_size": 14 if size == "h" else 16,
+            "position_embedding_type": "space",
+            "use_class_token": True,
+            "key_bias": True,
+            "mask_ratio": 0.75,
+            "mask_type": "random",
+            "pixel_target": "mae",
+        }
+    return fields
 
 
 @strict
@@ -206,8 +264,7 @@ class MVDConfig(PreTrainedConfig):
     @property
     def frame_size(self) -> tuple[int, int]:
         """Pixels of a frame: (height, width)."""
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return height_and_width(self.image_size)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -278,41 +335,10 @@ class MVDConfig(PreTrainedConfig):
             ValueError: if there is no such name or field.
         """
         cls.check_fields(overrides)
-        family, _, size = name.partition("-")
-        if family not in DECODER_SIZES or size not in ENCODER_SIZES:
-            known = ", ".join(f"{family}-{size}" for family in DECODER_SIZES for size in ENCODER_SIZES)
-            raise ValueError(f"There is no model named {name!r}; known names: {known}.")
-        width, layers, heads = ENCODER_SIZES[size]
-        decoder_width, decoder_layers, decoder_heads = DECODER_SIZES[family][size]
-        fields = {
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "decoder_hidden_size": decoder_width,
-            "decoder_num_hidden_layers": decoder_layers,
-            "decoder_num_attention_heads": decoder_heads,
-        }
-        if family == "mvd":
-            fields["teacher_dims"] = {"image": TEACHER_WIDTHS[size], "video": TEACHER_WIDTHS[size]}
-            fields["drop_path_rate"] = 0.2 if size == "h" else 0.1
-        elif family == "videomae":
-            fields |= {"position_embedding_type": "flat", "decoder_embed_bias": False}
-        else:
-            fields |= {
-                "num_frames": 1,
-                "tubelet_size": 1,
-                "patch_size": 14 if size == "h" else 16,
-                "position_embedding_type": "space",
-                "use_class_token": True,
-                "key_bias": True,
-                "mask_ratio": 0.75,
-                "mask_type": "random",
-                "pixel_target": "mae",
-            }
-        return cls(**(fields | overrides))
+        return cls(**(published_fields(name) | overrides))
 
 
 # the type of a recipe's key that holds fields of the configuration
 ConfigFields = Annotated[dict, MVDConfig, *OTHER_FIELDS.items()]
 
-__all__ = ["MVDConfig"]
+__all__ = ["MVDConfig", "Size", "compact_size", "height_and_width", "size_text"]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from transformers.pipelines.base import ChunkPipeline
 
+from .frame_folders import open_video
 from .frame_sampling import PAPER_VIEWS, key_frame_clip, key_frame_clip_by_seconds, resampled_frames
 from .labels_mvd import head_class_names, head_slices
 from .patches_mvd import patch_grid
-from .video_inputs_mvd import downloaded, is_encoded, is_frame, stack_frames
-from .video_reading import VideoReader
+from .video_inputs_mvd import downloaded, is_encoded, is_frame, is_row, stack_frames
 from .video_streaming import VideoStream
 
 FUNCTIONS = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda logits: logits}
@@ -251,8 +251,8 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
         """Windows as [`slide`], over the frames that show the video at `fps` frames per second."""
         if not is_encoded(video):
             raise ValueError(f"fps={fps:g} needs the times of frames: pass a video file, or frame_sampling_rate.")
-        video = downloaded(video)
-        with VideoReader(video) as reader:
+        video = video if is_row(video) and "fps" in video else downloaded(video)
+        with open_video(video) as reader:
             seen, total = resampled_frames(reader.stored_times(), fps), len(reader)
         if hasattr(video, "seek"):
             video.seek(0)
@@ -274,7 +274,7 @@ class MVDFeatureExtractionPipeline(MVDVideoPipeline):
             for number, frame in enumerate(stack_frames(video)):
                 yield prepare(frame) if is_used(number) else None
             return
-        with VideoStream(downloaded(video)) as stream:
+        with open_video(video, VideoStream) as stream:
             for frame in stream.frames(is_used):
                 yield None if frame is None else prepare(frame)
 
@@ -362,7 +362,7 @@ class MVDActionDetectionPipeline(MVDVideoPipeline):
         chosen = stored.complete(options)
         shape, fps = (chosen["num_frames"], chosen["frame_sampling_rate"]), chosen["fps"]
         if is_encoded(video):
-            with VideoReader(downloaded(video)) as reader:
+            with open_video(video) as reader:
                 frame = middle_of(len(reader)) if time is None else reader.frame_at(time)
                 if fps is None:
                     clip = key_frame_clip(frame, len(reader), *shape)

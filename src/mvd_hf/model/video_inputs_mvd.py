@@ -15,6 +15,9 @@ from transformers.image_utils import ChannelDimension
 
 from .video_file import VideoReadError
 
+# what a row may know of a folder of frames
+FOLDER_FACTS = ("fps", "num_frames")
+
 
 def downloaded(video: Any) -> Any:
     """An encoded video as it is; of an http(s) URL or a row with bytes the file, which messages name by URL or path.
@@ -46,10 +49,13 @@ def is_frame(value: Any) -> bool:
 
 
 def is_row(video: Any) -> bool:
-    """Whether a video is what `datasets` gives without decoding: `path` and `bytes`, of which one is set."""
-    return (
-        isinstance(video, Mapping) and video.keys() <= {"path", "bytes"} and any(v is not None for v in video.values())
-    )
+    """Whether a video is what `datasets` gives without decoding: `path` and `bytes`, of which one is set.
+
+    Of a folder of frames it may have `fps` and `num_frames`, too.
+    """
+    if not isinstance(video, Mapping) or not video.keys() <= {"path", "bytes", *FOLDER_FACTS}:
+        return False
+    return video.get("path") is not None or video.get("bytes") is not None
 
 
 def is_encoded(video: Any) -> bool:

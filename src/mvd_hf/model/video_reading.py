@@ -187,15 +187,7 @@ class VideoReader(OpenVideo):
         Raises:
             VideoReadError: if an index is not in the video, or a wanted frame is damaged or of another size.
         """
-        indices = [int(index) for index in indices]
-        wanted = sorted(set(indices))
-        if not wanted:
-            raise VideoReadError(self.source, "no frame was asked for")
-        if wanted[0] < 0 or wanted[-1] >= self._num_frames:
-            outside = wanted[0] if wanted[0] < 0 else wanted[-1]
-            raise VideoReadError(
-                self.source, f"frame {outside} was asked for, the video has {self._num_frames} frames"
-            )
+        indices, wanted = self._checked(indices)
         decoded: dict[int, av.VideoFrame] = {}
         size = None
         for index, frame in self._decode(wanted):
@@ -208,6 +200,17 @@ class VideoReader(OpenVideo):
         turn = orientation(next(iter(decoded.values())))
         upright_size = size[::-1] if turn[0] else size
         return Frames(upright_size, [decoded[index] for index in indices], partial(self._to_rgb, turn=turn))
+
+    def _checked(self, indices: Sequence[int] | np.ndarray) -> tuple[list[int], list[int]]:
+        """Frame numbers, and the sorted different ones; raises VideoReadError if one is not in the video."""
+        indices = [int(index) for index in indices]
+        wanted = sorted(set(indices))
+        if not wanted:
+            raise VideoReadError(self.source, "no frame was asked for")
+        if wanted[0] < 0 or wanted[-1] >= len(self):
+            outside = wanted[0] if wanted[0] < 0 else wanted[-1]
+            raise VideoReadError(self.source, f"frame {outside} was asked for, the video has {len(self)} frames")
+        return indices, wanted
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames by number as upright RGB, (n, height, width, 3) uint8; arguments and errors as in [`decode`]."""

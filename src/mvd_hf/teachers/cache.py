@@ -39,6 +39,7 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from ..model.configuration_mvd import Size, compact_size
 from .families import read_config
 from .inputs import Grid
 from .teacher import Teacher, TeacherConfig, load_teacher, load_teachers
@@ -134,16 +135,16 @@ def checkpoint_files(model: str, revision: str | None = None) -> list[str]:
 
 
 def hash_of_clip(clip: torch.Tensor) -> str:
-    """Hash of the pixels (T, C, S, S) of a clip."""
+    """Hash of the pixels (T, C, h, w) of a clip."""
     clip = clip.contiguous()
     found = hashlib.sha256(f"{clip.dtype} {tuple(clip.shape)}".encode())
     found.update(clip.view(torch.uint8).cpu().numpy())
     return found.hexdigest()[:32]
 
 
-def clips_by_size(batch: Mapping) -> dict[int, torch.Tensor]:
-    """The clips (B, T, C, S, S) of a batch by their size S."""
-    return {clip.shape[-1]: clip for name, clip in batch.items() if name.startswith("pixel_values")}
+def clips_by_size(batch: Mapping) -> dict[Size, torch.Tensor]:
+    """The clips (B, T, C, h, w) of a batch by their size."""
+    return {compact_size(clip.shape[-2:]): clip for name, clip in batch.items() if name.startswith("pixel_values")}
 
 
 def empty_teacher(
@@ -364,7 +365,7 @@ class CachedTeacher:
             "files": hash_of_files(checkpoint_files(self.config.model, self.config.revision)),
             **fields,
             **self.choices,
-            "image_size": self.image_size,
+            "image_size": self.image_size if isinstance(self.image_size, int) else list(self.image_size),
             "student_grid": list(self.student_grid),
             "num_frames": self.num_frames,
             "autocast": precision,
@@ -389,11 +390,11 @@ class CachedTeacher:
 
     def __call__(
         self,
-        clips: Mapping[int, torch.Tensor],
+        clips: Mapping[Size, torch.Tensor],
         hashes: Sequence[str] | None = None,
         targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Targets (B, L, D) of clips (B, T, C, S, S) by their size S.
+        """Targets (B, L, D) of clips (B, T, C, h, w) by their size.
 
         Args:
             clips: as for a [`Teacher`].

@@ -34,6 +34,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import is_timm_available
 
 from ..arguments import check_path
+from ..model.configuration_mvd import Size, compact_size
 from .inputs import (
     Grid,
     clip_inputs,
@@ -58,7 +59,7 @@ class Architecture:
 
     Args:
         patch_size: pixels of a patch's side.
-        image_size: pixels of the side (rows) of an image or a frame.
+        image_size: pixels of an image or a frame: the side of a square, or (height, width).
         hidden_size: width of its features.
         num_hidden_layers: layers of its encoder.
         tubelet_size: frames of a patch.
@@ -67,7 +68,7 @@ class Architecture:
     """
 
     patch_size: int
-    image_size: int
+    image_size: Size
     hidden_size: int
     num_hidden_layers: int
     tubelet_size: int = 1
@@ -93,8 +94,7 @@ def radio_architecture(config: PreTrainedConfig) -> Architecture:
 def videoprism_architecture(config: PreTrainedConfig) -> Architecture:
     """Of VideoPrism; its layers are those of its temporal encoder, behind all layers of the spatial one."""
     tubelet_size, patch_size, _ = config.tubelet_size
-    image_size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-    sizes = patch_size, image_size, config.hidden_size, config.num_temporal_layers
+    sizes = patch_size, compact_size(config.image_size), config.hidden_size, config.num_temporal_layers
     return Architecture(*sizes, tubelet_size=tubelet_size, num_frames=config.num_frames)
 
 
@@ -117,7 +117,7 @@ def timm_architecture(config: PreTrainedConfig) -> Architecture:
     embeddings, num_class_tokens = model.patch_embed, int(getattr(model, "cls_token", None) is not None)
     return Architecture(
         embeddings.patch_size[0],
-        embeddings.img_size[0],
+        compact_size(embeddings.img_size),
         model.embed_dim,
         len(model.blocks),
         num_class_tokens=num_class_tokens,
@@ -153,7 +153,7 @@ class TeacherFamily:
             for the others; models without a final norm have no other choice than `pre`.
         normalization: of the pixels if the checkpoint has no processor; or a function that reads it from the
             configuration (or the model), whatever the processor says.
-        inputs: arguments of the forward pass for normalized pixels (N, T, C, S, S) and the patch size.
+        inputs: arguments of the forward pass for normalized pixels (N, T, C, H, W) and the patch size.
         frames_field: field of the configuration with the number of frames; `None` for image models.
         size_field: field of the configuration with the image size; without it `num_patches` says the size.
         has_class_token: whether the first token is a class token, if the configuration does not say so. Register
@@ -206,7 +206,7 @@ class TeacherFamily:
             clips = {"tubelet_size": config.tubelet_size, "num_frames": getattr(config, self.frames_field)}
         return Architecture(
             patch_size,
-            image_size if isinstance(image_size, int) else image_size[0],
+            compact_size(image_size),
             config.hidden_size,
             config.num_hidden_layers,
             num_class_tokens=int(getattr(config, "use_class_token", self.has_class_token)),

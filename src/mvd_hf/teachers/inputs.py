@@ -1,6 +1,6 @@
 """What the families of teachers differ in: arguments of their forward passes, and changes for a grid of patches.
 
-Letters in shapes: N inputs (clips, or images as clips of one frame), T frames, C channels, S x S pixels; t x h x w the
+Letters in shapes: N inputs (clips, or images as clips of one frame), T frames, C channels, H x W pixels; t x h x w the
 grid of patches, D their width.
 """
 
@@ -14,7 +14,7 @@ from ..model.patches_mvd import position_table, split_patches
 Grid = tuple[int, int, int]
 
 
-# the arguments of each family's forward pass, from normalized pixels (N, T, C, S, S) and the size of a patch
+# the arguments of each family's forward pass, from normalized pixels (N, T, C, H, W) and the size of a patch
 
 
 def clip_inputs(pixels: torch.Tensor, patch_size: int) -> dict:
@@ -80,15 +80,18 @@ def fit_vit_mae(model: nn.Module, grid: Grid):
     """
     use_official_epsilon(model)
     model.config.mask_ratio = 0.0
-    positions = model.embeddings.position_embeddings
+    embeddings = model.embeddings
+    positions = embeddings.position_embeddings
     width, side = positions.shape[-1], math.isqrt(positions.shape[1] - 1)
-    if side * side == grid[1] * grid[2] or side * side != positions.shape[1] - 1:
+    if (side, side) == grid[1:] or side * side != positions.shape[1] - 1:
         return
     fixed = position_table("space", (1, side, side), width)
     if positions.is_meta or torch.allclose(positions[0, 1:].float(), fixed, atol=1e-2):
         table = position_table("space", (1, *grid[1:]), width).to(positions)
         table = torch.cat([positions[:, :1], table[None]], dim=1)
-        model.embeddings.position_embeddings = nn.Parameter(table, requires_grad=False)
+        embeddings.position_embeddings = nn.Parameter(table, requires_grad=False)
+        # transformers takes the positions of a rectangle for those of a square and would interpolate them
+        embeddings.interpolate_pos_encoding = lambda *size: embeddings.position_embeddings
 
 
 def fit_videomae(model: nn.Module, grid: Grid):
@@ -104,11 +107,16 @@ def fit_videomae(model: nn.Module, grid: Grid):
 
 
 def fit_vjepa2(model: nn.Module, grid: Grid):
-    """Let the rotary positions count the rows and columns of the grid instead of the configured crop's."""
-    if grid[1] != grid[2]:
-        raise ValueError(f"V-JEPA 2 needs a square grid of patches, not {grid[1]}x{grid[2]}.")
+    """Let the rotary positions count the rows and columns of the grid instead of the configured square crop's."""
+    _, rows, columns = grid
+
+    def position_ids(tokens: torch.Tensor, masks=None) -> tuple[torch.Tensor, ...]:
+        """Time, row and column of each patch."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        return place // (rows * columns), place % (rows * columns) // columns, place % columns
+
     for layer in model.layer:
-        layer.attention.grid_size = grid[1]
+        layer.attention.get_position_ids = position_ids
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AutoModel, PreTrainedConfig, PreTra
 from transformers.integrations import deepspeed
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ..model.configuration_mvd import Size, compact_size, height_and_width
 from ..model.loading_mvd import listed
 from .families import Architecture, TeacherFamily, find_family, import_family, read_config
 from .grids import can_resize, resize_features
@@ -61,7 +62,8 @@ class TeacherConfig:
         frames: the teacher's input: `first_of_tubelet` (the first frame of each of the student's tubelets, as images:
             MVD's image teacher), `all` (every frame as an image; the features of a tubelet's frames are averaged) or
             `clip` (all frames together). By default `clip` for video models, `first_of_tubelet` for image models.
-        image_size: pixels of its square input; by default its patch size times the student's rows (196 for patch 14).
+        image_size: pixels of its input: the side of a square, or [height, width]; by default its patch size times the
+            student's rows and columns (196 for patch 14).
         layer: the hidden state that the features are: 0 is the input of the first layer, n the output of layer n, -1
             the last. Later layers are not computed.
         layers: several hidden states instead; the loss is the mean over them. One decoder predicts all.
@@ -100,7 +102,7 @@ class TeacherConfig:
 
     model: str
     frames: str | None = None
-    image_size: int | None = None
+    image_size: int | list[int] | None = None
     layer: int = -1
     layers: list[int] | None = None
     norm: str | None = None
@@ -137,10 +139,11 @@ class TeacherConfig:
                 f"trust_remote_code=True of the teacher {self.model!r} needs as its revision the commit of the code "
                 f"that you have read (40 hexadecimal digits), not {self.revision!r}."
             )
-        for field in ("image_size", "frames_per_pass"):
-            value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{field}={value!r} of a teacher must be a whole number above 0.")
+        limit = self.frames_per_pass
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError(f"frames_per_pass={limit!r} of a teacher must be a whole number above 0.")
+        if self.image_size is not None:
+            height_and_width(self.image_size)
         if not isinstance(self.layer, int):
             raise ValueError(f"layer={self.layer!r} of a teacher must be a whole number.")
         if self.layers is not None:
@@ -255,7 +258,8 @@ class Teacher(nn.Module):
         sizes = self.family.architecture(model_config, config.model)
         self.num_extra_tokens, self.has_class_token = sizes.num_extra_tokens, sizes.num_class_tokens > 0
         self.patch_size = sizes.patch_size
-        self.image_size = sizes.patch_size * student_grid[1] if config.image_size is None else config.image_size
+        default = [sizes.patch_size * side for side in student_grid[1:]]
+        self.image_size = compact_size(default if config.image_size is None else config.image_size)
         self.frames, self.frame_step, self.input_frames = self._choose_frames(sizes, num_frames)
         self.layers, self.layer_dim = self._layers(sizes.num_hidden_layers), sizes.hidden_size
         self.feature_dim = self.layer_dim * len(self.layers) + config.guides_masks
@@ -309,27 +313,26 @@ class Teacher(nn.Module):
     def _grid(self, sizes: Architecture, num_frames: int) -> Grid:
         """The grid of one input, after a check that the patches of all inputs match the student's."""
         time, rows, columns = self.student_grid
-        patch, tubelet = sizes.patch_size, sizes.tubelet_size
-        side = self.image_size // patch
+        patch, tubelet, size = sizes.patch_size, sizes.tubelet_size, height_and_width(self.image_size)
         if self.input_frames % tubelet:
             raise ValueError(
                 f"The teacher {self.config.model!r} takes tubelets of {tubelet} frames, and {self.input_frames} is no "
                 "multiple: give clips another num_frames."
             )
-        is_divisible = self.image_size % patch == 0
-        grid = (self.input_frames // tubelet, side, side)
+        is_divisible = not any(side % patch for side in size)
+        grid = (self.input_frames // tubelet, *(side // patch for side in size))
         seen = num_frames // self.frame_step
         slots = seen // self.input_frames * grid[0]
-        found = (slots, side, side)
+        found = (slots, *grid[1:])
         fits = found[1:] == (rows, columns) and slots > 0 and slots % time == 0
         is_resized = self.config.grid == "resize" and can_resize(found, self.student_grid)
         if not is_divisible or not (fits or is_resized):
+            wanted = patch * rows if rows == columns else [patch * rows, patch * columns]
             raise ValueError(
-                f"The teacher {self.config.model!r} gives {slots}x{side}x{side} patches (image_size="
+                f"The teacher {self.config.model!r} gives {slots}x{grid[1]}x{grid[2]} patches (image_size="
                 f"{self.image_size}, patch {patch}, {seen} frames, tubelet {tubelet}) for the student's "
-                f"{time}x{rows}x{columns}. Its patches match with image_size={patch * rows} for a square student "
-                f"and, on clips, {time * tubelet} frames or a multiple; grid: resize takes a grid that divides the "
-                "student's or is divided by it."
+                f"{time}x{rows}x{columns}. Its patches match with image_size={wanted} and, on clips, {time * tubelet} "
+                "frames or a multiple; grid: resize takes a grid that divides the student's or is divided by it."
             )
         return grid
 
@@ -402,13 +405,13 @@ class Teacher(nn.Module):
         logger.info("Of the %d weights of the teacher %r this process holds %d.", total, self.config.model, local)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The model's input, in its dtype, from uint8 or normalized floats (..., C, S, S)."""
+        """The model's input, in its dtype, from uint8 or normalized floats (..., C, H, W)."""
         kind = "float" if pixels.is_floating_point() else "byte"
         pixels = pixels * getattr(self, f"{kind}_scale") + getattr(self, f"{kind}_offset")
         return pixels.to(next(self.model.parameters()).dtype)
 
     def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features (N, t*h*w [+ 1], D) of inputs (N, T, C, S, S), without class and register tokens.
+        """Features (N, t*h*w [+ 1], D) of inputs (N, T, C, H, W), without class and register tokens.
 
         The layers are side by side in the channels; the summary, if there is one, comes last.
         """
@@ -448,8 +451,8 @@ class Teacher(nn.Module):
         return passes + passes[-1:] * (int(count) - len(passes))
 
     @torch.no_grad()
-    def forward(self, clips: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Features (B, L [+ 1], D) for clips (B, T, C, S, S) by their size S.
+    def forward(self, clips: Mapping[Size, torch.Tensor]) -> torch.Tensor:
+        """Features (B, L [+ 1], D) for clips (B, T, C, H, W) by their size: the side of a square, or (H, W).
 
         Clips are uint8, or floats in the `clip_normalization`; the teacher applies its own normalization to both.
         Several layers are side by side in the channels. A summary comes behind the patches. `standardize` and `phi_s`
@@ -458,10 +461,12 @@ class Teacher(nn.Module):
         Raises:
             ValueError: if no clip has the teacher's size.
         """
+        size = height_and_width(self.image_size)
         if self.image_size not in clips:
+            found = ", ".join("{}x{}".format(*height_and_width(known)) for known in clips)
             raise ValueError(
-                f"The teacher {self.config.model!r} needs clips of {self.image_size}x{self.image_size} pixels, the "
-                f"batch has {sorted(clips)}: let the data set make that size too (`sizes` of its augmentation)."
+                f"The teacher {self.config.model!r} needs clips of {size[0]}x{size[1]} pixels, the batch has {found}: "
+                "let the data set make that size too (`sizes` of its augmentation)."
             )
         time, rows, columns = self.student_grid
         clip = clips[self.image_size][:, :: self.frame_step]
@@ -474,9 +479,9 @@ class Teacher(nn.Module):
         if self.config.summary:
             features, summary = features[:, :-1], features[:, -1:]
             summary = summary.reshape(clip.shape[0], -1, self.feature_dim).mean(1, keepdim=True)
-        side = self.image_size // self.patch_size
         if self.config.grid == "resize":
-            features = features.reshape(clip.shape[0], -1, side, side, self.feature_dim)
+            sides = [side // self.patch_size for side in size]
+            features = features.reshape(clip.shape[0], -1, *sides, self.feature_dim)
             features = resize_features(features, self.student_grid).flatten(1, 3)
         else:
             features = features.reshape(clip.shape[0], time, -1, rows * columns, self.feature_dim)

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.initialization import no_init_weights
 
-from ..model.configuration_mvd import MVDConfig
+from ..model.configuration_mvd import MVDConfig, height_and_width
 from ..model.modeling_mvd import (
     MVDForFeatureDistillation,
     MVDForPixelReconstruction,
@@ -199,9 +199,9 @@ def teacher_flops(teacher: TeacherConfig, student: MVDConfig) -> int:
         loaded = empty_teacher(teacher, teacher_model_config(teacher.model, teacher.revision), *size_of_clip)
     else:
         loaded = Teacher(replace(teacher, compile=False), teacher_network(teacher), *size_of_clip).to("meta")
-    size = loaded.image_size
-    clip = torch.empty(1, student.num_frames, student.num_channels, size, size, device="meta")
-    return count(lambda: loaded({size: clip}))["Global"]
+    sides = height_and_width(loaded.image_size)
+    clip = torch.empty(1, student.num_frames, student.num_channels, *sides, device="meta")
+    return count(lambda: loaded({loaded.image_size: clip}))["Global"]
 
 
 def distillation_parts(

@@ -252,10 +252,10 @@ class Demo:
             ratio: part of the patches that is masked, the same patches in each frame.
             seed: seed of the mask.
         """
-        grid, size = self.extractor.grid, self.extractor.image_size
+        grid = self.extractor.grid
         mask = tube_mask(grid, ratio, torch.Generator().manual_seed(seed))
-        clip = crop_frames(self.read_clip(video), size)
-        is_masked = masked_pixels(mask[None], grid, len(clip) // grid[0], size // grid[1])[0][:, None]
+        clip = crop_frames(self.read_clip(video), self.extractor.image_size)
+        is_masked = masked_pixels(mask[None], grid, len(clip) // grid[0], clip.shape[-2] // grid[1])[0][:, None]
         shown = shown_columns(len(clip), FRAMES_IN_ROW)
         visible, truth = (
             figure_pixels(draw_strips({"": frames[shown].permute(0, 2, 3, 1).numpy()}, [""] * len(shown)))

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ..arguments import check_path
 from ..data.decoding import open_media
 from ..data.sources import media_column, media_name
+from ..model.configuration_mvd import Size, compact_size, height_and_width
 from ..model.frame_sampling import dense_test_frames
 from ..model.video_processing_mvd import MVDVideoProcessor
 from ..model.video_reading import VideoReader, VideoReadError
@@ -59,25 +60,25 @@ class FeatureExtractor:
         models: the frozen models, see `mvd_hf.teachers.Teacher`: `models[name](clips)` returns features (B, L, D).
         grid: patches of a clip, (time, rows, columns).
         num_frames: frames of a clip.
-        image_size: pixels of a clip's side for the model that sets the grid.
+        image_size: pixels of a clip for the model that sets the grid: the side of a square, or (height, width).
     """
 
     models: dict[str, Teacher]
     grid: Grid
     num_frames: int
-    image_size: int
+    image_size: Size
 
     @property
-    def sizes(self) -> list[int]:
-        """The sides of the clips that the models need; the first is the `image_size`."""
+    def sizes(self) -> list[Size]:
+        """The sizes of the clips that the models need; the first is the `image_size`."""
         return list(dict.fromkeys([self.image_size, *(model.image_size for model in self.models.values())]))
 
-    def clips(self, frames: np.ndarray) -> dict[int, torch.Tensor]:
-        """A batch of one clip (1, T, C, S, S) per side S, from frames (T, H, W, C)."""
+    def clips(self, frames: np.ndarray) -> dict[Size, torch.Tensor]:
+        """A batch of one clip (1, T, C, h, w) per size, from frames (T, H, W, C)."""
         return {size: crop_frames(frames, size)[None] for size in self.sizes}
 
-    def features(self, clips: Mapping[int, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The name of each model and its float32 features (B, L, D) of clips (B, T, C, S, S) by their side S."""
+    def features(self, clips: Mapping[Size, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The name of each model and its float32 features (B, L, D) of clips (B, T, C, h, w) by their size."""
         for name, model in self.models.items():
             device = next(model.parameters()).device
             yield name, model({size: clip.to(device) for size, clip in clips.items()}).float()
@@ -104,9 +105,8 @@ def load_feature_extractor(models: ModelEntries, device: str | torch.device = "c
     leader = next((name for name, size in sizes.items() if size.num_frames > 1), next(iter(named)))
     size, is_image_model = sizes[leader], sizes[leader].num_frames == 1
     num_frames, tubelet_size = (NUM_FRAMES, TUBELET_SIZE) if is_image_model else (size.num_frames, size.tubelet_size)
-    image_size = named[leader].image_size or size.image_size
-    side = image_size // size.patch_size
-    grid = num_frames // tubelet_size, side, side
+    image_size = compact_size(named[leader].image_size or size.image_size)
+    grid = num_frames // tubelet_size, *(side // size.patch_size for side in height_and_width(image_size))
     loaded = {name: load_teacher(entry, grid, num_frames).to(device) for name, entry in named.items()}
     return FeatureExtractor(loaded, grid, num_frames, image_size)
 
@@ -122,9 +122,9 @@ def clip_indices(reader: VideoReader, num_frames: int, stride: int, start: float
     return np.minimum(reader.frame_at(start) + stride * np.arange(num_frames), len(reader) - 1)
 
 
-def crop_frames(frames: np.ndarray, size: int | tuple[int, int]) -> torch.Tensor:
+def crop_frames(frames: np.ndarray, size: Size) -> torch.Tensor:
     """Frames (T, H, W, C) with the short side resized and the centre cropped: (T, C, height, width) uint8."""
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = height_and_width(size)
     processor = MVDVideoProcessor(
         size={"shortest_edge": min(height, width)}, crop_size={"height": height, "width": width}
     )
@@ -187,23 +187,23 @@ class ClipFigureArguments:
 
 
 class MiddleClips(torch.utils.data.Dataset):
-    """The middle clip of each video: items (name, {side: (T, C, S, S)}, None), or (name, None, reason) if unreadable.
+    """The middle clip of each video: items (name, {size: (T, C, h, w)}, None), or (name, None, reason) if unreadable.
 
     Args:
         rows: videos, see `mvd_hf.data.sources.load_rows`.
         num_frames: frames of a clip.
         stride: step between its frames.
-        sizes: sides of the clips.
+        sizes: of the clips.
     """
 
-    def __init__(self, rows: datasets.Dataset, num_frames: int, stride: int, sizes: Sequence[int]):
+    def __init__(self, rows: datasets.Dataset, num_frames: int, stride: int, sizes: Sequence[Size]):
         self.rows, self.column = rows, media_column(rows)
         self.num_frames, self.stride, self.sizes = num_frames, stride, sizes
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: int) -> tuple[str, dict[int, torch.Tensor] | None, str | None]:
+    def __getitem__(self, row: int) -> tuple[str, dict[Size, torch.Tensor] | None, str | None]:
         item = self.rows[row][self.column]
         try:
             with open_media(item) as reader:
