@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from mvd_hf.curation import transcode_job
-from mvd_hf.curation.transcode_job import RECORDS, TranscodeArguments, transcode_dataset
+from mvd_hf.curation.transcode_job import RECORDS, TranscodeArguments, find_jobs, transcode_dataset, write_videos
 from mvd_hf.data.arguments import DataArguments
 from mvd_hf.data.labels import LabelReader
 from mvd_hf.data.sources import load_rows, media_column, media_name
@@ -172,13 +173,48 @@ def test_the_output_is_not_the_source(classes, tmp_path):
             job(classes, output)
 
 
-def test_the_first_videos_tell_how_long_the_rest_takes():
+def test_an_estimate_comes_before_any_video_is_written(classes, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(transcode_job, "run_job", None)
+    with pytest.raises(TypeError):
+        job(classes, tmp_path / "new")
+    assert "4 videos take about" in caplog.text
+    assert "(estimated from 4 of them)" in caplog.text
+    assert files_of(tmp_path / "new") == []
     result = transcode_job.TranscodedFile(frames=10, seconds=0.4, bytes=2**20, psnr=40.0)
-    done = [transcode_job.Outcome("a", "a", result, source_bytes=2**22), transcode_job.Outcome("b", "b", None, "bad")]
-    text = transcode_job.estimate(done, 6.0, 602)
-    assert "30 minutes" in text
-    assert "301.0 MiB" in text
-    assert "1.2 GiB before" in text
+    trials = [transcode_job.Trial(30, result, 2.0, 2**22), transcode_job.Trial(10, result, 6.0, 2**22)]
+    text = transcode_job.estimate(trials, 600, 2)
+    assert "600 videos take about 30 minutes" in text
+    assert "1.2 GiB, 2.3 GiB before" in text
+    assert "not known" in transcode_job.estimate([], 5, 2)
     assert transcode_job.spread(100, 3) == [0, 50, 99]
     assert transcode_job.spread(2, 8) == [0, 1]
     assert np.isnan(transcode_job.loading_gain([], Path()))
+
+
+def test_embedded_videos_are_not_held_in_memory(tmp_path, monkeypatch):
+    """Neither when they are listed nor while they wait for a worker."""
+    count, size = 40, 2**18
+    content = np.random.default_rng(0).bytes(size)
+    rows = {"video": [{"path": None, "bytes": bytes([i]) + content} for i in range(count)]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    arguments = TranscodeArguments(dataset=str(tmp_path / "train.parquet"), output=str(tmp_path / "new"), workers=2)
+    taken = []
+
+    def run(function, work, *options):
+        for name, (item, *_) in work:
+            taken.append(item["bytes"][:1])
+            yield name, None, "is no video"
+
+    monkeypatch.setattr(transcode_job, "run_guarded", run)
+    arguments.on_bad_video = "skip"
+    load_rows(arguments.dataset)  # copied to the cache of the library
+    tracemalloc.start()
+    jobs = find_jobs(arguments)
+    write_videos(arguments, jobs, {})
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(jobs) == count
+    assert taken[-count:] == [bytes([i]) for i in range(count)]
+    assert kept < 2 * size
+    assert most < count * size / 2

@@ -8,17 +8,18 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import datasets
 from tqdm import tqdm
 
 from ..data.augmentation import PretrainingAugmentation
 from ..data.clips import ClipSampler, sample_generator
-from ..data.decoding import Item
+from ..data.decoding import Item, open_media
 from ..data.sources import (
     LIST_FILE_SUFFIXES,
     field_of,
@@ -26,12 +27,14 @@ from ..data.sources import (
     load_rows,
     media_column,
     media_name,
+    source_choices,
     split_names,
     write_table,
 )
-from ..data.transcoding import TranscodedFile, TranscodeSettings, transcode
+from ..data.transcoding import TranscodedFile, TranscodeSettings, choose_frames, transcode
 from ..model.frame_sampling import pretraining_frames
 from ..model.video_reading import VideoReadError
+from .audit import known_unread
 from .workers import run_guarded
 
 logger = logging.getLogger(__name__)
@@ -39,8 +42,8 @@ logger = logging.getLogger(__name__)
 # folder in the output, hidden from `datasets`, with the results of each shard and the manifest
 RECORDS = ".transcoding"
 MANIFEST, BAD_VIDEOS = "manifest.csv", "bad_videos.csv"
-# videos that are timed before the rest is written, and whose loading is timed afterwards
-NUM_TIMED = 8
+# videos that are tried before all are written, frames of each, and videos whose loading is timed afterwards
+NUM_TIMED, NUM_TRIED_FRAMES = 8, 64
 
 
 @dataclass
@@ -48,7 +51,7 @@ class TranscodeArguments(TranscodeSettings):
     """The videos, where they go, and how the work is divided; the size, rate and quality: `TranscodeSettings`.
 
     Args:
-        dataset, root, dataset_config, video_column, class_level, allow_local_urls: as in
+        dataset, root, dataset_config, video_column, class_level, allow_local_urls, frame_folder_fps: as in
             `mvd_hf.data.arguments.DataArguments`.
         split: the only split to write; by default all of them.
         output: folder of the result.
@@ -68,6 +71,7 @@ class TranscodeArguments(TranscodeSettings):
     video_column: str | None = None
     class_level: str | None = None
     allow_local_urls: bool = False
+    frame_folder_fps: float | None = None
     clips: str | None = None
     on_bad_video: str = "raise"
     shard: str = "1/1"
@@ -104,14 +108,25 @@ class TranscodeArguments(TranscodeSettings):
 
 @dataclass
 class Job:
-    """A video to write: its source and name, the place of the result in the output, its split, and its columns."""
+    """A video to write: its row, its source, the place of the result in the output, its split, and its columns."""
 
-    item: Item
+    videos: datasets.Dataset
+    index: int
     source: str
     name: str
     split: str
     row: dict
     segment: tuple[float, float] | None = None
+
+    @property
+    def item(self) -> Item:
+        """The video, whose bytes are only read now where the row holds them."""
+        (item,) = self.videos[self.index].values()
+        return item
+
+    def work(self) -> tuple[Item, str, str, tuple | None]:
+        """What a worker process needs."""
+        return self.item, self.source, self.name, self.segment
 
 
 @dataclass
@@ -174,7 +189,7 @@ def relative_name(source: str, folder: str | None, split: str, index: int) -> st
 
 def unique_names(jobs: Sequence[Job]):
     """Give each job the name of an mp4 file: `a.mp4` for `a.avi`, but `a.avi.mp4` beside another `a`."""
-    stems = [os.path.splitext(job.name)[0] for job in jobs]
+    stems = [job.name if os.path.isdir(job.source) else os.path.splitext(job.name)[0] for job in jobs]
     owners: dict[str, set[str]] = {}
     for stem, job in zip(stems, jobs, strict=True):
         owners.setdefault(stem, set()).add(job.source)
@@ -191,15 +206,16 @@ def find_jobs(arguments: TranscodeArguments) -> list[Job]:
     """Every video of a data set; raises ValueError if there is none, or a part of a video is not one."""
     source = arguments.dataset
     is_list = Path(source).suffix.lower() in LIST_FILE_SUFFIXES
-    splits = [arguments.split] if arguments.split else split_names(source, arguments.dataset_config) or ["train"]
+    known = [arguments.split] if arguments.split else None
+    splits = known or split_names(source, arguments.dataset_config, arguments.frame_folder_fps) or ["train"]
     folder = os.path.realpath(source) if os.path.isdir(source) else None
     if is_list and "://" not in source:
         folder = os.path.abspath(arguments.root or Path(source).parent)
-    choices = {name: getattr(arguments, name) for name in ("video_column", "class_level", "allow_local_urls")}
     jobs = []
     for split in splits:
-        rows = load_rows(source, split, arguments.root, arguments.dataset_config, **choices)
+        rows = load_rows(source, split, arguments.root, arguments.dataset_config, **source_choices(arguments))
         column = media_column(rows)
+        videos = rows.select_columns(column)
         for index, row in enumerate(rows):
             item = row.pop(column)
             if not has_content(item):
@@ -213,7 +229,7 @@ def find_jobs(arguments: TranscodeArguments) -> list[Job]:
                 if isinstance(feature, datasets.ClassLabel) and row.get(key) is not None:
                     row[key] = feature.int2str(row[key])
             place = relative_name(media_name(item), folder, split, index)
-            jobs.append(Job(item, source_of(item), place, split, row, segment))
+            jobs.append(Job(videos, index, source_of(item), place, split, row, segment))
     if not jobs:
         raise ValueError(f"The data set {source!r} is empty: it names no video.")
     unique_names(jobs)
@@ -223,17 +239,43 @@ def find_jobs(arguments: TranscodeArguments) -> list[Job]:
 # the work
 
 
+@dataclass
+class Trial:
+    """The first frames of a video, written for an estimate: frames of all of it, and what those written took."""
+
+    frames: int
+    written: TranscodedFile
+    seconds: float
+    source_bytes: int
+
+
+def source_size(item: Item, source: str) -> int | None:
+    """Bytes of a video, if they are known without reading it."""
+    content = item["bytes"] if isinstance(item, dict) else item
+    return len(content) if isinstance(content, bytes) else known_unread(source)[1]
+
+
 def run_job(work: tuple[Item, str, str, tuple | None], output: str, settings: TranscodeSettings) -> Outcome:
     """Write one video, in a worker process."""
     item, source, name, segment = work
-    content = item["bytes"] if isinstance(item, dict) else item
-    size = len(content) if isinstance(content, bytes) else None
-    if size is None and os.path.isfile(source):
-        size = os.path.getsize(source)
+    size = source_size(item, source)
     try:
         return Outcome(name, source, transcode(item, Path(output) / name, settings, segment), "", size)
     except VideoReadError as error:
         return Outcome(name, source, None, error.reason or str(error), size)
+
+
+def run_trial(work: tuple[Item, str, str, tuple | None], folder: str, settings: TranscodeSettings) -> Trial | None:
+    """Write the first frames of a video, in a worker process; `None` if it cannot be read."""
+    item, source, _, segment = work
+    try:
+        with open_media(item) as reader:
+            frames = len(choose_frames(reader, settings.fps, segment)[0])
+        start = time.monotonic()
+        written = transcode(item, Path(folder) / f"{os.getpid()}.mp4", settings, segment, NUM_TRIED_FRAMES)
+    except VideoReadError:
+        return None
+    return Trial(frames, written, time.monotonic() - start, source_size(item, source) or 0)
 
 
 def whole_lines(path: Path) -> bytes:
@@ -273,49 +315,57 @@ def describe_size(count: float) -> str:
 
 
 def write_videos(arguments: TranscodeArguments, jobs: Sequence[Job], known: dict[str, Outcome]):
-    """Write the videos that are missing, and add their results to those known; after a few, say how long it takes."""
+    """Write the videos that are missing, and add their results to those known; first say how long it takes."""
     records = Path(arguments.output) / RECORDS
     records.mkdir(parents=True, exist_ok=True)
-    left = list({job.name: job for job in jobs if job.name not in known or known[job.name].result is None}.values())
-    first = spread(len(left), max(NUM_TIMED, arguments.workers))
-    order = [left[i] for i in first] + [job for i, job in enumerate(left) if i not in set(first)]
+    left = {job.name: job for job in jobs if job.name not in known or known[job.name].result is None}
+    if left:
+        logger.info("%s", estimate(try_videos(arguments, list(left.values())), len(left), arguments.workers))
     function = partial(run_job, output=arguments.output, settings=arguments.settings())
-    work = [(job.name, (job.item, job.source, job.name, job.segment)) for job in order]
+    work = ((name, job.work()) for name, job in left.items())  # one by one: rows may hold the bytes of videos
     place, count = arguments.part()
-    start = time.monotonic()
     path = records / f"part-{place + 1}-of-{count}.jsonl"
     path.write_bytes(whole_lines(path))
     with (
-        ExitStack() as stack,  # ends the workers at once if a bad video stops the work
+        closing(run_guarded(function, work, arguments.workers, arguments.time_limit)) as ended,  # ends the workers
         open(path, "a", encoding="utf-8") as file,
         tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="transcoding", unit=" videos", disable=None) as bar,
     ):
         file.write(json.dumps({"settings": asdict(arguments.settings()) | {"clips": arguments.clips}}) + "\n")
-        sources = {job.name: job.source for job in order}
-        for which, part in enumerate((work[: len(first)], work[len(first) :])):
-            ended = stack.enter_context(closing(run_guarded(function, part, arguments.workers, arguments.time_limit)))
-            for name, outcome, reason in ended:
-                known[name] = outcome = outcome or Outcome(name, sources[name], None, reason)
-                file.write(json.dumps(asdict(outcome)) + "\n")
-                file.flush()
-                bar.update()
-                if outcome.result is None:
-                    if arguments.on_bad_video == "raise":
-                        raise ValueError(f"{outcome.source}: {outcome.reason} (on_bad_video=skip goes on without it)")
-                    logger.warning("%s is left out: %s", outcome.source, outcome.reason)
-            if which == 0 and len(part) < len(left):
-                logger.info("%s", estimate([known[name] for name, _ in part], time.monotonic() - start, len(left)))
+        for name, outcome, reason in ended:
+            known[name] = outcome = outcome or Outcome(name, left[name].source, None, reason)
+            file.write(json.dumps(asdict(outcome)) + "\n")
+            file.flush()
+            bar.update()
+            if outcome.result is None:
+                if arguments.on_bad_video == "raise":
+                    raise ValueError(f"{outcome.source}: {outcome.reason} (on_bad_video=skip goes on without it)")
+                logger.warning("%s is left out: %s", outcome.source, outcome.reason)
 
 
-def estimate(done: Sequence[Outcome], seconds: float, total: int) -> str:
-    """How long the rest takes and how large all is, from the first results."""
-    good = [outcome for outcome in done if outcome.result is not None]
-    size = sum(outcome.result.bytes for outcome in good) / len(done) * total
-    before = sum(outcome.source_bytes or 0 for outcome in good) / len(done) * total
-    minutes = seconds / len(done) * (total - len(done)) / 60
+def try_videos(arguments: TranscodeArguments, jobs: Sequence[Job]) -> list[Trial]:
+    """The first frames of some videos, written to a temporary folder; those that cannot be read are left out."""
+    work = ((i, jobs[i].work()) for i in spread(len(jobs), NUM_TIMED))
+    with TemporaryDirectory(dir=Path(arguments.output) / RECORDS) as folder:
+        function = partial(run_trial, folder=folder, settings=arguments.settings())
+        ended = run_guarded(function, work, min(arguments.workers, NUM_TIMED), arguments.time_limit)
+        return [trial for _, trial, _ in ended if trial is not None]
+
+
+def estimate(trials: Sequence[Trial], total: int, workers: int) -> str:
+    """How long videos take and how large they become, from the first frames of some of them."""
+    if not trials:
+        return "How long it takes is not known, as none of the videos that were tried can be read."
+    parts = [trial.frames / trial.written.frames for trial in trials]
+    seconds = sum(trial.seconds * part for trial, part in zip(trials, parts, strict=True))
+    size = sum(trial.written.bytes * part for trial, part in zip(trials, parts, strict=True))
+    before, factor = sum(trial.source_bytes for trial in trials), total / len(trials)
+    seconds *= factor / min(workers, total)
+    took = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     return (
-        f"{len(done)} of {total} videos took {seconds:.0f} s: the rest takes about {minutes:.0f} minutes, and all "
-        f"have about {describe_size(size)}" + (f", {describe_size(before)} before." if before else ".")
+        f"{total} videos take about {took} with {workers} workers and then have about {describe_size(size * factor)}"
+        + (f", {describe_size(before * factor)} before" if before else "")
+        + f" (estimated from {len(trials)} of them)."
     )
 
 

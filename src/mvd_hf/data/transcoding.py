@@ -162,7 +162,11 @@ def verify(path: Path, ticks: np.ndarray, references: dict[int, np.ndarray]) -> 
 
 
 def transcode(
-    item: Item, path: str | Path, settings: TranscodeSettings, segment: tuple[float, float] | None = None
+    item: Item,
+    path: str | Path,
+    settings: TranscodeSettings,
+    segment: tuple[float, float] | None = None,
+    max_frames: int | None = None,
 ) -> TranscodedFile:
     """Write a video as an mp4 file that trains fast: see [`TranscodeSettings`].
 
@@ -174,6 +178,7 @@ def transcode(
         path: of the result; its folder is created.
         settings: size, key frames, rate, least quality.
         segment: (start, end) in seconds from the first frame; the end is not included.
+        max_frames: write only the first so many.
 
     Raises:
         VideoReadError: if a frame of the source cannot be decoded, or the result differs from it.
@@ -183,7 +188,7 @@ def transcode(
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with open_media(item, reader=SequentialReader) as reader:
-            numbers, times = choose_frames(reader, settings.fps, segment)
+            numbers, times = (part[:max_frames] for part in choose_frames(reader, settings.fps, segment))
             ticks = np.round(times * 90_000).astype(np.int64)
             ticks = np.maximum.accumulate(ticks - np.arange(len(ticks))) + np.arange(len(ticks))  # each one later
             compared = set(np.linspace(0, len(ticks) - 1, min(NUM_COMPARED, len(ticks))).round().astype(int).tolist())
