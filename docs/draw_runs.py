@@ -1,4 +1,5 @@
-"""Draw `docs/figures/runs.png`: what a good run and two bad ones log, with the student of the tiny job.
+"""Draw `docs/figures/runs.png`: what a good run and two bad ones log, with the student of the tiny job under
+its MAE and VideoMAE.
 
 python recipes/tiny/run.py && python docs/draw_runs.py
 """
@@ -16,17 +17,18 @@ from mvd_hf import MVDForPixelReconstruction
 
 ROOT = Path(__file__).parents[1]
 FOLDER, COLLAPSED = Path("outputs/runs"), Path("outputs/runs/collapsed_teacher")
+TEACHERS = {"teachers.image": "outputs/tiny/mae", "teachers.video": "outputs/tiny/videomae"}
 # by name: what differs from the recipe of the tiny job
 RUNS = {
     "good": {},
-    "learning rate 30 times too high": {"base_learning_rate": 0.9, "base_min_learning_rate": 0.9},
+    "learning rate 30 times too high": {"base_learning_rate": 0.24, "base_min_learning_rate": 0.24},
     "teacher with the same features everywhere": {"teachers.video": {"model": str(COLLAPSED), "norm": "post"}},
 }
 PANELS = {
     "loss_video": "loss_video",
     "cosine_video": "cosine_video: 1 is agreement",
     "target_variance_video": "target_variance_video",
-    "student_rank": "student_rank, of 48",
+    "student_rank": "student_rank, of 64",
 }
 COLORS, STYLES = ("tab:blue", "tab:red", "tab:orange"), ("-", "--", ":")
 LOGARITHMIC = ("target_variance_video",)
@@ -43,8 +45,8 @@ def collapse(teacher: str, folder: Path):
 
 def arguments_of(name: str, values: Mapping, folder: Path) -> list[str]:
     """The words of `recipes/distill.py` for a run."""
-    options = {"output_dir": folder / name.replace(" ", "_"), "overwrite": True, "num_train_epochs": 20, **values}
-    options |= {"logging_steps": 4, "eval_split": "null", "disable_tqdm": True}
+    options = {"output_dir": folder / name.replace(" ", "_"), "overwrite": True, "num_train_epochs": 5}
+    options |= {**TEACHERS, **values, "logging_steps": 4, "eval_split": "null", "disable_tqdm": True}
     options = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in options.items()}
     return [str(ROOT / "recipes/tiny/distill.yaml"), *(f"--{key}={value}" for key, value in options.items())]
 
@@ -66,7 +68,7 @@ def draw(histories: Mapping[str, list[dict]]) -> Figure:
 def main():
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    collapse("outputs/tiny/video_teacher", COLLAPSED)
+    collapse("outputs/tiny/videomae", COLLAPSED)
     distill, histories = runpy.run_path(str(ROOT / "recipes/distill.py"))["main"], {}
     for name, values in RUNS.items():
         words = arguments_of(name, values, FOLDER)

@@ -1,6 +1,6 @@
 """Stage 1: train the image MAE or the video MAE that becomes a teacher.
 
-    accelerate launch recipes/pretrain.py recipes/tiny/video_teacher.yaml [--key value ...]
+    accelerate launch recipes/pretrain.py recipes/tiny/videomae.yaml [--key value ...]
 
 Keys: the model (below), the data (`mvd_hf.data.arguments.DataArguments`), the training
 (`mvd_hf.MVDTrainingArguments`).

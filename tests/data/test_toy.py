@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from mvd_hf.data.toy import APPEARANCES, MOTIONS, make_toy_dataset, toy_frames, toy_videos, write_video
+from mvd_hf.data.toy import APPEARANCES, MOTIONS, SHAPES, make_toy_dataset, toy_frames, toy_videos, write_video
 from mvd_hf.model.video_reading import VideoReader
 
 # (rows, columns), rows counted from the top
@@ -68,7 +68,7 @@ def assert_moves(frames: np.ndarray, motion: str):
 
 def test_square_moves_in_the_named_direction():
     for motion in DIRECTIONS:
-        for appearance in APPEARANCES:
+        for appearance in APPEARANCES + SHAPES:
             for seed in range(3):
                 assert_moves(toy_frames(appearance, motion, 32, 64, 80, np.random.default_rng(seed)), motion)
 
@@ -85,10 +85,11 @@ def test_motions_of_one_appearance_start_from_the_same_frame():
 
 
 def test_appearances_look_different():
-    first = [toy_frames(name, "up", 1, 64, 80, np.random.default_rng(5))[0].astype(int) for name in APPEARANCES]
-    for i, one in enumerate(first):
-        for other in first[:i]:
-            assert np.abs(one - other).mean() > 5
+    for names in (APPEARANCES, SHAPES):
+        first = [toy_frames(name, "up", 1, 64, 80, np.random.default_rng(5))[0].astype(int) for name in names]
+        for i, one in enumerate(first):
+            for other in first[:i]:
+                assert np.abs(one - other).mean() > 5
 
 
 def test_unknown_appearance_or_motion_is_refused():

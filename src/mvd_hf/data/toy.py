@@ -1,10 +1,10 @@
-"""Makes small video files of textured shapes, with appearance and motion as independent labels."""
+"""Makes small video files of moving textures or shapes, with appearance and motion as independent labels."""
 
 import csv
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 APPEARANCES = ("stripes", "checkerboard", "dots", "rings")
+# easier to learn than textures: bright shapes in front of a dark background
+SHAPES = ("square", "disk", "cross", "ring")
 # mbtree would make the encoded frames differ from run to run
 ENCODER_OPTIONS = {"preset": "veryfast", "mbtree": "0"}
 # (rows, columns) per step
@@ -33,30 +35,45 @@ def texture(appearance: str, size: int, rng: np.random.Generator) -> np.ndarray:
     return np.where(patterns[appearance][..., None], bright, dark)
 
 
+def shape_mask(shape: str, size: int) -> np.ndarray:
+    """The pixels (size, size) bool of one of `SHAPES`."""
+    row, column = np.abs((np.mgrid[:size, :size] + 0.5) / size * 2 - 1)
+    radius = np.hypot(row, column)
+    return {
+        "square": radius < np.inf,
+        "disk": radius < 1,
+        "cross": np.minimum(row, column) < 0.36,
+        "ring": (radius < 1) & (radius > 0.55),
+    }[shape]
+
+
 def toy_frames(
     appearance: str, motion: str, num_frames: int, height: int, width: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Frames (T, height, width, 3) uint8: a textured square that moves over a smooth random background.
+    """Frames (T, height, width, 3) uint8: a textured square or a shape moves over a smooth random background.
 
-    The square wraps around at the borders. Its texture and its motion are independent.
+    It wraps around at the borders. Its appearance and its motion are independent.
 
     Raises:
         ValueError: if there is no such appearance or motion.
     """
-    if appearance not in APPEARANCES or motion not in MOTIONS:
-        raise ValueError(f"{appearance!r} must be one of {APPEARANCES} and {motion!r} one of {tuple(MOTIONS)}.")
+    if appearance not in APPEARANCES + SHAPES or motion not in MOTIONS:
+        known = APPEARANCES + SHAPES
+        raise ValueError(f"{appearance!r} must be one of {known} and {motion!r} one of {tuple(MOTIONS)}.")
     side = int(min(height, width) * rng.uniform(0.4, 0.5))
-    patch = texture(appearance, side, rng)
-    coarse = rng.integers(20, 230, (2, 3, 3), dtype=np.uint8)
+    is_shape = appearance in SHAPES
+    patch = np.full((side, side, 3), rng.uniform(150, 255, 3)) if is_shape else texture(appearance, side, rng)
+    inside = np.nonzero(shape_mask(appearance if is_shape else "square", side))
+    coarse = rng.integers(*((0, 90) if is_shape else (20, 230)), (2, 3, 3), dtype=np.uint8)
     background = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
     start = np.array([rng.integers(height), rng.integers(width)])
     step = np.array(MOTIONS[motion]) * rng.uniform(1.5, 3.0) * min(height, width) / 64
-    rows, columns = np.arange(side)[:, None], np.arange(side)[None, :]
+    rows, columns = inside
     frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
     for i in range(num_frames):
         top, left = np.round(start + i * step).astype(int)
         frames[i] = background
-        frames[i, (top + rows) % height, (left + columns) % width] = patch
+        frames[i, (top + rows) % height, (left + columns) % width] = patch[inside]
     return frames
 
 
@@ -86,10 +103,15 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 25, g
 
 
 def toy_videos(
-    num_videos: int, num_frames: int, height: int, width: int, seed: int
+    num_videos: int,
+    num_frames: int,
+    height: int,
+    width: int,
+    seed: int,
+    appearances: Sequence[str] = APPEARANCES,
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """(appearance, motion, frames) of videos; the numbers of videos per combination differ by one at most."""
-    combinations = [(appearance, motion) for appearance in APPEARANCES for motion in MOTIONS]
+    combinations = list(itertools.product(appearances, MOTIONS))
     for i in range(num_videos):
         appearance, motion = combinations[i % len(combinations)]
         yield (
@@ -107,27 +129,31 @@ def make_toy_dataset(
     height: int = 64,
     width: int = 80,
     seed: int = 0,
+    appearances: Sequence[str] = APPEARANCES,
 ) -> Path:
     """Write a `videofolder` data set of H.264 files and return its folder.
 
     `train/` and `validation/` each hold mp4 files and a `metadata.csv` with the columns `file_name`, `appearance`,
-    `motion` (class indices in the order of `APPEARANCES` and `MOTIONS`). A complete copy of the same data set is not
+    `motion` (class indices in the order of `appearances` and `MOTIONS`). A complete copy of the same data set is not
     written again.
     """
     folder = Path(folder)
     for split, count, split_seed in (("train", num_train, 2 * seed), ("validation", num_validation, 2 * seed + 1)):
         target, seal = folder / split, folder / f".{split}.json"
         names = [f"{i:04d}.mp4" for i in range(count)]
-        settings = {"frames": num_frames, "height": height, "width": width, "seed": split_seed, "videos": count}
+        size = {"frames": num_frames, "height": height, "width": width}
+        settings = {**size, "seed": split_seed, "videos": count, "appearances": list(appearances)}
         if seal.exists() and json.loads(seal.read_text()) == {**settings, "bytes": sizes(target)}:
             continue
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         rows = []
-        for name, video in zip(names, toy_videos(count, num_frames, height, width, split_seed), strict=True):
+        for name, video in zip(
+            names, toy_videos(count, num_frames, height, width, split_seed, appearances), strict=True
+        ):
             appearance, motion, frames = video
             write_video(target / name, frames)
-            rows.append((name, APPEARANCES.index(appearance), list(MOTIONS).index(motion)))
+            rows.append((name, appearances.index(appearance), list(MOTIONS).index(motion)))
         with (target / "metadata.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("file_name", "appearance", "motion"), *rows])
         seal.write_text(json.dumps({**settings, "bytes": sizes(target)}))  # last: the split is complete
