@@ -77,6 +77,7 @@ def test_classes_are_the_same_in_all_splits(tmp_path):
         ["bus/train_station.mp4", "bus/b.mp4", "car/c.mp4"],
         ["car/my-test-1.mp4", "bus/b.mp4"],
         ["test drive/a.mp4", "bus/b.mp4"],
+        ["test_drive/a.mp4", "test_flight/b.mp4", "jump/c.mp4"],
         ["around/dev/a.mp4", "around/bus/b.mp4"],
         ["bus/a.webm", "car/b.m4v", "bus/c.MP4", "bus/d.mp4"],
         ["bus/a.m4v", "car/b.ts"],

@@ -109,17 +109,17 @@ def find_splits(root: str, files: Sequence[str], guess: dict[str, list[str]]) ->
     found: dict[str | None, list[str]] = {}
     for path, folders in (tops if files else {}).items():
         found.setdefault(split_of(folders[0]) if folders else None, []).append(path)
-    for split in set(found) - {None}:
-        names = sorted({tops[path][0] for path in found[split]})
-        if len(names) > 1:
-            raise ValueError(
-                f"The folders {', '.join(names)} of {root!r} are all named like the split {split}: give one of them. "
-                f"If they are classes, move them into a folder {os.path.join(root, 'train')!r}."
-            )
     outside = found.pop(None, [])
     found = {str(split): found[str(split)] for split in SPLIT_KEYWORDS if str(split) in found}
     is_flat = any(len(tops[path]) == 1 for paths in found.values() for path in paths)
     if found and not (outside and is_flat):
+        for split, paths in found.items():
+            names = sorted({tops[path][0] for path in paths})
+            if len(names) > 1:
+                raise ValueError(
+                    f"The folders {', '.join(names)} of {root!r} are all named like the split {split}: give one of "
+                    f"them. If they are classes, move them into a folder {os.path.join(root, 'train')!r}."
+                )
         if outside:
             logger.warning("Left out, as they are in none of the splits %s: %s", ", ".join(found), listed(outside))
         return found
