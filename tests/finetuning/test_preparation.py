@@ -125,20 +125,23 @@ def test_videos_of_a_group_are_on_one_side_of_the_split(classes, tmp_path):
     videos = prepare(source, tmp_path, by_camera)
     assert not set(videos.train["camera"]) & set(videos.validation["camera"])
     assert len(videos.train) + len(videos.validation) == 20
-    with pytest.raises(ValueError, match=r"'lens'.*camera"):
-        prepare(source, tmp_path, PreparationArguments(compare_content=False, group_column="lens"))
+    for unknown in (PreparationArguments(group_column="lens", validation_fraction=fraction) for fraction in (0, 0.2)):
+        with pytest.raises(ValueError, match=r"'lens'.*camera"):
+            prepare(source, tmp_path, unknown)
+    with pytest.raises(ValueError, match=r"group_column='camera'.*stream"):
+        prepare(source, tmp_path, by_camera, data={"streaming": True}, num_labels=4)
 
 
 def test_groups_of_training_in_a_given_validation_set_follow_on_overlap(classes, tmp_path):
     paths = [path for path in sorted(classes.glob("*/*.mp4")) if path.stem != "copy"]
-    source = with_cameras(tmp_path, "train.parquet", paths[::2], ["a"] * 10)
-    other = with_cameras(tmp_path, "val.parquet", paths[1::2], ["a", *"bbbbbbbbb"])
+    source = with_cameras(tmp_path, "train.parquet", paths[::2], [1.0, None] * 5)
+    other = with_cameras(tmp_path, "val.parquet", paths[1::2], ["1", *"bbbbbbbbb"])
 
     def validation(rule):
         keys = PreparationArguments(compare_content=False, group_column="camera", on_overlap=rule)
         return prepare(source, tmp_path, keys, data={"eval_dataset": other}).validation
 
-    with pytest.raises(ValueError, match=r"1 of 10 .* camera of training: 1 \(a\)"):
+    with pytest.raises(ValueError, match=r"1 of 10 .* camera of training: 1 \(1\)"):
         validation("raise")
     assert (len(validation("keep")), len(validation("drop"))) == (10, 9)
 

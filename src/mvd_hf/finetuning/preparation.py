@@ -254,8 +254,8 @@ def is_compared(arguments: PreparationArguments, num_videos: int) -> bool:
     return num_videos <= MAX_COMPARED if arguments.compare_content is None else arguments.compare_content
 
 
-def read_groups(rows: Rows, column: str | None) -> list | None:
-    """The values of a column that says which videos belong together; `None` without such a column.
+def read_groups(rows: Rows, column: str | None) -> list[str | None] | None:
+    """The values, as text, of a column that says which videos belong together; `None` without such a column.
 
     Raises:
         ValueError: if there is no such column, or the rows are a stream.
@@ -266,7 +266,12 @@ def read_groups(rows: Rows, column: str | None) -> list | None:
         raise ValueError(f"group_column={column!r} needs a data set that is no stream: leave out streaming.")
     if column not in rows.column_names:
         raise ValueError(f"There is no group_column={column!r}; the columns are {', '.join(rows.column_names)}.")
-    return list(rows[column])
+    return [None if value is None else group_name(value) for value in rows[column]]
+
+
+def group_name(value: object) -> str:
+    """A value as text; 1.0, from a column of integers with gaps, is `1`."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def divide(
@@ -341,7 +346,7 @@ def without_shared_groups(
     kept = [i for i, value in enumerate(values) if value not in known]
     if len(kept) == len(values):
         return validation
-    shared = listed(sorted({str(value) for value in values if value in known}))
+    shared = listed(sorted({value for value in values if value in known}))
     problem = f"{len(values) - len(kept)} of {len(values)} validation videos have a {column} of training: {shared}."
     if arguments.on_overlap == "raise" or (arguments.on_overlap == "drop" and not kept):
         raise ValueError(f"{problem} Give another validation set, or --on_overlap drop (some must be left) or keep.")
@@ -397,6 +402,7 @@ def prepare_videos(
     with main_process_first():  # the other processes read its fingerprints
         folder.mkdir(parents=True, exist_ok=True)
         rows = data.rows()
+        read_groups(rows, arguments.group_column)  # refuses streams and unknown columns
         classes = read_classes(rows, keys, num_labels)
         is_stream = classes.labels is None
         train, validation = rows, None
