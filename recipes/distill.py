@@ -86,7 +86,7 @@ def main(arguments: list[str]):
         train_dataset=clips,
         eval_dataset=pretraining_clips(data, config, training, teachers, evaluation=True),
     )
-    if start.is_warm:
+    if start.keeps_decoders:
         trainer.take_statistics(recipe.student)
     report_knn(trainer, recipe.knn)
     trainer.run_record.set_recipe(read_arguments(arguments, *KINDS), data)

@@ -1,10 +1,13 @@
 """Stage 2: the losses and the trainer that holds the teachers outside the student."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -17,6 +20,7 @@ from mvd_hf import (
     distillation_losses,
     load_teachers,
 )
+from mvd_hf.hub.cards import checkpoint_files
 from mvd_hf.model.modeling_mvd import MVDModel
 from mvd_hf.teachers import fit_student
 from mvd_hf.teachers.teacher import Teacher
@@ -471,30 +475,38 @@ def test_running_statistics_and_loss_scales_resume_to_the_bit(tmp_path, tiny_tea
     assert whole.norms["clip"].count == 32 * 4  # fixed after the fit
 
 
-def test_a_warm_start_takes_the_statistics_that_its_decoders_were_trained_for(tmp_path, tiny_teachers):
-    """Of the teacher that is still the same; those of the other are fitted to the new clips."""
+def test_a_warm_start_takes_the_statistics_that_its_decoders_were_trained_for(tmp_path, tiny_teachers, hub, caplog):
+    """From a folder and from the Hub; those of another layer or another teacher are fitted to the new clips."""
+    folders = tiny_teachers | {"other": str(tmp_path / "other" / Path(tiny_teachers["image"]).name)}
+    shutil.copytree(folders["image"], folders["other"])
+    weights = load_file(Path(folders["other"], "model.safetensors"))
+    save_file({name: value * 1.1 for name, value in weights.items()}, Path(folders["other"], "model.safetensors"))
 
-    def make(layer: int, count: int, norm_clips: int = 4) -> DistillationTrainer:
-        entries = {"a": {"kind": "image"}, "b": {"kind": "video", "layer": layer}}
-        teachers = teachers_of(tiny_teachers, **{n: {**entry, "target_norm": "phi_s"} for n, entry in entries.items()})
-        student, options = student_of(teachers), {"max_steps": 1}
+    def make(count: int, other: str, layer: int, dtype: str) -> DistillationTrainer:
+        entries = {"cls_token": {"kind": "image", "dtype": dtype}, "b": {"kind": "video", "layer": layer}}
+        entries["c"] = {"kind": other}
+        teachers = teachers_of(folders, **{name: {**entry, "target_norm": "phi_s"} for name, entry in entries.items()})
+        student, args = student_of(teachers), arguments(tmp_path / "run", max_steps=1)
         return DistillationTrainer(
-            student,
-            teachers,
-            norm_clips=norm_clips,
-            args=arguments(tmp_path / "run", **options),
-            train_dataset=Clips(student.config, count),
+            student, teachers, norm_clips=count, args=args, train_dataset=Clips(student.config, count)
         )
 
-    first = make(-1, 4)
+    first = make(4, "image", layer=-1, dtype="float32")
     first.train()
     first.save_model()
-    second = make(1, 8, norm_clips=8)
-    second.take_statistics(tmp_path / "run")
+    HfApi().create_repo("me/student")
+    files = [str(path.relative_to(tmp_path / "run")) for path in checkpoint_files(tmp_path / "run")]
+    HfApi().upload_folder(repo_id="me/student", folder_path=tmp_path / "run", allow_patterns=files)
+    for source in (tmp_path / "run", "me/student"):
+        second = make(8, "other", layer=1, dtype="bfloat16")
+        second.take_statistics(source)
+        assert_same_weights(second.norms["cls_token"], first.norms["cls_token"])
+        warned = [record.args for record in caplog.records if record.levelname == "WARNING" and record.args]
+        assert warned[-2:] == [(source, "b"), (source, "c")]
     second.train()
-    assert_same_weights(second.norms["a"], first.norms["a"])
-    assert (first.norms["b"].count, second.norms["b"].count) == (4 * 32, 8 * 32)
-    assert not torch.equal(second.norms["b"].rotation, first.norms["b"].rotation)
+    assert_same_weights(second.norms["cls_token"], first.norms["cls_token"])
+    for name in "bc":
+        assert (first.norms[name].count, second.norms[name].count) == (4 * 32, 8 * 32)
 
 
 def gradient_shares(trainer, batch) -> dict[str, float]:

@@ -22,7 +22,7 @@ from ..model.labels_mvd import MULTI_LABEL, REGRESSION
 from ..model.video_processing_mvd import MVDVideoProcessor
 from .licenses import SourceModel, check_license, license_in_words, license_warnings, source_models
 from .results import METRICS_NAME, PAPER, REPORTED, Result, measured_results, reported_results
-from .run_record import CARD_NAME, RUN_RECORD_NAME, read_run_record
+from .run_record import CARD_NAME, RUN_RECORD_NAME, TARGET_STATISTICS, read_run_record
 from .snippets import EXAMPLE_NAME, Snippet, execute_snippet
 
 logger = logging.getLogger(__name__)
@@ -260,11 +260,12 @@ def find_figures(folder: str | Path) -> list[Path]:
 def checkpoint_files(folder: str | Path) -> list[Path]:
     """The files of a folder that are published: weights, configuration, processor, card, records, results, figures.
 
+    With a student go the statistics of its targets, which further training of its decoders needs.
     Other files, such as optimizer states, lists of videos and logs, are left out.
     """
     folder = Path(folder)
     names = [CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME, CARD_NAME]
-    names += [RUN_RECORD_NAME, CONVERSION_NAME, METRICS_NAME]
+    names += [RUN_RECORD_NAME, CONVERSION_NAME, METRICS_NAME, TARGET_STATISTICS]
     files = [*sorted(folder.glob("*.safetensors")), *(folder / name for name in names), *find_figures(folder)]
     return [path for path in files if path.is_file()]
 

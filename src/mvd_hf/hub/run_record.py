@@ -18,6 +18,8 @@ from ..arguments import FILE_SUFFIXES
 
 RUN_RECORD_NAME = "training_run.json"
 CARD_NAME = "README.md"
+# statistics of targets, in a folder of its own, where no program takes the file for weights of the model
+TARGET_STATISTICS = "targets/statistics.safetensors"
 PACKAGES = ("mvd_hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface_hub", "av")
 # metrics that depend on the machine, not on the model
 SPEED_METRICS = ("runtime", "samples_per_second", "steps_per_second", "jit_compilation_time", "model_preparation_time")

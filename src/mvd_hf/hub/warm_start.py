@@ -41,6 +41,7 @@ class StartingPoint:
 
     Attributes:
         config: the configuration of the new model; `teacher_dims` may be set before [`build`].
+        keeps_decoders: whether the model from [`build`] has decoders, or heads on the encoder, of the checkpoint.
 
     Raises:
         ValueError: if there is no such checkpoint, a field does not fit its encoder, or it has no such layers.
@@ -50,7 +51,7 @@ class StartingPoint:
         overrides = dict(overrides or {})
         MVDConfig.check_fields(overrides)
         self.source, self.keep_layers = source, keep_layers
-        self.is_warm = not is_published_name(source)
+        self.is_warm, self.keeps_decoders = not is_published_name(source), False
         if not self.is_warm:
             if keep_layers is not None:
                 raise ValueError(
@@ -105,6 +106,7 @@ class StartingPoint:
         if not self.is_warm:
             return model
         kept = fill(model, self._found(model_class))
+        self.keeps_decoders = any(name.startswith(("decoders.", "encoder_heads.")) for name in kept)
         self._report(new=model.state_dict().keys() - kept)
         return model
 

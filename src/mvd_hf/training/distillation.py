@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +13,22 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
+from transformers.utils import cached_file
 
 from ..data.clips import IS_BLANK
 from ..data.masking import NOISE, attention_masks
-from ..hub.run_record import precision_of, source_record, without_private_parts
+from ..hub.run_record import TARGET_STATISTICS, precision_of, source_record, without_private_parts
 from ..model.configuration_mvd import MVDConfig
 from ..model.modeling_mvd import MVDForFeatureDistillation
-from ..teachers.cache import LOOKUPS, NEUTRAL, CachedTeacher, CachingCollator, clips_by_size
+from ..teachers.cache import (
+    LOOKUPS,
+    NEUTRAL,
+    CachedTeacher,
+    CachingCollator,
+    checkpoint_files,
+    clips_by_size,
+    hash_of_files,
+)
 from ..teachers.targets import split_features, student_fields, target_norms, targets_of
 from ..teachers.teacher import TeacherConfig
 from .diagnostics import OnlineProbe, agreement, effective_rank, gram_matrix
@@ -30,8 +40,10 @@ logger = logging.getLogger(__name__)
 
 PROBE = "online_probe.pt"
 TARGET_STATE = "target_state.pt"
-# below the folder of each saved model, where no program takes it for weights of the model
-STATISTICS, TEACHERS = Path("targets", "statistics.safetensors"), "teachers"
+# entry of the statistics of targets that says of which teachers they are
+TEACHERS = "teachers"
+# fields of a TeacherConfig that do not change the statistics of its targets
+WITHOUT_EFFECT = {*NEUTRAL, "summary", "guides_masks", "dtype"} - {"family", "revision"}
 BALANCES = (None, "loss_scale")
 # clips that statistics of targets are fitted to
 NORM_CLIPS = 512
@@ -91,6 +103,19 @@ def teacher_record(config: TeacherConfig) -> dict:
     return source_record(config.model) | ({"custom_code": ", ".join(custom)} if custom else {})
 
 
+def settings_of_features(config: TeacherConfig) -> dict:
+    """What the features of a teacher follow from; the hash of its files stands for a model that is on this machine."""
+    settings = {key: value for key, value in asdict(config).items() if key not in WITHOUT_EFFECT}
+    path = Path(config.model)
+    if not path.exists():
+        return settings | {"model": config.model}
+    if config.family is None:
+        files = checkpoint_files(config.model)
+    else:
+        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    return settings | {"model": hash_of_files(files)}
+
+
 class DistillationTrainer(MVDTrainer):
     """Trains a student on the features of frozen teachers, which stay outside of it and of its checkpoints.
 
@@ -128,6 +153,11 @@ class DistillationTrainer(MVDTrainer):
         self.targets, self.norm_clips = targets_of(configs, widths), norm_clips
         super().__init__(model=model, **kwargs)
         self.norms = target_norms(self.targets, self.args.device)
+        self.settings_of_norms = {
+            target.features: settings_of_features(configs[target.teacher])
+            for target in self.targets.values()
+            if target.features in self.norms
+        }
         self.balance = None if balance is None else LossScale(list(self.targets), self.args.device)
         self.add_callback(FitCallback(self))
         for teacher in (teacher for teacher in teachers.values() if teacher.config.shard):
@@ -225,39 +255,41 @@ class DistillationTrainer(MVDTrainer):
         """Sum of a tensor over the processes."""
         return self.accelerator.reduce(tensor, "sum")
 
-    def teachers_of_targets(self) -> dict[str, dict]:
-        """What the features of each normalized target follow from."""
-        relevant = {
-            name: {key: value for key, value in asdict(each.config).items() if key == "model" or key not in NEUTRAL}
-            for name, each in self.teachers.items()
-        }
-        teachers = json.loads(json.dumps(without_private_parts(relevant)))
-        return {t.features: teachers[t.teacher] for t in self.targets.values() if t.features in self.norms}
+    def take_statistics(self, source: str | Path):
+        """Take the statistics of targets that a model was trained with, as its decoders predict targets by these.
 
-    def take_statistics(self, folder: str | Path):
-        """Take the statistics of targets of the run that saved a model, as its decoders predict targets by these.
+        Where it has none, or those of another teacher or of other settings, they are fitted to the clips, with a
+        warning.
 
-        Targets of other teachers or settings are left out: their statistics are fitted to the clips.
+        Args:
+            source: folder or Hub id of the model.
         """
-        path = Path(folder) / STATISTICS
-        if not path.is_file():
-            return
-        with safe_open(path, "pt", str(self.args.device)) as file:
-            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            teachers = json.loads(file.metadata()[TEACHERS])
-        for name, teacher in self.teachers_of_targets().items():
-            norm = self.norms[name]
-            if teachers.get(name) == teacher:
-                norm.load_state_dict({key: stored[f"{name}.{key}"] for key in norm.state_dict()})
-                norm.is_fitted = True
-                logger.info("The statistics of the target %s are those of %s.", name, folder)
+        options = {"_raise_exceptions_for_missing_entries": False}
+        path = None if os.path.isfile(source) else cached_file(str(source), TARGET_STATISTICS, **options)
+        stored, teachers = {}, {}
+        if path is not None:
+            with safe_open(path, "pt") as file:
+                stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                teachers = json.loads(file.metadata()[TEACHERS])
+        for name, norm in self.norms.items():
+            if teachers.get(name) != self.settings_of_norms[name]:
+                logger.warning(
+                    "%s has no statistics of the target %s for this teacher and its settings: they are fitted to the "
+                    "clips, and a decoder that is kept for it has to learn its targets anew.",
+                    source,
+                    name,
+                )
+                continue
+            norm.load_state_dict({key: stored[f"{name}.{key}"] for key in norm.state_dict()})
+            norm.is_fitted = True
+            logger.info("The statistics of the target %s are those of %s.", name, source)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and len(self.norms) and all(norm.is_fitted for norm in self.norms.values()):
-            path = Path(output_dir or self.args.output_dir) / STATISTICS
+            path = Path(output_dir or self.args.output_dir) / TARGET_STATISTICS
             path.parent.mkdir(exist_ok=True)
-            save_file(self.norms.state_dict(), path, {TEACHERS: json.dumps(self.teachers_of_targets())})
+            save_file(self.norms.state_dict(), path, {TEACHERS: json.dumps(self.settings_of_norms)})
 
     def fit_norms(self):
         """Fit the statistics of targets to the clips of the first steps, but for those that a checkpoint has."""
