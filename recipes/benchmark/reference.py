@@ -84,7 +84,7 @@ def check_teacher(name: str, teacher: Teacher):
     """Raise ValueError if the official program has no such teacher."""
     is_plain = isinstance(teacher.model, MVDModel) and teacher.final_norm is None
     plain = TeacherConfig(teacher.config.model)
-    options = ("loss", "target_norm", "layers", "on", "summary")
+    options = ("loss", "target_norm", "layers", "on", "summary", "guides_masks")
     if not is_plain or any(getattr(teacher.config, option) != getattr(plain, option) for option in options):
         raise ValueError(
             f"The naive step does not support the teacher {name!r} ({teacher.config.model}): use an MVDModel of MAE "

@@ -127,6 +127,8 @@ class Distillation:
         config, teachers = copy.deepcopy(self.config), {}
         if variant.decoder_keep is not None:
             config.decoder_keep = variant.decoder_keep
+        if config.mask_type == "attention" and config.decoder_keep < 1:
+            raise ValueError(f"decoder_keep={config.decoder_keep} does not go with mask_type=attention.")
         if variant.attention is not None:
             config._attn_implementation = variant.attention
         for name, entry in self.teachers.items():

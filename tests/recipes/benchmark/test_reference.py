@@ -125,7 +125,8 @@ def test_it_materializes_attention_weights_and_embeds_masked_patches(tiny_studen
 
 def test_other_teachers_are_refused(tiny_teachers, tiny_student_config):
     grid, frames = tiny_student_config.grid, tiny_student_config.num_frames
-    for field, value in (("loss", "l1"), ("target_norm", "layernorm"), ("on", "all"), ("layers", [1, 2])):
+    options = {"loss": "l1", "target_norm": "layernorm", "on": "all", "layers": [1, 2], "guides_masks": True}
+    for field, value in options.items():
         teachers = load_teachers({"image": {"model": tiny_teachers["image"], field: value}}, grid, frames)
         with pytest.raises(ValueError, match="'image'"):
             NaiveStep(MVDForFeatureDistillation(tiny_student_config), teachers)

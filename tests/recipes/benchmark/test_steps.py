@@ -43,6 +43,9 @@ def test_a_variant_changes_only_what_it_names(distillation):
     same = distillation.varied(StepVariant.parse(""))
     assert (same.masks_per_clip, same.config.to_dict()) == (1, before.config.to_dict())
     assert {name: entry["model"] for name, entry in same.teachers.items()} == distillation.teachers
+    distillation.config.mask_type = "attention"
+    with pytest.raises(ValueError, match=r"decoder_keep=0\.5"):
+        distillation.varied(variant)
 
 
 def test_unknown_variants_and_values_are_refused():
