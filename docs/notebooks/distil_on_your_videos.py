@@ -85,7 +85,7 @@ Image.fromarray(figure_pixels(figure))
 
 # %%
 # !mvd-hf probe --models.student outputs/my_student --models.image facebook/dinov2-base \
-#     --models.video MCG-NJU/videomae-base --dataset my_videos --baselines majority random
+#     --models.video MCG-NJU/videomae-base --dataset my_videos --manifest audit.csv --baselines majority random
 
 # %%
 Image.open("outputs/probe/table.png")
@@ -97,7 +97,8 @@ Image.open("outputs/probe/table.png")
 # split.
 
 # %%
-# !mvd-hf finetune --dataset my_videos --model outputs/my_student --output_dir outputs/my_classifier
+# !mvd-hf finetune --dataset my_videos --manifest audit.csv --model outputs/my_student \
+#     --output_dir outputs/my_classifier
 
 # %% [markdown]
 # ## Publish
