@@ -182,7 +182,7 @@ def test_a_trained_head_starts_at_the_mean_of_the_numbers_and_another_kind_repla
 def test_the_stock_trainer_trains_every_kind(clips, encoder, tmp_path, kind):
     fields = {
         MULTI: {"num_labels": 3, "problem_type": MULTI},
-        "heads": {"num_labels": 4, "label_heads": {"red": 2, "green": 2}},
+        "heads": {"num_labels": 5, "label_heads": {"red": 3, "green": 2}},
         REGRESSION: {"num_labels": 1, "problem_type": REGRESSION},
     }[kind]
     model = MVDForVideoClassification.from_pretrained(encoder, **fields)
@@ -201,6 +201,19 @@ def test_the_stock_trainer_trains_every_kind(clips, encoder, tmp_path, kind):
     )
     trainer.train()
     assert np.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_heads_given_to_from_pretrained_are_in_alphabetical_order_and_can_be_given_up(encoder, tmp_path):
+    heads = {"verb": 2, "noun": 3}
+    model = MVDForVideoClassification.from_pretrained(encoder, num_labels=5, label_heads=heads)
+    assert list(model.config.label_heads.items()) == [("noun", 3), ("verb", 2)]
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"num_labels=10.*label_heads=\{\}"):
+        MVDForVideoClassification.from_pretrained(tmp_path, num_labels=10, ignore_mismatched_sizes=True)
+    plain = MVDForVideoClassification.from_pretrained(
+        tmp_path, num_labels=10, label_heads={}, ignore_mismatched_sizes=True
+    )
+    assert (len(plain.classifier.weight), plain.config.label_heads) == (10, {})
 
 
 def test_keys_that_are_not_defined_for_a_kind_are_refused(clips, encoder, tmp_path):

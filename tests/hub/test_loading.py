@@ -159,14 +159,17 @@ def test_a_detector_of_other_actions_gets_a_new_head(config, tmp_path, caplog, n
 
 
 def test_a_head_without_names_is_kept_by_a_detector_and_that_of_a_classifier_never(config, tmp_path):
-    source = detector(config, tmp_path, num_labels=3)
+    source = detector(config, tmp_path, num_labels=3, problem_type="regression")
     model, fresh = load_detector(str(tmp_path), dict(enumerate(CLASSES, 1)))
     assert not fresh
     assert torch.equal(model.classifier.weight, source.classifier.weight)
     assert list(model.config.id2label.values()) == CLASSES
-    classifier(config, CLASSES, tmp_path)
-    _, fresh = load_detector(str(tmp_path), dict(enumerate(CLASSES, 1)), final_norm="fc_norm")
+    assert model.config.problem_type is None
+    heads = {"label_heads": {"noun": 1, "verb": 2}, "problem_type": "single_label_classification"}
+    classifier(MVDConfig(**config.to_diff_dict() | heads), CLASSES, tmp_path)
+    model, fresh = load_detector(str(tmp_path), dict(enumerate(CLASSES, 1)), final_norm="fc_norm")
     assert fresh == HEAD
+    assert (model.config.label_heads, model.config.problem_type) == ({}, None)
     with pytest.raises(CheckpointMismatchError, match="from_classifier"):
         load_detector(str(tmp_path), dict(enumerate(CLASSES, 1)))
 

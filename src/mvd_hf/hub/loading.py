@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 Weights = dict[str, torch.Tensor]
 # fields of a configuration that say what its classes are
-LABEL_FIELDS = ("id2label", "label2id", "label_heads")
+LABEL_FIELDS = ("id2label", "label2id", "label_heads", "problem_type")
 
 
 def is_published_name(source: str) -> bool:

@@ -11,7 +11,7 @@ from ..model.loading_mvd import loading_problems, refuse_partial_load
 from ..model.modeling_mvd import MVDPreTrainedModel
 from ..teachers.teacher import undivided_loading
 from .licenses import hub_license
-from .loading import is_published_name, load_source, read_source_config
+from .loading import LABEL_FIELDS, is_published_name, load_source, read_source_config
 from .run_record import is_hub_id, source_record
 
 logger = logging.getLogger(__name__)
@@ -21,8 +21,6 @@ ENCODER_FIELDS = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "hidden_act", "layer_norm_eps"),
     *("num_channels", "patch_size", "tubelet_size", "position_embedding_type", "use_class_token", "key_bias"),
 )
-# fields of a classifier that mean nothing to pre-training
-CLASSIFIER_FIELDS = ("id2label", "label2id", "label_heads", "problem_type")
 FINAL_NORM = ("mvd.layernorm.weight", "mvd.layernorm.bias")
 LAYERS = "mvd.layers."
 
@@ -63,7 +61,7 @@ class StartingPoint:
         self._overrides, self.stored = overrides, read_source_config(source, overrides)
         if keep_layers is not None:
             self._check_layers(keep_layers)
-        fields = {key: value for key, value in self.stored.to_diff_dict().items() if key not in CLASSIFIER_FIELDS}
+        fields = {key: value for key, value in self.stored.to_diff_dict().items() if key not in LABEL_FIELDS}
         fields["num_hidden_layers"] = len(keep_layers or range(self.stored.num_hidden_layers))
         self._check_encoder(overrides, fields["num_hidden_layers"])
         self.config = MVDConfig(**(fields | overrides))

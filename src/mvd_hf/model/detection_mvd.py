@@ -91,7 +91,8 @@ class MVDForActionDetection(MVDPreTrainedModel):
             raise ValueError(
                 f"{pretrained_model_name_or_path!s} has a final encoder norm: load it with from_pretrained."
             )
-        config = cls.config_class.from_dict({**classifier.config.to_dict(), **overrides})
+        of_labels = {"label_heads": None, "problem_type": None}
+        config = cls.config_class.from_dict({**classifier.config.to_dict(), **of_labels, **overrides})
         model = cls(config).eval()
         weights = classifier.mvd.state_dict()
         norm = classifier.fc_norm if final_norm == "fc_norm" else model.mvd.layernorm

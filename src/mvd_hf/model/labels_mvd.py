@@ -19,7 +19,10 @@ def check_labels(config: PreTrainedConfig):
     """Raise ValueError if the heads and the problem type of a configuration do not go with its number of labels."""
     heads = config.label_heads
     if heads and (min(heads.values()) < 1 or sum(heads.values()) != config.num_labels):
-        raise ValueError(f"label_heads={heads} must be positive numbers that sum to num_labels={config.num_labels}.")
+        raise ValueError(
+            f"label_heads={heads} must be positive numbers that sum to num_labels={config.num_labels}: for other "
+            "classes also pass label_heads={}."
+        )
     if heads and config.problem_type in (MULTI_LABEL, REGRESSION):
         raise ValueError(f"label_heads={heads} have one class each: problem_type={config.problem_type} excludes them.")
 

@@ -672,6 +672,8 @@ class MVDForVideoClassification(MVDPreTrainedModel):
     weight_init = "finetune"
 
     def __init__(self, config: MVDConfig):
+        if config.label_heads:  # `from_pretrained` sets its keyword arguments after the configuration has sorted them
+            config.label_heads = dict(sorted(config.label_heads.items()))
         super().__init__(config)
         check_labels(config)
         self.num_labels = config.num_labels
