@@ -81,6 +81,16 @@ def test_groups_stay_together_and_every_class_has_its_part():
     assert split.warnings == []
 
 
+def test_names_that_begin_with_their_classes_make_no_groups_of_several_heads_either():
+    pairs = [(verb, noun) for verb in range(3) for noun in range(2)]
+    names = [f"{'cpw'[verb]}ut_{'ab'[noun]}x_{i}.mp4" for verb, noun in pairs for i in range(10)]
+    labels = [(verb, 3 + noun) for verb, noun in pairs for _ in range(10)]
+    split = split_rows(rows_of(names), labels)
+    assert len(set(split.groups)) == len(split.validation) * 5 == 60
+    labels[:5] = [()] * 5
+    assert split_rows(rows_of(names), labels).warnings == []
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.35, 0.5])
 def test_the_fraction_is_met_as_well_as_groups_allow(fraction):
     rng = np.random.default_rng(0)

@@ -113,7 +113,7 @@ def test_several_classes_are_multi_hot():
     for labels, feature, given, known, expected in [
         ([["zebra", "ant"], [], ["cat"]], None, None, names, [[1, 0, 1], [0, 0, 0], [0, 1, 0]]),
         (["zebra; ant", ";", "cat"], None, None, names, [[1, 0, 1], [0, 0, 0], [0, 1, 0]]),
-        ([[2, 0, 0], [], [1]], None, None, None, [[1, 0, 1], [0, 0, 0], [0, 1, 0]]),
+        ([[2, 0], [], [1]], None, None, None, [[1, 0, 1], [0, 0, 0], [0, 1, 0]]),
         (["2;0", ";", "1"], None, None, None, [[1, 0, 1], [0, 0, 0], [0, 1, 0]]),
         (["001;100", "100"], None, None, ["001", "100"], [[1, 1], [0, 1]]),
         ([[0], [2, 1]], datasets.List(ANIMAL_CLASSES), names, names, [[0, 0, 1], [1, 1, 0]]),
@@ -135,6 +135,8 @@ def test_labels_that_are_not_several_classes_are_refused():
         ([[0.5], [1.0]], r"^0.mp4: The label \[0.5\]"),
         ([0.5, 1.0], "^0.mp4: The label 0.5"),
         ([[0, -1]], "-1.*not one of 1 classes"),
+        ([[2], [0, 1, 1]], r"^1.mp4: The label \[0, 1, 1\].*multi-hot"),
+        (["2", "0; 1;1"], r"^1.mp4: The label '0; 1;1'.*multi-hot"),
     ]:
         with pytest.raises(ValueError, match=message):
             [MultiLabelReader(labelled(labels), "label")(row) for row in labelled(labels)]

@@ -111,6 +111,12 @@ def test_a_list_at_a_url_is_checked_and_one_of_yours_is_not(tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"file:///etc/passwd.*allow_local_urls"):
         load_rows("https://example.org/list.csv")
     assert len(load_rows("https://example.org/list.csv", allow_local_urls=True)) == 1
+    rows = datasets.Dataset.from_dict(
+        {"video": [{"path": "https://example.org/a", "bytes": None}], "clip": ["/a.mp4"]}
+    )
+    monkeypatch.setattr("mvd_hf.data.sources.read_json_lines", lambda *arguments: rows)
+    with pytest.raises(ValueError, match=r"'/a\.mp4'.*allow_local_urls"):
+        load_rows("https://example.org/list.jsonl", video_column="clip")
     (tmp_path / "list.csv").touch()
     assert len(load_rows(str(tmp_path / "list.csv"))) == 1
 

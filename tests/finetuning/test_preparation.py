@@ -193,12 +193,31 @@ def test_videos_that_belong_together_cannot_be_divided(tmp_path):
         prepare(folder, tmp_path)
 
 
+def test_validation_videos_without_any_class_are_refused_and_no_class_is_none(tmp_path, caplog):
+    run, none = '{"video": "a.mp4", "label": ["run"]}\n', '{"video": "b.mp4", "label": []}\n'
+    (tmp_path / "train.jsonl").write_text(10 * run + none)
+    (tmp_path / "val.jsonl").write_text(none)
+    keys = replace(KEYS, problem_type="multi_label_classification")
+    source, unchecked = tmp_path / "train.jsonl", PreparationArguments(compare_content=False)
+    with pytest.raises(ValueError, match="None of the 1 validation videos has a class in column 'label'"):
+        prepare(source, tmp_path, unchecked, keys, data={"eval_dataset": str(tmp_path / "val.jsonl")})
+    (tmp_path / "val.jsonl").write_text(run + none)
+    prepare(source, tmp_path, unchecked, keys, data={"eval_dataset": str(tmp_path / "val.jsonl")})
+    assert "no class" not in caplog.text
+    assert "fewer than 10" not in caplog.text
+
+
 def test_a_stream_needs_the_number_of_classes_and_the_sampling(classes, tmp_path):
     listed = datasets.load_dataset(str(classes), split="train").cast_column("video", datasets.Video(decode=False))
-    listed.remove_columns("label").add_column("label", [0] * 21).to_parquet(tmp_path / "train.parquet")
+    listed = listed.remove_columns("label").add_column("label", [0] * 21).add_column("appearance", [0] * 21)
+    listed.to_parquet(tmp_path / "train.parquet")
     options = {"data": {"streaming": True}}
     with pytest.raises(ValueError, match=r"label_names or config\.num_labels"):
         prepare(tmp_path / "train.parquet", tmp_path, **options)
+    with pytest.raises(ValueError, match="label_names for appearance and label"):
+        prepare(
+            tmp_path / "train.parquet", tmp_path, keys=replace(KEYS, label_column=["label", "appearance"]), **options
+        )
     videos = prepare(tmp_path / "train.parquet", tmp_path, num_labels=4, **options)
     assert (videos.num_labels, videos.labels, videos.validation) == (4, None, None)
     with pytest.raises(ValueError, match="give sampling"):

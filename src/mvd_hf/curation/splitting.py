@@ -5,6 +5,7 @@ Videos of one group (copies, parts of one another, segments of one video by thei
 
 import dataclasses
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from .near_duplicates import NearDuplicate, find_near_duplicates
 
 # limits of warnings: videos of a class, largest class over smallest, deviation of a class from the wanted fraction
 FEW_VIDEOS, IMBALANCE, WIDE_OF_FRACTION = 10, 10, 0.15
+# what stands for the class of videos without one, which a split shares out like a class; it sorts behind all others
+NO_CLASS = math.inf
 # classes or videos that a warning names
 NUM_NAMED = 10
 # fraction of videos shorter than a dense clip: up to the first clips stay dense, above the second they are uniform
@@ -182,13 +185,13 @@ def split_rows(
 
     Args:
         rows: the videos, see `mvd_hf.data.sources.load_rows`.
-        labels: class index of each, or its classes if it has several.
+        labels: class index of each, or a tuple of its classes, of which it may have none.
         fraction: wanted fraction of each class in validation.
         seed: of the choice.
         fingerprints: of the rows, from `read_fingerprints`; without them groups are by name alone.
         label_names: names of the classes.
         sources: as in [`group_videos`].
-        are_classes: whether to warn about the classes, and not only share them out.
+        are_classes: whether the labels are classes: to read the names of files by them and to warn about them.
 
     Raises:
         ValueError: if the fraction is not between 0 and 1, or there are not as many labels or fingerprints as rows.
@@ -206,11 +209,10 @@ def split_rows(
             f"None of the videos can be read: {listed([f'{names[i]}: {bad[i]}' for i in bad], NUM_NAMED)}."
         )
     duplicates = find_near_duplicates(fingerprints) if fingerprints is not None else []
-    has_one = not any(isinstance(label, tuple) for label in labels)
-    groups = group_videos(names, labels if has_one else None, duplicates, label_names, sources)
+    groups = group_videos(names, labels if are_classes else None, duplicates, label_names, sources)
     contents: defaultdict[int, Counter] = defaultdict(Counter)
     for i in usable:
-        contents[groups[i]].update(classes_of(labels[i]))
+        contents[groups[i]].update(classes_of(labels[i]) or (NO_CLASS,))
     numbers = list(contents)
     chosen = choose_validation([contents[n] for n in numbers], fraction, np.random.default_rng(seed))
     held_out = {numbers[i] for i in chosen}
@@ -244,7 +246,7 @@ def write_duplicates(path: str | Path, duplicates: Sequence[NearDuplicate], name
 
 
 def classes_of(label: int | tuple[int, ...]) -> tuple[int, ...]:
-    """The classes of a video, of which it has one or several."""
+    """The classes of a video, of which it has one, or any number in a tuple."""
     return label if isinstance(label, tuple) else (label,)
 
 
@@ -322,7 +324,7 @@ def split_warnings(
 ) -> list[str]:
     """Sentences on the videos of a split: contradictory labels, videos left out."""
     called = [
-        f"{name} ({', '.join(named(classes_of(label), label_names))})"
+        f"{name} ({', '.join(named(classes_of(label), label_names)) or 'no class'})"
         for name, label in zip(names, labels, strict=True)
     ]
     contradictory = [pair for pair in split.duplicates if labels[pair.first] != labels[pair.second]]

@@ -124,8 +124,8 @@ class LabelReader:
         is_joined = isinstance(label, str) and SEPARATOR in label and INDICES.fullmatch(label)
         if is_joined or isinstance(label, list):
             raise ValueError(
-                f"The label {label!r} in column {self.column!r} is a list of classes: fine-tune with "
-                f"problem_type={MULTI_LABEL}."
+                f"The label {label!r} in column {self.column!r} has several classes, which only fine-tuning with "
+                f"problem_type={MULTI_LABEL} takes."
             )
         return label
 
@@ -150,15 +150,15 @@ class LabelReader:
         if isinstance(label, int) and (self.names is None or 0 <= label < len(self.names)):
             return label
         known = "an integer" if self.names is None else f"one of {len(self.names)} classes, which count from 0"
-        remedy = f": fine-tune with problem_type={REGRESSION} for numbers" if isinstance(label, float) else ""
+        remedy = f"; only fine-tuning with problem_type={REGRESSION} takes numbers" if isinstance(label, float) else ""
         raise ValueError(f"The label {label!r} in column {self.column!r} is not {known}{remedy}.")
 
 
 class MultiLabelReader:
     """Reads the classes of a row as a multi-hot list of K numbers, 0 or 1.
 
-    A label is a list of names or of indices, or text that joins them with `;`. An empty list, or `;` alone, is a video
-    of no class.
+    A label is a list of names or of indices (not multi-hot), or text that joins them with `;`. An empty list, or `;`
+    alone, is a video of no class.
 
     Args:
         rows, column, names: as in [`LabelReader`].
@@ -209,7 +209,14 @@ class MultiLabelReader:
         parts = [as_text(part) for part in parts]
         if not all(type(part) in (int, str) for part in parts):
             raise ValueError(f"The label {label!r} in column {self.column!r} is no list of names or of indices.")
-        return [part.strip() if isinstance(part, str) else part for part in parts if str(part).strip()]
+        parts = [part.strip() if isinstance(part, str) else part for part in parts if str(part).strip()]
+        indices = [int(part) for part in parts if INDEX.fullmatch(str(part))]
+        if len(set(indices)) < len(indices):
+            raise ValueError(
+                f"The label {label!r} in column {self.column!r} has an index twice and looks multi-hot: give names "
+                "or indices of classes."
+            )
+        return parts
 
     def __call__(self, row: dict) -> list[float]:
         """The classes of a row, multi-hot (K,).

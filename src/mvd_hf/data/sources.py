@@ -130,10 +130,20 @@ def load_rows(
     if suffix in LIST_FILE_SUFFIXES and (is_url or os.path.isfile(source)):
         read = read_json_lines if suffix == ".jsonl" else read_list_file
         rows = read(source, root, frame_folder_fps)
-        rows = check_places(rows, ["video"], source) if is_foreign(source) and not allow_local_urls else rows
-        return choose_column(rows, video_column)
-    if frame_folder_fps is not None:
-        return choose_column(read_frame_folders(source, split, class_level, frame_folder_fps), video_column)
+    elif frame_folder_fps is not None:
+        rows = read_frame_folders(source, split, class_level, frame_folder_fps)
+    else:
+        rows = rows_of_builder(source, split, name, streaming, class_level)
+    rows = choose_column(rows, video_column)
+    if is_foreign(source) and not allow_local_urls:
+        columns = rows.features or dict.fromkeys(column_names(rows))
+        media = [column for column, feature in columns.items() if could_be_media(column, feature)]
+        return check_places(rows, media, source)
+    return rows
+
+
+def rows_of_builder(source: str, split: str, name: str | None, streaming: bool, class_level: str | None) -> Rows:
+    """Undecoded rows of a source that `datasets` reads; arguments as in [`load_rows`]."""
     try:
         builder = make_builder(split, **load_options(source, split, name))
         if streaming:
@@ -143,12 +153,7 @@ def load_rows(
             rows = builder.as_dataset(split)
     except LOADING_ERRORS as error:
         raise ValueError(f"The data set {source!r} has no split {split!r} that can be loaded: {error}") from error
-    rows = choose_column(with_classes(undecoded(rows), builder, split, source, class_level), video_column)
-    if is_foreign(source) and not allow_local_urls:
-        columns = rows.features or dict.fromkeys(column_names(rows))
-        media = [column for column, feature in columns.items() if could_be_media(column, feature)]
-        return check_places(rows, media, source)
-    return rows
+    return with_classes(undecoded(rows), builder, split, source, class_level)
 
 
 def choose_column(rows: Rows, column: str | None) -> Rows:

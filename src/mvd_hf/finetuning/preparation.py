@@ -183,7 +183,11 @@ def read_multi_classes(rows: Rows, keys: FinetuningClipArguments, num_labels: in
 
 def read_heads(rows: Rows, keys: FinetuningClipArguments) -> Classes:
     """The classes of rows that have one for each of several heads."""
-    label_reader(rows, keys.label_column, keys.label_names)  # which checks the keys
+    reader = label_reader(rows, keys.label_column, keys.label_names)
+    if isinstance(rows, datasets.IterableDataset):
+        unknown = [part.column for part in reader.readers if part.names is None]
+        if unknown:
+            raise ValueError(f"The classes of a stream are not known: give label_names for {' and '.join(unknown)}.")
     known: dict[str, list[str]] = {}
     for column in sorted(keys.label_column):
         names = (keys.label_names or {}).get(column)
@@ -201,9 +205,7 @@ def strata(classes: Classes, problem_type: str | None) -> tuple[list, list[str] 
         starts = np.cumsum([0, *classes.heads.values()])[:-1]
         return list(map(tuple, (labels + starts).tolist())), names
     if problem_type == MULTI_LABEL:
-        names = names or [str(i) for i in range(classes.num_labels)]
-        found = [tuple(np.flatnonzero(row).tolist()) or (len(names),) for row in labels]
-        return found, [*names, "no class"] if (len(names),) in found else names
+        return [tuple(np.flatnonzero(row).tolist()) for row in labels], names
     if problem_type == REGRESSION:
         edges = np.quantile(labels, np.linspace(0, 1, NUM_PARTS + 1))
         parts = np.searchsorted(edges[1:-1], labels, side="right")
@@ -414,9 +416,21 @@ def prepare_videos(
             train_rows, validation_rows = divide(rows, classes, keys.problem_type, arguments, folder, seed)
             train, validation = rows.select(train_rows), rows.select(validation_rows)
             classes.labels = classes.labels[train_rows]
+        if validation is not None and keys.problem_type == MULTI_LABEL:
+            check_validation_classes(validation, keys, classes)
     if state.is_main_process and not is_stream:
         warn_about_classes(data, classes, validation, keys)
     return LabelledVideos(**vars(classes), train=train, validation=validation)
+
+
+def check_validation_classes(validation: Rows, keys: FinetuningClipArguments, classes: Classes):
+    """Raise ValueError if no video of a validation set has a class, as mAP is not defined then."""
+    labels = read_all(validation, keys, classes.label_names)
+    if labels is not None and not labels.any():
+        raise ValueError(
+            f"None of the {len(labels)} validation videos has a class in column {keys.label_column!r}, so there is no "
+            "mAP: give another eval_dataset or validation_fraction, or train without validation."
+        )
 
 
 def warn_about_classes(
@@ -435,10 +449,11 @@ def warn_about_classes(
         of_validation = read_all(validation, keys, classes.label_names)
     if keys.problem_type == REGRESSION:
         return
-    sides = [strata(replace(classes, labels=labels), keys.problem_type) for labels in (classes.labels, of_validation)]
-    names = max((names for _, names in sides), key=lambda names: len(names or ()))
-    known = names or [str(i) for i in range(classes.num_labels)]
-    for warning in class_warnings(sides[0][0], sides[1][0], known):
+    train, validation = (
+        strata(replace(classes, labels=labels), keys.problem_type)[0] for labels in (classes.labels, of_validation)
+    )
+    known = classes.names or [str(i) for i in range(classes.num_labels)]
+    for warning in class_warnings(train, validation, known):
         logger.warning("%s", warning)
 
 
