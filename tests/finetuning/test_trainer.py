@@ -377,6 +377,19 @@ def test_class_weights_weigh_the_loss_of_each_class_also_of_mixed_labels(tmp_pat
     assert torch.equal(run.model_inputs(batch)["labels"], batch["labels"])
     with pytest.raises(ValueError, match="3 class_weights"):
         FinetuningTrainer(model, args, class_weights=[1, 1, 1])
+    model.config.problem_type = "multi_label_classification"
+    with pytest.raises(ValueError, match=r"class_weights.*problem_type=multi_label"):
+        FinetuningTrainer(model, args, class_weights=[1, 1, 1, 1])
+
+
+def test_a_metric_of_other_labels_does_not_choose_the_best_model(tmp_path):
+    for fields, metric, known in (
+        ({"problem_type": "multi_label_classification"}, "ema_top1", "mAP, loss"),
+        ({"problem_type": "regression"}, "eval_top1", "loss, mae, spearman"),
+        ({"label_heads": {"noun": 2, "verb": 2}}, "macro_f1", "top1, loss"),
+    ):
+        with pytest.raises(ValueError, match=f"metric_for_best_model='{metric}'.*{known}"):
+            FinetuningTrainer(small(**fields), arguments(tmp_path, metric_for_best_model=metric, eval_strategy="no"))
 
 
 def test_rare_classes_count_as_much_as_frequent_ones_in_evaluations(data, tmp_path):

@@ -1,6 +1,7 @@
 """FinetuningTrainer: the paper's recipe for fine-tuning, with mixup, EMA, accuracies and the best model."""
 
 import copy
+import itertools
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,10 @@ METRICS = {
     MULTI_LABEL: lambda logits, labels: {"mAP": mean_average_precision(logits, labels)},
     REGRESSION: number_metrics,
 }
+# names of metrics by the kind of labels; the best model is chosen by the first
+CLASS_METRICS = ("top1", "top5", "balanced_accuracy", "macro_f1", "loss")
+METRIC_NAMES = {MULTI_LABEL: ("mAP", "loss"), REGRESSION: ("loss", "mae", "spearman"), "heads": ("top1", "loss")}
+ALL_METRICS = {*CLASS_METRICS, *itertools.chain(*METRIC_NAMES.values())}
 
 
 @dataclass
@@ -162,7 +167,8 @@ class FinetuningTrainer(MVDTrainer):
         kwargs: see [`MVDTrainer`].
 
     Raises:
-        ValueError: if `ema_decay` is given for weights that are sharded over processes.
+        ValueError: if `ema_decay` is given for weights that are sharded over processes, or class weights or
+            `metric_for_best_model` are not defined for the labels of the model.
     """
 
     evaluates_first = False
@@ -179,6 +185,8 @@ class FinetuningTrainer(MVDTrainer):
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         if class_weights is not None and len(class_weights) != self.config.num_labels:
             raise ValueError(f"There are {len(class_weights)} class_weights: give one for each class of the model.")
+        if class_weights is not None and self.config.problem_type in METRICS:
+            raise ValueError(f"class_weights are not defined for problem_type={self.config.problem_type}.")
         self.confusion: torch.Tensor | None = None
         self.scores: list[tuple[np.ndarray, np.ndarray]] | None = None
         self.choose_metric()
@@ -199,11 +207,22 @@ class FinetuningTrainer(MVDTrainer):
         return bare_model(self.model).config
 
     def choose_metric(self):
-        """Choose the best model by a metric that there is: `top1`, the default, is of classes."""
-        metric = {MULTI_LABEL: "mAP", REGRESSION: "loss"}.get(self.config.problem_type)
-        if metric is not None and self.args.metric_for_best_model == "top1":
-            logger.info("The best model is that of the best %s (metric_for_best_model).", metric)
-            self.args.metric_for_best_model, self.args.greater_is_better = metric, metric != "loss"
+        """Choose the best model by a metric of these labels, in place of `top1`, the default.
+
+        Raises:
+            ValueError: if `metric_for_best_model` is a metric of other labels.
+        """
+        kind = "heads" if self.config.label_heads else self.config.problem_type
+        chosen, known = self.args.metric_for_best_model, METRIC_NAMES.get(kind, CLASS_METRICS)
+        if chosen == "top1" and chosen not in known:
+            logger.info("The best model is that of the best %s (metric_for_best_model).", known[0])
+            self.args.metric_for_best_model, self.args.greater_is_better = known[0], known[0] != "loss"
+        elif self.compute_metrics is None and f"_{chosen}".endswith(
+            tuple(f"_{name}" for name in ALL_METRICS.difference(known))
+        ):
+            raise ValueError(
+                f"metric_for_best_model={chosen!r} is not measured for these labels, but {', '.join(known)}."
+            )
 
     def lengthen(self):
         """Add epochs until the run has `min_steps`."""
