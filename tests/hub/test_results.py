@@ -9,7 +9,14 @@ from huggingface_hub import ModelCardData, parse_eval_result_entries
 from safetensors.torch import save_file
 
 from mvd_hf.data.hashing import hash_of_checkpoint
-from mvd_hf.hub.results import METRICS_NAME, eval_result_file, measured_results, protocol_in_words, reported_results
+from mvd_hf.hub.results import (
+    METRICS_NAME,
+    Result,
+    eval_result_file,
+    measured_results,
+    protocol_in_words,
+    reported_results,
+)
 
 METRICS = {
     "protocol": "16x5x3",
@@ -107,6 +114,19 @@ def test_results_for_a_benchmark(tmp_path):
     (entry,) = parse_eval_result_entries(yaml.safe_load(eval_result_file(results, "me/kinetics", "default")))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("me/kinetics", "default", 81.23)
     assert "16 frames x 5 clips x 3 crops" in entry.notes
+
+
+def test_numbers_keep_four_digits_and_are_not_in_percent(tmp_path):
+    (tmp_path / METRICS_NAME).parent.mkdir()
+    found = {"protocol": "x", "num_videos": 9, "missing": 0, "video_mae": 0.00423456, "video_spearman": 0.9}
+    (tmp_path / METRICS_NAME).write_text(json.dumps(found | {"weights": hash_of_checkpoint(tmp_path)}))
+    results = measured_results(tmp_path, "ages")
+    error, correlation = results[0].entries()
+    assert (error.metric_type, error.metric_value, correlation.metric_type) == ("mae", 0.004235, "spearmanr")
+    (entry,) = parse_eval_result_entries(yaml.safe_load(eval_result_file(results, "me/ages", "default")))
+    assert (entry.value, "percent" in entry.notes) == (0.004235, False)
+    heads = Result("d", "p", {"error_kind, top-1 of videos": 1.0})
+    assert heads.entries()[0].metric_type == "accuracy"
 
 
 def test_the_result_of_an_action_detector_goes_to_its_benchmark(tmp_path):

@@ -24,8 +24,9 @@ CLASSIFICATION |= {"top-1 of single clips": "clip_top1", "top-5 of single clips"
 DETECTION = {"mAP": "mAP"}
 SEVERAL_CLASSES = {"mAP of videos": "video_mAP", "mAP of single clips": "clip_mAP"}
 NUMBERS = {"mean absolute error of videos": "video_mae", "Spearman correlation of videos": "video_spearman"}
-# kinds of metrics, as the Hub calls them, by a word in their names; others are accuracies
-METRIC_TYPES = {"mAP": "mAP", "error": "mae", "correlation": "spearmanr"}
+# kinds of metrics, as the Hub calls them, by their names; others are accuracies
+METRIC_TYPES = dict.fromkeys((*DETECTION, *SEVERAL_CLASSES), "mAP")
+METRIC_TYPES |= dict(zip(NUMBERS, ("mae", "spearmanr"), strict=True))
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Result:
         metrics: percentages by name; errors and correlations as they are.
         reported: whether the authors report them; else they were measured with the checkpoint.
         remark: of the table on the card.
-        unit: of the metrics, in words.
+        unit: of the metrics: `percent`, or `value` for numbers as they are.
     """
 
     dataset: str
@@ -47,6 +48,10 @@ class Result:
     reported: bool = False
     remark: str = ""
     unit: str = "percent"
+
+    def rounded(self, value: float) -> float:
+        """Percentages with two decimals, other numbers with four digits."""
+        return round(value, 2) if self.unit == "percent" else float(f"{value:.4g}")
 
     def entries(self) -> list[EvalResult]:
         """The results as metadata of a card."""
@@ -60,9 +65,9 @@ class Result:
                 dataset_name=f"{self.dataset} ({self.protocol})",
                 # the Hub merges results of equal configuration
                 dataset_config=f"{self.protocol}{remark}",
-                metric_type=next((kind for word, kind in METRIC_TYPES.items() if word in name), "accuracy"),
+                metric_type=METRIC_TYPES.get(name, "accuracy"),
                 metric_name=f"{name}{remark}",
-                metric_value=round(value, 2),
+                metric_value=self.rounded(value),
                 **source,
             )
             for name, value in self.metrics.items()
@@ -137,8 +142,8 @@ def eval_result_file(results: Sequence[Result], benchmark: str, task: str) -> st
         EvalResultEntry(
             dataset_id=benchmark,
             task_id=task,
-            value=round(value, 2),
-            notes=f"{name} in percent, {result.protocol}; {result.remark}",
+            value=result.rounded(value),
+            notes=f"{name}{' in percent' * (result.unit == 'percent')}, {result.protocol}; {result.remark}",
         )
         for (name, value), result in firsts
     ]
