@@ -85,7 +85,7 @@ def test_a_videomae_of_transformers_is_a_start(tmp_path, kind):
     with torch.no_grad():
         expected = source.videomae((clip() / 255 - mean) / std).last_hidden_state
     assert features(model, clip())[2:] == pytest.approx(expected, abs=1e-5)
-    assert model.config.position_embedding_type == "flat"
+    assert (model.config.position_embedding_type, start.keeps_decoders) == ("flat", False)
 
 
 def test_an_official_file_is_a_start():
@@ -101,6 +101,7 @@ def test_decoders_are_kept_whole_where_name_and_width_are_the_same(tmp_path, cap
     start = StartingPoint(folder)
     start.config.teacher_dims = {"image": 32, "video": 48, "third": 8}
     model = start.build(MVDForFeatureDistillation)
+    assert start.keeps_decoders
     assert_same_weights(model.decoders.image, source.decoders.image)
     assert "New weights: decoders.third, decoders.video." in caplog.text
     fresh, theirs = (part.decoders.video.layers[0].mlp.fc1.weight for part in (model, source))

@@ -460,14 +460,15 @@ def test_half_precision_features_are_close(folders, name, dtype):
         assert similarity.min() > (0.99 if dtype == "bfloat16" else 0.9999)
 
 
-def test_a_compiled_teacher_gives_the_same_features(folders, monkeypatch):
+def test_a_compiled_teacher_gives_the_same_features_and_attention(folders, monkeypatch):
     compiled, original = [], nn.Module.compile
     monkeypatch.setattr(
         nn.Module, "compile", lambda self, **_: compiled.append(self) or original(self, backend="eager")
     )
-    teacher = load(folders["videomae"], compile=True)
+    teacher = load(folders["clip_vision"], compile=True, guides_masks=True)
     assert compiled == [teacher.model]
-    torch.testing.assert_close(teacher({32: clips(32)}), load(folders["videomae"])({32: clips(32)}))
+    expected = load(folders["clip_vision"], guides_masks=True)({32: clips(32)})
+    torch.testing.assert_close(teacher({32: clips(32)}), expected)
 
 
 # the layouts in which MAE and VideoMAE are published
