@@ -11,7 +11,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMA
 
 from mvd_hf.data.masking import tube_mask
 from mvd_hf.data.toy import APPEARANCES
-from mvd_hf.model.configuration_mvd import ConfigFields, MVDConfig
+from mvd_hf.model.configuration_mvd import ConfigFields, MVDConfig, compact_size
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDForVideoClassification, MVDModel
 from mvd_hf.training.costs import TRAINING_PASSES, classifier_flops, encoder_flops, student_parts
 
@@ -207,7 +207,7 @@ def model_benchmark(arguments: ModelBenchmarkArguments) -> dict:
 def videomae_config(config: MVDConfig) -> VideoMAEConfig:
     """The configuration of transformers' VideoMAE with the same sizes."""
     return VideoMAEConfig(
-        image_size=config.frame_size[0],
+        image_size=compact_size(config.image_size),
         patch_size=config.patch_size,
         num_channels=config.num_channels,
         num_frames=config.num_frames,

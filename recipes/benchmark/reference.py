@@ -5,7 +5,7 @@ masked patches are embedded and then dropped, masks are boolean indices, the opt
 other, and the host waits for the loss and the gradient norm in every step. Losses and gradients equal those of our
 step with the same weights (`tests/recipes/benchmark/test_reference.py`).
 
-Letters in shapes: B clips, T frames, C channels, S x S pixels, L patches, N tokens, D their width.
+Letters in shapes: B clips, T frames, C channels, H x W pixels, L patches, N tokens, D their width.
 """
 
 import math
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from mvd_hf.model.configuration_mvd import compact_size
 from mvd_hf.model.modeling_mvd import MVDAttention, MVDDecoder, MVDForFeatureDistillation, MVDLayer, MVDModel
 from mvd_hf.teachers.teacher import Teacher, TeacherConfig
 from mvd_hf.training.optimization import parameter_groups
@@ -45,10 +46,11 @@ def kept(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def encode(model: MVDModel, clips: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Features (B, L, D) of clips (B, C, T, S, S); with a mask (B, L), only those of visible patches."""
+    """Features (B, L, D) of clips (B, C, T, H, W); with a mask (B, L), only those of visible patches."""
     embeddings = model.embeddings
-    projection, positions = embeddings.projection, embeddings.positions.table
+    projection = embeddings.projection
     tokens = nn.functional.conv3d(clips, projection.weight, projection.bias, projection.stride)
+    positions = embeddings.positions(tuple(tokens.shape[2:]))
     tokens = tokens.flatten(2).transpose(1, 2)
     has_class_token = embeddings.class_token is not None
     # MAE's positions are a float32 parameter, so that its tokens stay in float32
@@ -71,7 +73,7 @@ def decode(decoder: MVDDecoder, encoded: torch.Tensor, mask: torch.Tensor) -> to
 
 
 def teach(teacher: Teacher, clips: torch.Tensor) -> torch.Tensor:
-    """Targets (B, L, D) from clips (B, C, T, S, S)."""
+    """Targets (B, L, D) from clips (B, C, T, H, W)."""
     seen = clips[:, :, :: teacher.frame_step]
     batch, channels, frames, *size = seen.shape
     if teacher.input_frames == 1:  # images: time goes into the batch
@@ -124,7 +126,7 @@ class NaiveStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scales)
 
     def losses(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The loss against each teacher for `student` and `teacher` clips (B, C, T, S, S) and `mask` (B, L)."""
+        """The loss against each teacher for `student` and `teacher` clips (B, C, T, H, W) and `mask` (B, L)."""
         mask = batch["mask"]
         half = self.precision != torch.float32
         with torch.autocast(self.device.type, self.precision if half else torch.bfloat16, enabled=half):
@@ -132,7 +134,7 @@ class NaiveStep:
             with torch.no_grad():
                 for name, teacher in self.teachers.items():
                     is_image = teacher.input_frames == 1
-                    fits = batch["student"].shape[-1] == teacher.image_size
+                    fits = compact_size(batch["student"].shape[-2:]) == teacher.image_size
                     targets[name] = teach(teacher, batch["teacher" if is_image or not fits else "student"])
             encoded = encode(self.student.mvd, batch["student"], mask)
             predictions = {name: decode(decoder, encoded, mask) for name, decoder in self.student.decoders.items()}

@@ -12,7 +12,7 @@ import torch
 
 from mvd_hf.arguments import Plain, keys_of, read_value
 from mvd_hf.data.masking import NOISE, mask_sampler, part_to_decode
-from mvd_hf.model.configuration_mvd import MVDConfig
+from mvd_hf.model.configuration_mvd import MVDConfig, Size, compact_size, height_and_width, size_text
 from mvd_hf.model.modeling_mvd import MVDForFeatureDistillation, MVDModel
 from mvd_hf.teachers.cache import CachedTeacher, CachingCollator, TargetCacheConfig, load_cached_teachers
 from mvd_hf.teachers.targets import split_features
@@ -176,15 +176,16 @@ class Distillation:
         parts = distillation_parts(self.config, self.teachers, self.masks_per_clip)
         return sum(part.training for part in parts if not (self.is_cached and part.kind == "teacher"))
 
-    def batch(self, count: int, sizes: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
+    def batch(self, count: int, sizes: Sequence[Size], seed: int) -> dict[str, torch.Tensor]:
         """A random batch as from the collator: masks, and clips of the student's size and the teachers' `sizes`."""
         config, masks = self.config, self.masks_per_clip
         clips = random_clips(config, count, torch.device("cpu"), seed)
         batch = {"pixel_values": clips}
-        for size in set(sizes) - {clips.shape[-1]}:
+        for size in set(sizes) - {compact_size(config.image_size)}:
             generator = torch.Generator().manual_seed(seed)
-            shape = (*clips.shape[:-2], size, size)
-            batch[f"pixel_values_{size}"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+            shape = (*clips.shape[:-2], *height_and_width(size))
+            view = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+            batch[f"pixel_values_{size_text(size)}"] = view
         if config.mask_type == "attention":
             draw = mask_sampler(config.mask_type, config.grid, config.mask_ratio, count * masks)
             key, drawn = NOISE, draw(generator=torch.Generator().manual_seed(seed)).view(count * masks, -1)
@@ -198,7 +199,7 @@ class Distillation:
 
 
 def official_batch(batch: Mapping[str, torch.Tensor], config: MVDConfig) -> dict[str, torch.Tensor]:
-    """A batch as the official data loader makes it: normalised float clips (B, C, T, S, S) and masks (B, L)."""
+    """A batch as the official data loader makes it: normalised float clips (B, C, T, H, W) and masks (B, L)."""
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (config.image_mean, config.image_std))
     views = [value for name, value in batch.items() if name.startswith("pixel_values")]
     student, teacher = (((view / 255 - mean) / std).transpose(1, 2).contiguous() for view in (views[0], views[-1]))

@@ -158,7 +158,7 @@ def test_scales_of_no_use_are_refused():
 
 def test_scales_that_no_crop_has_are_refused():
     for scales in [[], [0.0], [1.0, 1.2]]:
-        with pytest.raises(ValueError, match=re.escape(f"crop_scales={scales} must be parts of the short side")):
+        with pytest.raises(ValueError, match=re.escape(f"crop_scales={scales} must")):
             PretrainingAugmentation([32], scales=scales)
 
 

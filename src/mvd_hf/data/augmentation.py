@@ -24,7 +24,7 @@ CROP_OFFSETS = (
     (0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3),
 )  # fmt: skip
 
-MULTI_SCALE = (1.0, 0.875, 0.75, 0.66)  # sides of MVD's and VideoMAE's crops, as parts of the short side
+MULTI_SCALE = (1.0, 0.875, 0.75, 0.66)  # sides of MVD's and VideoMAE's crops, as parts of the largest crop
 
 FILL = (128, 128, 128)  # color that RandAugment shows beside a moved frame
 
@@ -67,7 +67,7 @@ class MultiScaleCrop:
     def __init__(self, size: Size, scales: Sequence[float] = MULTI_SCALE):
         self.size, self.scales = height_and_width(size), tuple(scales)
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"crop_scales={list(scales)} must be parts of the short side, above 0 and at most 1.")
+            raise ValueError(f"crop_scales={list(scales)} must be parts of the largest crop, above 0 and at most 1.")
 
     def largest(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the largest box with the output's shape in frames of this size."""
@@ -146,7 +146,7 @@ class PretrainingAugmentation:
     Args:
         sizes: pixels of the clips; those of the student first. All have its crop, resized.
         crop: `"multi_scale"` (MVD and VideoMAE, bilinear, no flip) or `"random_resized"` (MAE, bicubic, with flip).
-        scales: sides of multi-scale crops, as parts of the short side.
+        scales: sides of multi-scale crops, as parts of the largest crop of the shape.
 
     Raises:
         ValueError: if there is no such crop, or scales are given for one that has none.

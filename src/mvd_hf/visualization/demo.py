@@ -23,6 +23,7 @@ from ..data.folders import VIDEO_SUFFIXES
 from ..data.masking import tube_mask
 from ..hub.loading import load_processor, load_trained_classifier
 from ..hub.snippets import EXAMPLE_NAME, write_example
+from ..model.configuration_mvd import compact_size, size_text
 from ..model.frame_sampling import dense_test_frames, frames_by_seconds
 from ..model.labels_mvd import MULTI_LABEL, REGRESSION
 from ..model.video_processing_mvd import MVDVideoProcessor
@@ -218,9 +219,10 @@ class Demo:
     def describe_model(self) -> str:
         """Which model answers, as Markdown."""
         config, source = self.model.config, self.arguments.model
+        pixels = size_text(compact_size(config.image_size))
         return (
             f"Model: `{source}`, {type(self.model).__name__}, {self.model.num_parameters() / 1e6:.1f} M parameters, "
-            f"{config.num_labels} classes, clips of {config.num_frames} frames of {config.image_size} pixels."
+            f"{config.num_labels} classes, clips of {config.num_frames} frames of {pixels} pixels."
         )
 
     def examples(self) -> list[str]:

@@ -95,6 +95,14 @@ def test_inference_is_compared_with_transformers():
         assert all(row["speedup"] > 0 for row in ours)
 
 
+def test_the_model_of_transformers_takes_rectangles():
+    config = MVDConfig.from_name("mvd-b", **{**TINY, "image_size": [16, 32]})
+    for contender in inference_contenders(
+        "features", config, {"dtype": "float32"}, InferenceBenchmarkArguments(config=TINY, device="cpu")
+    ):
+        contender.build()()
+
+
 def test_masks_differ():
     config = MVDConfig.from_name("mvd-b", **TINY)
     masks = random_masks(config, 4, CPU)

@@ -91,14 +91,17 @@ def test_under_autocast_losses_agree_within_bfloat16(tmp_path, tiny_teachers, ti
     assert loss == pytest.approx(run_ours(trainer, batch)["loss"].item(), rel=0.01)
 
 
-def test_teachers_of_another_size_get_clips_of_their_size(tmp_path, tiny_student_config):
+@pytest.mark.parametrize(("width", "name"), [(4, "pixel_values_28"), (8, "pixel_values_28x56")])
+def test_teachers_of_another_size_get_clips_of_their_size(tmp_path, tiny_student_config, width, name):
+    """Also of rectangles."""
+    tiny_student_config.image_size = [32, 8 * width]
     fields = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     image_model = MVDModel(MVDConfig.from_name("mae-b", image_size=28, patch_size=7, **fields), add_final_norm=False)
     tiny_student_config.teacher_dims = {"image": 32}
     grid, frames = tiny_student_config.grid, tiny_student_config.num_frames
     teachers = {"image": Teacher(TeacherConfig("m"), image_model, grid, frames)}
     trainer, naive, batch = both_steps(tmp_path, tiny_student_config, teachers)
-    assert set(batch) == {"pixel_values", "pixel_values_28", "bool_masked_pos"}
+    assert set(batch) == {"pixel_values", name, "bool_masked_pos"}
     torch.manual_seed(7)
     loss = naive(official_batch(batch, tiny_student_config))
     assert loss == pytest.approx(run_ours(trainer, batch)["loss"].item(), rel=1e-6)
