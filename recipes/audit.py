@@ -30,7 +30,7 @@ class AuditArguments:
         dataset, split, root, dataset_config, streaming, video_column, class_level, allow_local_urls,
             frame_folder_fps: as in `mvd_hf.data.arguments.DataArguments`.
         label_column: column of the labels; `label`, if there is one, by default.
-        against, against_split, against_root: another data set, searched for the same files.
+        against, against_split, against_root: another data set, searched for the same files (or folders of frames).
         output: the manifest, a CSV file.
     """
 
@@ -70,7 +70,8 @@ def main(arguments: list[str]) -> int:
     rows = load_rows(audit.dataset, audit.split, *options, **source_choices(audit))
     against = None
     if audit.against is not None:
-        against = load_rows(audit.against, audit.against_split, audit.against_root, streaming=audit.streaming)
+        options = {"streaming": audit.streaming, "frame_folder_fps": audit.frame_folder_fps}
+        against = load_rows(audit.against, audit.against_split, audit.against_root, **options)
     reports = audit_videos(rows, settings, label_column=audit.label_column, output=audit.output)
     if against is not None:
         find_overlap(reports, against, settings)

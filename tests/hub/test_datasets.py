@@ -296,9 +296,10 @@ def test_what_cannot_be_published_is_named(classes, toy_folder, tmp_path, hub):
     options = {"label_column": "label", "label_names": list("3210"), "format": "webdataset"}
     with pytest.raises(ValueError, match=r"'3'.*format=parquet"):
         publish_dataset(numbered, "me/clips", details(**options))
-    missing = datasets.Dataset.from_dict({"video": [{"path": str(tmp_path / "gone.mp4"), "bytes": None}]})
-    with pytest.raises(ValueError, match=r"gone\.mp4 .*manifest"):
-        publish_dataset({"train": missing}, "me/clips", details())
+    for path, message in ((tmp_path / "gone.mp4", r"gone\.mp4 .*manifest"), (classes, f"'{classes}' .*transcode")):
+        rows = datasets.Dataset.from_dict({"video": [{"path": str(path), "bytes": None}]})
+        with pytest.raises(ValueError, match=message):
+            publish_dataset({"train": rows}, "me/clips", details())
     named = {
         name: datasets.Dataset.from_dict({"video": [{"path": None, "bytes": b"x"}], "label": [label]})
         for name, label in (("train", "jump"), ("test", "run"))

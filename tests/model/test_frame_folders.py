@@ -1,5 +1,7 @@
 """Folders of extracted frames: the same frames as in a video, in clips, pipelines and files, and clear errors."""
 
+import csv
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from launching import ROOT
 from mvd_hf import MVDConfig, MVDModel, MVDVideoProcessor, load_clips
 from mvd_hf.curation.audit import AuditSettings, audit_videos
 from mvd_hf.curation.transcode_job import TranscodeArguments, transcode_dataset
+from mvd_hf.data.frame_memory import FrameMemory
 from mvd_hf.data.labels import LabelReader
 from mvd_hf.data.sources import load_rows, media_name, split_names
-from mvd_hf.evaluation.views import VideoViews
+from mvd_hf.evaluation.views import VideoViews, map_views
 from mvd_hf.model.frame_folders import FrameFolderReader, open_video
 from mvd_hf.model.frame_sampling import pretraining_frames
 from mvd_hf.model.pipelines_mvd import MVDFeatureExtractionPipeline
@@ -68,10 +72,12 @@ def test_bad_folders_are_refused_by_name_and_reason(tmp_path):
     Image.fromarray(frames[0, :32]).save(broken["size"] / "img_00003.png")
     (broken["image"] / "img_00003.png").write_bytes(b"no image")
     (tmp_path / "empty").mkdir()
+    frame_folder(tmp_path / "lone", frames[:1], "cover.png")
     for name, reason in (
         ("gap", "misses frame 2"),
         ("kinds", r"flow_x_\*.png, img_\*.png"),
         ("unnumbered", "cover.png"),
+        ("lone", "cover.png"),
         ("twice", "frame 2 twice"),
         ("size", "96x64 to 96x32"),
         ("image", "img_00003.png .*no known format"),
@@ -103,6 +109,19 @@ def test_folders_of_frames_in_class_folders_are_videos(classes, tmp_path, caplog
     for source, problem in ((classes / "train" / "run" / "v.1", "itself"), (tmp_path, "holds no folders of frames")):
         with pytest.raises(ValueError, match=problem):
             load_rows(str(source), frame_folder_fps=30)
+    for name in ("cat", "dog"):
+        frame_folder(tmp_path / "pets" / name, numbered_frames(60)[:1], "tom.png")
+    assert len(load_rows(str(tmp_path / "pets"))) == 2  # images without numbers
+
+
+def test_images_beside_folders_of_frames_are_refused(tmp_path):
+    for name in ("run/a", "run/b", "sit/c"):
+        frame_folder(tmp_path / name, numbered_frames(60)[:2])
+    assert load_rows(str(tmp_path), frame_folder_fps=30).features["label"].names == ["run", "sit"]
+    for place in (tmp_path / "run", tmp_path):
+        frame_folder(place, numbered_frames(60)[:1], "cover.png")
+        with pytest.raises(ValueError, match=f"'{place}'"):
+            load_rows(str(tmp_path), frame_folder_fps=30)
 
 
 def test_list_files_name_folders_of_frames(classes, tmp_path):
@@ -139,6 +158,26 @@ def test_seconds_count_by_the_rate_of_the_folder(classes):
     assert torch.equal(VideoViews(rows, processor, as_bytes=False)[0][2][0], output["pixel_values"][0])
 
 
+def test_results_of_another_rate_are_not_used_again(classes, tmp_path):
+    def views(rate: float, **options) -> VideoViews:
+        rows = load_rows(str(classes), "test", frame_folder_fps=rate)
+        return VideoViews(rows, MVDVideoProcessor(num_frames=4, size=64, crop_size=64, **options))
+
+    def results(folder: str, videos: VideoViews):
+        return map_views(lambda clips: {"mean": clips.float().mean((1, 2, 3, 4))}, videos, tmp_path / folder, {})
+
+    results("seconds", views(30, fps=10))
+    with pytest.raises(ValueError, match="differ in frame_folder_fps:"):
+        results("seconds", views(15, fps=10))
+    for rate in (30, 15):  # which frames are chosen by number does not depend on it
+        results("frames", views(rate, frame_sampling_rate=2))
+    memory = FrameMemory(1)
+    for rate in (30, 15):
+        with memory.open(views(rate).rows[0]["video"]) as video:
+            assert video.stored_times()[3] == 3 / rate
+            video.decode([0])
+
+
 def test_windows_slide_over_a_folder(classes):
     model = MVDModel(MVDConfig(**TINY, num_frames=4))
     processor = MVDVideoProcessor.for_model(model.config, frame_sampling_rate=2)
@@ -156,6 +195,11 @@ def test_folders_of_frames_are_audited_and_become_files(classes, tmp_path):
     reports = audit_videos(load_rows(str(classes), "train", frame_folder_fps=30), AuditSettings(workers=1))
     assert [(report.num_frames, report.width) for report in reports] == [(12, 96), (20, 96)]
     assert reports[0].bytes == sum(path.stat().st_size for path in (classes / "train" / "run" / "v.1").iterdir())
+    audit = runpy.run_path(str(ROOT / "recipes" / "audit.py"))["main"]
+    against = ["--against", str(classes), "--against_split=train", f"--output={tmp_path / 'audit.csv'}"]
+    assert audit([str(classes), "--frame_folder_fps=30", "--workers=1", *against]) == 0
+    with (tmp_path / "audit.csv").open(encoding="utf-8") as file:
+        assert [Path(row["overlap"]).name for row in csv.DictReader(file)] == ["v.1", "v.2"]
     output = tmp_path / "new"
     job = {"dataset": str(classes), "output": str(output), "workers": 1, "min_psnr": 20.0}
     with pytest.raises(ValueError, match=r"img_00001\.png: cannot be opened as a video"):

@@ -270,7 +270,8 @@ def frame_folder_splits(source: str) -> dict[str, list[str]]:
     """The folders of frames of each split of a folder.
 
     Raises:
-        ValueError: if there is none, the folder is one itself, or folders could be splits as well as classes.
+        ValueError: if there is none, the folder is one itself, images lie beside folders of frames, or folders could
+            be splits as well as classes.
     """
     root = os.path.realpath(source)
     images = (path for path in visible_files(root) if path.lower().endswith(FRAME_SUFFIXES))
@@ -278,6 +279,11 @@ def frame_folder_splits(source: str) -> dict[str, list[str]]:
     if not found or found == [root]:
         what = "is a folder of frames itself: give the folder around it" if found else "holds no folders of frames"
         raise ValueError(f"frame_folder_fps is for folders of frames, but {source!r} {what}.")
+    places = map(Path, {os.path.dirname(path) for path in found})
+    above = {str(folder) for place in places for folder in (place, *place.parents)}
+    for path in found:
+        if path in above:
+            raise ValueError(f"{path!r} holds images beside folders of frames: move the images away.")
     return find_splits(root, found, {"train": found})
 
 

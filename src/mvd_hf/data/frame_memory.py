@@ -18,7 +18,10 @@ WHOLE_FRAMES = 64
 
 
 def media_key(item: Item) -> Hashable:
-    """Identity of a row's file: the hash of its bytes, or its path with the size and time of a local file."""
+    """Identity of a row's file: the hash of its bytes, or its path with the size and time of a local file.
+
+    That of a folder of frames has the rate of the row, too.
+    """
     content = item["bytes"] if isinstance(item, dict) and item["bytes"] is not None else item
     if isinstance(content, bytes):
         return hashlib.blake2b(content, digest_size=16).digest()
@@ -27,7 +30,8 @@ def media_key(item: Item) -> Hashable:
         status = os.stat(name)
     except (OSError, ValueError):  # a URL, or a file that does not exist
         return name
-    return name, status.st_size, status.st_mtime_ns
+    rate = item.get("fps") if isinstance(item, dict) else None
+    return name, status.st_size, status.st_mtime_ns, *(() if rate is None else (rate,))
 
 
 def check_memory(gib: float):

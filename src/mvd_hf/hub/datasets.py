@@ -124,6 +124,11 @@ def read_file(item: Item) -> bytes:
     """The content of a row's file; raises ValueError if it cannot be read."""
     try:
         content = media_content(item)
+        if isinstance(content, str) and os.path.isdir(content):
+            raise ValueError(
+                f"{content!r} is a folder of frames, and files are published: make videos of them with "
+                "recipes/transcode.py."
+            )
         return content if isinstance(content, bytes) else Path(content).read_bytes()
     except (OSError, VideoReadError) as error:
         raise ValueError(

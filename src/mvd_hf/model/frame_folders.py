@@ -49,6 +49,8 @@ def frame_files(folder: str | os.PathLike) -> list[Path]:
     if len(kinds) > 1:
         found = ", ".join(sorted(kinds)[:4])
         raise VideoReadError(folder, f"holds images of different names ({found}): keep those of one kind in it")
+    if None in names.values():
+        raise VideoReadError(folder, f"holds an image without a number ({images[0].name}): name it img_00001.jpg")
     numbers: dict[int, Path] = {}
     for path, name in names.items():
         if numbers.setdefault(int(name["number"]), path) != path:
