@@ -44,7 +44,7 @@ def test_every_arm_is_fine_tuned_with_every_share_after_what_it_needs():
         *(f"seed7/{arm}/finetune_{share}" for share in (10, 100) for arm in ("scratch", "video")),
         *(f"seed7/probe_{share}" for share in (10, 100)),
     ]
-    assert by_name(plan)["seed7/scratch/finetune_10"].keys["head"] == "new"  # nothing is known before
+    assert by_name(plan)["seed7/scratch/finetune_10"].keys["method"] == "full"  # nothing is known before
     for number, stage in enumerate(stages):
         assert set(stage.needs) <= {before.name for before in stages[:number]}
         assert stage.keys["output_dir"] == str(plan.folder / stage.name)
