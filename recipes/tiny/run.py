@@ -69,6 +69,11 @@ class TinyArguments:
     epochs: float | None = None
     seeds: int = 1
 
+    def __post_init__(self):
+        for name, least in (("videos", 1), ("test_videos", 4), ("seeds", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
+
 
 def run_stage(script: str, words: list[str], log: Path):
     """Run a script in this process, with its output in a file."""

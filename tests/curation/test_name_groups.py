@@ -106,6 +106,9 @@ def test_backslashes_and_no_folder():
     names = [r"C:\clips\match_part1.mp4", r"C:\clips\match_part2.mp4", "match_part3.mp4"]
     assert grouped(names) == [names]
     assert name_groups(["match_part1.mp4"]) == ["match"]
+    # one video, several classes: its name is no name of theirs
+    names = ["kitchen_part1.mp4", "kitchen_part2.mp4", "office_part1.mp4", "office_part2.mp4"]
+    assert name_groups(names, [(0, 1), (0, 1), (2,), (2,)]) == ["kitchen", "kitchen", "office", "office"]
     assert name_groups([]) == []
 
 

@@ -152,7 +152,9 @@ def name_groups(
     for i, label in enumerate(labels):
         members[label].append(i)
     classes = [[parts[i] for i in found] for found in members.values()]
-    words = class_words(classes, label_names)
+    has_one = not any(isinstance(label, tuple) for label in labels)
+    # several classes together are often those of one video, whose name then is no name of a class
+    words = class_words(classes if has_one else [parts], label_names)
     groups: list[tuple | None] = [None] * len(names)
     for found, of_class in zip(members.values(), classes, strict=True):
         counted = counted_groups(of_class)

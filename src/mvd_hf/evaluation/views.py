@@ -234,10 +234,11 @@ def map_views(
     """
     options = ViewOptions(**options)
     state, folder = PartialState(), Path(folder)
-    items = videos.rows[videos.column]
-    names = [media_name(item) for item in items]
+    names, rates = [], []
+    for item in videos.rows[videos.column]:  # once, as it may hold the videos themselves
+        names.append(media_name(item))
+        rates.append(item.get("fps") if isinstance(item, dict) else None)
     described = {"processor": videos.processor.to_dict(), "videos": len(names), "names": hash_of_names(names)}
-    rates = [item.get("fps") if isinstance(item, dict) else None for item in items]
     if videos.processor.fps is not None and any(rates):  # of folders of frames; they decide which frames are read
         described["frame_folder_fps"] = hash_of_names(map(str, rates))
     claim_folder(folder, {**identity, **described}, options.replace)

@@ -268,7 +268,8 @@ def read_groups(rows: Rows, column: str | None) -> list[str | None] | None:
         raise ValueError(f"group_column={column!r} needs a data set that is no stream: leave out streaming.")
     if column not in rows.column_names:
         raise ValueError(f"There is no group_column={column!r}; the columns are {', '.join(rows.column_names)}.")
-    return [None if value is None else group_name(value) for value in rows[column]]
+    # NaN is no value, and differs from itself
+    return [None if value is None or value != value else group_name(value) for value in rows[column]]
 
 
 def group_name(value: object) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -153,11 +154,10 @@ class DistillationTrainer(MVDTrainer):
         self.targets, self.norm_clips = targets_of(configs, widths), norm_clips
         super().__init__(model=model, **kwargs)
         self.norms = target_norms(self.targets, self.args.device)
-        self.settings_of_norms = {
-            target.features: settings_of_features(configs[target.teacher])
-            for target in self.targets.values()
-            if target.features in self.norms
-        }
+        normed = {t.features: t.teacher for t in self.targets.values() if t.features in self.norms}
+        settings = {name: settings_of_features(configs[name]) for name in set(normed.values())}
+        # as they are read again: tuples become lists
+        self.settings_of_norms = json.loads(json.dumps({key: settings[name] for key, name in normed.items()}))
         self.balance = None if balance is None else LossScale(list(self.targets), self.args.device)
         self.add_callback(FitCallback(self))
         for teacher in (teacher for teacher in teachers.values() if teacher.config.shard):
@@ -264,6 +264,8 @@ class DistillationTrainer(MVDTrainer):
         Args:
             source: folder or Hub id of the model.
         """
+        if not len(self.norms):
+            return
         options = {"_raise_exceptions_for_missing_entries": False}
         path = None if os.path.isfile(source) else cached_file(str(source), TARGET_STATISTICS, **options)
         stored, teachers = {}, {}
@@ -271,6 +273,7 @@ class DistillationTrainer(MVDTrainer):
             with safe_open(path, "pt") as file:
                 stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 teachers = json.loads(file.metadata()[TEACHERS])
+        stored, teachers = broadcast_object_list([stored, teachers])  # alike on all processes
         for name, norm in self.norms.items():
             if teachers.get(name) != self.settings_of_norms[name]:
                 logger.warning(
