@@ -1,6 +1,6 @@
 """Compare frozen models on labelled videos under one protocol: students, teachers and baselines, in one table.
 
-    python recipes/probe.py --models.student outputs/distill --models.image facebook/dinov2-base \\
+    python recipes/probe.py --models.student outputs/my_student --models.image facebook/dinov2-base \\
         --models.video MCG-NJU/videomae-base --dataset my_clips --baselines majority pixels random
 
 Image models see single frames, video models clips. Features are computed once. The table, its figure and the

@@ -46,10 +46,10 @@ An MAE and a VideoMAE become teachers with the labels of all videos: which shape
 sees no label: it learns the features of both teachers. The classifiers of the motion have few labels."""
 NEXT = """\
 What next, with your own videos:
-  mvd-hf distill mvd-vit-b-from-dinov2-videomae --dataset FOLDER --output_dir outputs/student
+  mvd-hf distill mvd-vit-b-from-dinov2-videomae --dataset FOLDER --output_dir outputs/student (a GPU, 128+ videos)
   mvd-hf finetune --dataset FOLDER --model outputs/student     a sub-folder of clips per class
   mvd-hf evaluate outputs/own_videos --num_clips 5 --num_crops 3
-  mvd-hf publish model outputs/own_videos --repo NAME/MODEL --license apache-2.0 --dry_run true
+  mvd-hf publish model outputs/own_videos --repo NAME/MODEL --license cc-by-nc-4.0 --dry_run true
   mvd-hf recipes                                               the published runs and other teachers"""
 
 

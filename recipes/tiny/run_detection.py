@@ -30,7 +30,7 @@ FIGURE = [
 ]
 STAGES = (
     ("mistakes in the files", ["recipes/audit.py", *FILES, f"--videos={DATA}/videos"]),
-    ("training", ["recipes/detect.py", "recipes/tiny/detect.yaml"]),
+    ("training", ["recipes/detect.py", "recipes/tiny/detect.yaml", "--overwrite=true"]),
     (
         "the same boxes, each in another key frame: the score must fall to almost zero",
         ["recipes/detect.py", *TRAINED, f"--boxes={DATA}/shuffled_boxes.csv", f"--output_dir={OUTPUT}-shuffled"],
