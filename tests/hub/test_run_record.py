@@ -121,7 +121,8 @@ def test_training_writes_it_with_every_checkpoint(tmp_path):
     assert record["model"] == "MVDForPixelReconstruction"
     assert record["recipe"] == {"model": "videomae-b"}
     assert (record["steps"], record["epochs"], record["videos"], record["effective_batch"]) == (2, 2, 8, 8)
-    assert record["seconds"] >= first["seconds"] > 0
+    assert record["seconds"] >= first["seconds"] >= 0  # in tenths, of which a fast machine needs none
+    assert trainer.run_record.seconds > 0
     assert record["hardware"]["count"] == 1
     last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
     assert record["training"]["loss"] == last["loss"]

@@ -46,6 +46,10 @@ TEACHERS = "teachers"
 # fields of a TeacherConfig that do not change the statistics of its targets
 WITHOUT_EFFECT = {*NEUTRAL, "summary", "guides_masks", "dtype"} - {"family", "revision"}
 BALANCES = (None, "loss_scale")
+REFITTED = (
+    "%s has no statistics of the target %s for this teacher and its settings: they are fitted to the clips, and a decoder "
+    "that is kept for it has to learn its targets anew."
+)
 # clips that statistics of targets are fitted to
 NORM_CLIPS = 512
 
@@ -276,12 +280,7 @@ class DistillationTrainer(MVDTrainer):
         stored, teachers = broadcast_object_list([stored, teachers])  # alike on all processes
         for name, norm in self.norms.items():
             if teachers.get(name) != self.settings_of_norms[name]:
-                logger.warning(
-                    "%s has no statistics of the target %s for this teacher and its settings: they are fitted to the "
-                    "clips, and a decoder that is kept for it has to learn its targets anew.",
-                    source,
-                    name,
-                )
+                logger.warning(REFITTED, source, name)
                 continue
             norm.load_state_dict({key: stored[f"{name}.{key}"] for key in norm.state_dict()})
             norm.is_fitted = True
