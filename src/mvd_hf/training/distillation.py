@@ -47,8 +47,8 @@ TEACHERS = "teachers"
 WITHOUT_EFFECT = {*NEUTRAL, "summary", "guides_masks", "dtype"} - {"family", "revision"}
 BALANCES = (None, "loss_scale")
 REFITTED = (
-    "%s has no statistics of the target %s for this teacher and its settings: they are fitted to the clips, and a decoder "
-    "that is kept for it has to learn its targets anew."
+    "%s has no statistics of the target %s for this teacher and its settings: they are fitted to the clips, and a "
+    "decoder that is kept for it has to learn its targets anew."
 )
 # clips that statistics of targets are fitted to
 NORM_CLIPS = 512
