@@ -96,3 +96,7 @@ def main() -> int:
     sys.path.insert(0, str(script.parent))  # as `python script` does
     runpy.run_path(str(script), run_name="__main__")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import HfApi
 from transformers import pipeline
 
-from mvd_hf import FinetuningArguments, MVDConfig, MVDForVideoClassification, MVDModel
+from mvd_hf import FinetuningArguments, MVDForVideoClassification, MVDModel
 from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
 from mvd_hf.data.toy import toy_frames, write_video
 from mvd_hf.evaluation.multiview import evaluate_views
@@ -24,7 +24,6 @@ from mvd_hf.hub.licenses import source_models
 from mvd_hf.hub.results import measured_results
 from mvd_hf.hub.run_record import read_run_record
 from mvd_hf.hub.snippets import Snippet
-from tiny_models import TINY
 
 NAMES = ["dots", "stripes"]
 
@@ -39,15 +38,6 @@ def clips(tmp_path_factory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_video(path, toy_frames(name, "left", 16, 40, 48, np.random.default_rng((i, j))))
     return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    MVDModel(MVDConfig.from_name("mvd-b", **TINY, num_frames=4)).save_pretrained(folder)
-    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
-    return str(folder)
 
 
 def adapt(
@@ -162,6 +152,15 @@ def test_nearest_neighbours_leave_figures_and_no_model(clips, encoder, tmp_path)
     assert figures["protocol"] == "4x2x2, k=3"
     assert set(figures) == {"protocol", "num_videos", "missing", "knn_top1", "majority_top1"}
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_model_of_another_run_is_not_replaced(clips, encoder, tmp_path):
+    adapt(clips, encoder, tmp_path, "linear_probe", PROBE).run()
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for method in ("knn", "attentive_probe", "full"):
+        with pytest.raises(ValueError, match=r"model\.safetensors.*overwrite"):
+            adapt(clips, encoder, tmp_path, method, PROBE)
+    assert kept == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
 
 @pytest.mark.parametrize("probe", ["linear_probe", "attentive_probe"])

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from transformers import Trainer, TrainingArguments, VideoClassificationPipeline, pipeline
 
-from mvd_hf import FinetuningArguments, MVDConfig, MVDForVideoClassification, MVDModel, load_clips
+from mvd_hf import FinetuningArguments, MVDForVideoClassification, load_clips
 from mvd_hf.data import collate_clips
 from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
 from mvd_hf.data.augmentation import FinetuningAugmentation
@@ -27,7 +27,6 @@ from mvd_hf.hub.cards import CardDetails, render_card
 from mvd_hf.hub.loading import load_processor
 from mvd_hf.hub.snippets import Snippet
 from mvd_hf.model.frame_sampling import dense_frames
-from tiny_models import TINY
 
 MULTI, REGRESSION = "multi_label_classification", "regression"
 KINDS = {
@@ -52,14 +51,6 @@ def clips(tmp_path_factory) -> Path:
         lines.append(json.dumps({"file_name": f"{i:02d}.mp4", **labels}, default=float))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(0)
-    MVDModel(MVDConfig.from_name("mvd-b", **TINY, num_frames=4)).save_pretrained(folder)
-    return str(folder)
 
 
 def adapt(clips, encoder, folder, kind, method="linear_probe", keys=None, training=None, **recipe) -> Adaptation:

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 
 from mvd_hf.data.arguments import DataArguments, FinetuningClipArguments
 from mvd_hf.data.sources import media_name
@@ -261,6 +262,14 @@ def test_classes_that_distinguish_left_from_right_are_not_flipped(classes, tmp_p
     videos = replace(prepare(classes, tmp_path), names=["turn left", "turn right"])
     keys, _ = choose_clips(KEYS, DataArguments(dataset=str(classes)), videos, 4)
     assert keys.flip == 0
+
+
+def test_frames_of_videos_are_not_taken_for_images(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "frames" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(tmp_path / "frames" / name / "img_00001.png")
+    with pytest.raises(ValueError, match=r"'image'.*frame_folder_fps"):
+        prepare(tmp_path / "frames", tmp_path / "out")
 
 
 def test_impossible_preparation_is_refused():

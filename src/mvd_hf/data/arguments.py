@@ -151,7 +151,7 @@ class DataArguments:
         elif not self.dataset:
             raise ValueError("No data: give --dataset with a list file, a folder of videos or a Hub data set id.")
         if self.frame_folder_fps is not None:
-            check_fps(self.frame_folder_fps)
+            check_fps(self.frame_folder_fps, "frame_folder_fps")
         if self.fps is not None:
             check_fps(self.fps)
             if self.stride is not None:

@@ -19,6 +19,7 @@ from ..data.decoding import open_media
 from ..data.frame_memory import media_key
 from ..data.hashing import hash_of_names
 from ..data.sources import holds_images, media_column, media_name
+from ..model.loading_mvd import listed
 from ..model.video_processing_mvd import MVDVideoProcessor
 from .encoders import Encoder, PixelEncoder
 from .views import VideoViews, ViewResults, map_views
@@ -84,6 +85,9 @@ class LabelledViews:
 
     def __init__(self, results: ViewResults, kind: str, labels: np.ndarray, groups: Sequence[int] | None = None):
         self.results, self.kind = results, kind
+        if kind not in results.shapes:
+            problems = [f"row {row}: {problem}" for row, problem in results.problems.items()]
+            raise ValueError(f"None of the videos can be read: {listed(problems)}.")
         rows, views = torch.tensor(results.rows()), results.shapes[kind][0]
         self.places = [(row, view) for row in rows.tolist() for view in range(views)]
         self.labels = torch.from_numpy(labels)[rows].repeat_interleave(views, dim=0)

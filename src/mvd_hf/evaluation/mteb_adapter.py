@@ -5,7 +5,7 @@
     import mteb
     from mvd_hf.evaluation.mteb_adapter import MTEBEncoder
 
-    mteb.evaluate(MTEBEncoder("outputs/distill"), mteb.get_benchmark("MVEB(video, v1)"))
+    mteb.evaluate(MTEBEncoder("outputs/my_student"), mteb.get_benchmark("MVEB(video, v1)"))
 
 Only the tasks without text and without sound can be run.
 """

@@ -30,12 +30,13 @@ from ..evaluation.reports import write_report
 from ..evaluation.results import Evaluation
 from ..evaluation.views import ViewResults, protocol_of
 from ..hub.loading import check_fps_of_source, check_source, load_classifier
-from ..hub.run_record import RunRecord
+from ..hub.run_record import RunRecord, read_run_record, without_private_parts
 from ..model.configuration_mvd import ConfigFields
 from ..model.frame_sampling import PAPER_VIEWS
 from ..model.labels_mvd import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..model.modeling_mvd import MVDForVideoClassification
 from ..model.video_processing_mvd import MVDVideoProcessor
+from ..training.checkpoints import last_complete_checkpoint, refuse_overwriting
 from .held_out import HeldOut
 from .preparation import PreparationArguments, choose_clips, find_validation_split, is_single_label, prepare_videos
 from .trainer import BEST_FOLDER, EMA_FOLDER, FinetuningArguments, FinetuningTrainer
@@ -134,6 +135,8 @@ class Adaptation:
     ):
         self.recipe, self.probe, self.training = recipe, probe, training
         self.folder = Path(training.output_dir)
+        self.origin = without_private_parts({"method": recipe.method, "model": recipe.model})
+        self.check_folder()
         if training.ema_decay is None and recipe.test_weights == "ema":
             raise ValueError("test_weights=ema needs ema_decay, such as 0.9999.")
         if training.push_to_hub and recipe.method not in TRAINED:
@@ -164,6 +167,16 @@ class Adaptation:
         )
         check_fps_of_source(recipe.model, self.processor)
 
+    def check_folder(self):
+        """Raise ValueError if the output folder holds the model of another run, unless it may be overwritten."""
+        is_resumed = self.recipe.method in TRAINED and last_complete_checkpoint(self.folder) is not None
+        if self.training.overwrite or is_resumed:
+            return
+        before = (read_run_record(self.folder) or {}).get("recipe", {})
+        # a probe may be fitted again, with other settings
+        if self.recipe.method in TRAINED or any(before.get(key) != value for key, value in self.origin.items()):
+            refuse_overwriting(self.folder)
+
     def run(self, given: Mapping | None = None):
         """Adapt the model, save it with its video processor, and test it.
 
@@ -171,7 +184,7 @@ class Adaptation:
             given: the keys of the recipe, for the record of the run.
         """
         self.record.model = type(self.model).__name__
-        self.record.set_recipe(given or {}, self.data, self.keys)
+        self.record.set_recipe(given or self.origin, self.data, self.keys)
         self.record.start()
         getattr(self, self.recipe.method)()
 

@@ -26,7 +26,7 @@ from ..curation.splitting import (
 from ..data.arguments import STRIDE, DataArguments, FinetuningClipArguments
 from ..data.decoding import open_media
 from ..data.labels import LabelNames, LabelReader, each_label, label_reader
-from ..data.sources import VALIDATION_SPLITS, Rows, media_column, media_name, split_names
+from ..data.sources import VALIDATION_SPLITS, Rows, holds_images, media_column, media_name, split_names
 from ..evaluation.multiview import read_labels
 from ..model.labels_mvd import MULTI_LABEL, REGRESSION
 from ..model.loading_mvd import listed
@@ -376,6 +376,16 @@ def main_process_first() -> Iterator[None]:
     dist.destroy_process_group(group)
 
 
+def refuse_images(rows: Rows):
+    """Raise ValueError if a data set holds images, of which a test makes no views."""
+    column = media_column(rows)
+    if holds_images(rows, column):
+        raise ValueError(
+            f"The column {column!r} holds images, and a classifier is tested on videos. If each folder holds the "
+            "frames of a video, give their rate: frame_folder_fps."
+        )
+
+
 def prepare_videos(
     data: DataArguments,
     keys: FinetuningClipArguments,
@@ -405,6 +415,7 @@ def prepare_videos(
     with main_process_first():  # the other processes read its fingerprints
         folder.mkdir(parents=True, exist_ok=True)
         rows = data.rows()
+        refuse_images(rows)
         read_groups(rows, arguments.group_column)  # refuses streams and unknown columns
         classes = read_classes(rows, keys, num_labels)
         is_stream = classes.labels is None

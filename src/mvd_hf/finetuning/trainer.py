@@ -214,6 +214,8 @@ class FinetuningTrainer(MVDTrainer):
         """
         kind = "heads" if self.config.label_heads else self.config.problem_type
         chosen, known = self.args.metric_for_best_model, METRIC_NAMES.get(kind, CLASS_METRICS)
+        if self.config.num_labels <= 5:  # every answer is among the top 5
+            known = tuple(name for name in known if name != "top5")
         if chosen == "top1" and chosen not in known:
             logger.info("The best model is that of the best %s (metric_for_best_model).", known[0])
             self.args.metric_for_best_model, self.args.greater_is_better = known[0], known[0] != "loss"

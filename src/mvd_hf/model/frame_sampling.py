@@ -123,10 +123,10 @@ def key_frame_clip(key_frame: int, total_frames: int, num_frames: int = 16, stri
     return np.clip(key_frame + offsets, 0, total_frames - 1)[None]
 
 
-def check_fps(fps: float):
+def check_fps(fps: float, name: str = "fps"):
     """Raise ValueError if a number of frames per second is not above 0, or is beyond all cameras."""
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= MAX_FPS:
-        raise ValueError(f"fps={fps!r} must be a number above 0 and at most {MAX_FPS}.")
+        raise ValueError(f"{name}={fps!r} must be a number above 0 and at most {MAX_FPS}.")
 
 
 def resampled_frames(times: np.ndarray, fps: float) -> np.ndarray:
